@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The backend concept: what an algorithm may ask of the machine. A backend is a class template
+// over the compute scalar, made of the plain members below; it holds no algorithm. Every kernel is
+// written once over this concept.
+//
+// A backend object is a light handle on a context (scratch memory, threads or a stream, library
+// handles). `B::rebind<U>` constructed from a `B` computes in U on the same context, which is how
+// an algorithm runs its delicate part in double. One context serves one thread at a time.
+//
+// Conventions for all members, stated once:
+//   - Operands are column-major blocks. Shapes must fit; kernels have checked the caller's, and
+//     backends assume them.
+//   - Outputs do not overlap inputs except where said.
+//   - Members that return numbers to the host wait for the result; all others may return before
+//     the work is done (on the CPU they never do).
+//   - flops count a multiply and an add as two.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <span>
+
+#include "ressvd/core/matrix.hpp"
+#include "ressvd/core/matrix_view.hpp"
+#include "ressvd/core/types.hpp"
+
+namespace ressvd::inline v0 {
+
+namespace detail {
+
+/// Members that exist for every storage type U.
+template <class B, class U>
+concept backend_reads = requires(B& be, block<typename B::scalar, typename B::space> out,
+                                 block<const typename B::scalar, typename B::space> in,
+                                 matrix_view<const U, typename B::space> source,
+                                 matrix_view<U, typename B::space> target) {
+  // out ← source / target ← in, converting the element type and the layout. O(mn) moves.
+  be.copy(source, out);
+  be.copy(in, target);
+  // max |source_ij|; NaN or infinity when any element is. Blocks.
+  { be.max_abs(source) } -> std::same_as<double>;
+};
+
+/// Members that feed running sums of activations, for every storage type U.
+template <class B, class U>
+concept backend_accumulates = requires(B& be, block<typename B::scalar, typename B::space> sum,
+                                       matrix_view<const U, typename B::space> x) {
+  // sum += x·xᵀ for x: n × t; at least the lower triangle of sum (n × n) is updated. Products of
+  // float, half and bfloat16 are formed in float (at most 2048 terms at a time on the CPU) and
+  // added to sum in its own type. n²t flops where the backend uses the symmetry, else 2n²t.
+  be.add_gram(x, sum);
+  // sum += x·yᵀ for x: m × t, y: n × t, sum: m × n, with the same precisions. 2mnt flops.
+  be.add_product(x, x, sum);
+  // sum_i += Σ_t |x_it| for x: n × t, sum: n × 1.
+  be.add_row_abs(x, sum);
+};
+
+} // namespace detail
+
+template <class B>
+concept backend =
+    compute_scalar<typename B::scalar> && std::copy_constructible<B> && std::constructible_from < B,
+        const typename B::template rebind<float>
+& > &&std::constructible_from<B, const typename B::template rebind<double>&>&&
+        detail::backend_reads<B, float>&& detail::backend_reads<B, double>&& detail::backend_reads<
+            B, half>&& detail::backend_reads<B, bfloat16>&& detail::backend_accumulates<B, float>&&
+            detail::backend_accumulates<B, double>&& detail::backend_accumulates<B, half>&&
+                detail::backend_accumulates<B, bfloat16>&& requires(
+                    B& be, typename B::scalar alpha, block<typename B::scalar, typename B::space> c,
+                    block<const typename B::scalar, typename B::space> a,
+                    block<const typename B::scalar, host_space> host_in,
+                    block<typename B::scalar, host_space> host_out, std::span<double> values,
+                    index_t count, std::uint64_t seed, op o, side s) {
+  // Opens a scratch frame; blocks from scratch live until it is destroyed.
+  {be.frame()};
+  // An m × n block of scratch, uninitialised.
+  { be.scratch(count, count) } -> std::same_as<block<typename B::scalar, typename B::space>>;
+  // An owning m × n matrix, uninitialised, independent of frames.
+  { be.allocate(count, count) } -> std::same_as<matrix<typename B::scalar, typename B::space>>;
+
+  // Between host and backend memory, packed or not. Both block.
+  be.upload(host_in, c);
+  be.download(a, host_out);
+
+  be.fill(c, alpha);           // c_ij ← alpha
+  be.scale(alpha, c);          // c ← alpha·c
+  be.add(alpha, a, c);         // c ← c + alpha·a
+  be.scale_rows(a, c);         // c ← diag(a)·c, a: m × 1
+  be.scale_cols(c, a);         // c ← c·diag(a), a: n × 1
+  be.shift_diagonal(c, alpha); // c_ii ← c_ii + alpha
+  be.mirror_lower(c);          // c_ij ← c_ji for i < j
+  be.random_normal(c, seed);   // independent N(0,1), a function of seed and shape alone
+
+  { be.dot(a, a) } -> std::same_as<double>; // Σ a_ij·b_ij, summed in double. Blocks.
+  be.row_squared_norms(a, values);          // values_i ← Σ_j a_ij² in double. Blocks.
+  be.diagonal(a, values);                   // values_i ← a_ii. Blocks.
+
+  // c ← alpha·op(a)·op(b) + beta·c; beta = 0 does not read c. 2mnk flops.
+  be.gemm(o, o, alpha, a, a, alpha, c);
+  // c ← op(L)·a (side::left) or a·op(L) (side::right); L's lower triangle alone is read.
+  // mn·(order of L) flops.
+  be.trmm(s, o, a, a, c);
+  // c ← op(L)⁻¹·c or c·op(L)⁻¹ by substitution, L as above.
+  be.trsm(s, o, a, c);
+  // Lower Cholesky factor of c in c's lower triangle; the strict upper one is neither read nor
+  // written. Returns 0, or the order of the first leading minor that is not positive, c then
+  // being unspecified. n³/3 flops. Blocks.
+  { be.potrf(c) } -> std::same_as<index_t>;
+  // c: m × n, m ≥ n, becomes Q with orthonormal columns (to working precision whatever the rank
+  // of c); r: n × n upper triangular with zeros below, c = Q·r. Householder, 4mn² flops.
+  be.thin_qr(c, c);
+  // r: n × n upper triangular, zeros below, with rᵀr = cᵀc, for any m; c is destroyed.
+  // Householder without forming Q, 2mn² flops.
+  be.triangularize(c, c);
+  // Eigenvalues ascending in values, orthonormal eigenvectors in the columns of c, of the
+  // symmetric matrix in c's lower triangle. About 9n³ flops. Blocks.
+  be.eigh(c, values);
+  // Economy SVD of c: m × n (destroyed): singular values descending in values (min(m, n)), left
+  // singular vectors in u: m × min(m, n). Blocks.
+  be.svd(c, values, c);
+
+  be.synchronize(); // waits until everything asked for so far is done
+};
+
+/// The same machine, computing in double.
+template <backend B>
+using wide_backend = typename B::template rebind<double>;
+
+template <backend B>
+using block_of = block<typename B::scalar, typename B::space>;
+template <backend B>
+using const_block_of = block<const typename B::scalar, typename B::space>;
+template <backend B>
+using matrix_of = matrix<typename B::scalar, typename B::space>;
+
+} // namespace ressvd::inline v0

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// matrix owns a column-major block in the memory of its space. Backends make them (allocate), so
+// the memory can come from malloc, from cudaMallocAsync or from the engine's own pool.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "ressvd/core/matrix_view.hpp"
+
+namespace ressvd::inline v0 {
+
+/// Owning, movable, not copyable (a copy is a backend's operation and costs memory: it is asked
+/// for by name). Converts to block, so it goes wherever a kernel takes one.
+template <class T, class Space = host_space>
+class matrix {
+ public:
+  using value_type = T;
+  using space = Space;
+
+  matrix() = default;
+  /// Takes over memory for rows × cols packed elements; the pointer's deleter releases it.
+  matrix(std::shared_ptr<T[]> memory, index_t rows, index_t cols)
+      : memory_(std::move(memory)), block_{memory_.get(), rows, cols, rows} {}
+
+  matrix(matrix&& other) noexcept
+      : memory_(std::move(other.memory_)), block_(std::exchange(other.block_, {})) {}
+  matrix& operator=(matrix&& other) noexcept {
+    memory_ = std::move(other.memory_);
+    block_ = std::exchange(other.block_, {});
+    return *this;
+  }
+  matrix(const matrix&) = delete;
+  matrix& operator=(const matrix&) = delete;
+
+  index_t rows() const { return block_.rows; }
+  index_t cols() const { return block_.cols; }
+  index_t size() const { return block_.size(); }
+  bool empty() const { return block_.empty(); }
+  T* data() { return block_.data; }
+  const T* data() const { return block_.data; }
+
+  operator block<T, Space>() { return block_; }
+  operator block<const T, Space>() const { return block_; }
+  block<T, Space> ref() { return block_; }
+  block<const T, Space> ref() const { return block_; }
+  matrix_view<T, Space> view() { return block_.view(); }
+  matrix_view<const T, Space> view() const { return block<const T, Space>(block_).view(); }
+
+ private:
+  std::shared_ptr<T[]> memory_; // shared_ptr only for its type-erased deleter
+  block<T, Space> block_;
+};
+
+} // namespace ressvd::inline v0

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Non-owning matrices.
+//
+// matrix_view is what callers hand in: any of the four storage types, either layout, any leading
+// dimension. block is what kernels and backends compute with: always column-major. A view becomes
+// blocks once, at the entry of a kernel (backend copy); nothing below the entry knows of layouts.
+//
+// The memory space is part of both types, so device memory cannot reach a host routine.
+#pragma once
+
+#include <type_traits>
+
+#include "ressvd/core/error.hpp"
+#include "ressvd/core/scalar.hpp"
+#include "ressvd/core/types.hpp"
+
+namespace ressvd::inline v0 {
+
+/// A rows × cols matrix in the caller's memory. T is const for inputs.
+template <class T, class Space = host_space>
+struct matrix_view {
+  using value_type = std::remove_const_t<T>;
+  using space = Space;
+  static_assert(storage_scalar<value_type>, "elements are float, double, half or bfloat16");
+
+  T* data = nullptr;
+  index_t rows = 0;
+  index_t cols = 0;
+  index_t ld = 0; ///< elements between rows (row_major) or between columns (col_major)
+  layout order = layout::row_major;
+
+  index_t size() const { return rows * cols; }
+  bool empty() const { return rows == 0 || cols == 0; }
+
+  /// The same memory read as the transposed matrix; nothing moves.
+  matrix_view transposed() const {
+    return {data, cols, rows, ld,
+            order == layout::row_major ? layout::col_major : layout::row_major};
+  }
+
+  operator matrix_view<const T, Space>() const requires(!std::is_const_v<T>) {
+    return {data, rows, cols, ld, order};
+  }
+};
+
+/// Views of host memory; ld defaults to the packed one.
+template <class T>
+matrix_view<T> row_major(T* data, index_t rows, index_t cols) {
+  return {data, rows, cols, cols, layout::row_major};
+}
+template <class T>
+matrix_view<T> row_major(T* data, index_t rows, index_t cols, index_t ld) {
+  return {data, rows, cols, ld, layout::row_major};
+}
+template <class T>
+matrix_view<T> col_major(T* data, index_t rows, index_t cols) {
+  return {data, rows, cols, rows, layout::col_major};
+}
+template <class T>
+matrix_view<T> col_major(T* data, index_t rows, index_t cols, index_t ld) {
+  return {data, rows, cols, ld, layout::col_major};
+}
+
+/// A column-major rows × cols block: element (i, j) at data[i + j * ld]. Cheap to copy and to cut.
+template <class T, class Space = host_space>
+struct block {
+  using value_type = std::remove_const_t<T>;
+  using space = Space;
+
+  T* data = nullptr;
+  index_t rows = 0;
+  index_t cols = 0;
+  index_t ld = 0;
+
+  index_t size() const { return rows * cols; }
+  bool empty() const { return rows == 0 || cols == 0; }
+
+  block part(index_t row, index_t col, index_t row_count, index_t col_count) const {
+    return {data + row + col * ld, row_count, col_count, ld};
+  }
+  block left_cols(index_t count) const { return part(0, 0, rows, count); }
+  block top_rows(index_t count) const { return part(0, 0, count, cols); }
+  block col_range(index_t first, index_t count) const { return part(0, first, rows, count); }
+
+  matrix_view<T, Space> view() const { return {data, rows, cols, ld, layout::col_major}; }
+
+  operator block<const T, Space>() const requires(!std::is_const_v<T>) {
+    return {data, rows, cols, ld};
+  }
+};
+
+namespace detail {
+
+/// Refuses a view that cannot describe memory. `name` is the caller's word for it in the message.
+template <class T, class Space>
+void check_view(const matrix_view<T, Space>& a, const char* name) {
+  require(a.rows >= 0 && a.cols >= 0, name, " has negative dimensions (", a.rows, " x ", a.cols,
+          ")");
+  const index_t packed = a.order == layout::row_major ? a.cols : a.rows;
+  require(a.empty() || a.data != nullptr, name, " (", a.rows, " x ", a.cols,
+          ") has a null data pointer");
+  require(a.ld >= packed, name, " (", a.rows, " x ", a.cols, ", ",
+          a.order == layout::row_major ? "row" : "column", "-major) has leading dimension ", a.ld,
+          ", less than ", packed);
+}
+
+template <class T, class Space>
+void check_nonempty(const matrix_view<T, Space>& a, const char* name) {
+  check_view(a, name);
+  require(!a.empty(), name, " is empty (", a.rows, " x ", a.cols, ")");
+}
+
+template <class A>
+void check_shape(const A& a, index_t rows, index_t cols, const char* name) {
+  require(a.rows == rows && a.cols == cols, name, " is ", a.rows, " x ", a.cols, ", expected ",
+          rows, " x ", cols);
+}
+
+} // namespace detail
+} // namespace ressvd::inline v0
