@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# The library's targets: ressvd::ressvd, and where asked for or found ressvd::compiled,
+# ressvd::cuda and ressvd::lapack.
+include(ressvd-dependencies)
+include(ressvd-components)
+
+ressvd_find_eigen()
+
+add_library(ressvd INTERFACE)
+add_library(ressvd::ressvd ALIAS ressvd)
+target_compile_features(ressvd INTERFACE cxx_std_20)
+target_include_directories(ressvd INTERFACE
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
+  $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+target_link_libraries(ressvd INTERFACE
+  $<BUILD_INTERFACE:Eigen3::Eigen> $<INSTALL_INTERFACE:Eigen3::Eigen>)
+
+if(RESSVD_BUILD_COMPILED AND EXISTS ${PROJECT_SOURCE_DIR}/src/compiled.cpp)
+  add_library(ressvd_compiled STATIC ${PROJECT_SOURCE_DIR}/src/compiled.cpp)
+  add_library(ressvd::compiled ALIAS ressvd_compiled)
+  set_target_properties(ressvd_compiled PROPERTIES
+    EXPORT_NAME compiled OUTPUT_NAME ressvd POSITION_INDEPENDENT_CODE ON)
+  target_link_libraries(ressvd_compiled
+    PUBLIC ressvd PRIVATE $<BUILD_INTERFACE:ressvd_development>)
+endif()
+
+ressvd_add_optional(cuda)
+ressvd_add_optional(lapack)
+ressvd_make_imported_targets_global()
