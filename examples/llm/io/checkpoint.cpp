@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/checkpoint.hpp"
+
+#include <cmath>
+#include <functional>
+#include <map>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "io/error.hpp"
+#include "io/json_text.hpp"
+#include "io/mapped_file.hpp"
+#include "io/paths.hpp"
+#include "io/safetensors.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+constexpr std::uint64_t largest_index = 16'777'216;
+constexpr std::string_view single_name = "model.safetensors";
+constexpr std::string_view index_name = "model.safetensors.index.json";
+
+bool present(const std::filesystem::path& file) {
+  std::error_code ignored;
+  return std::filesystem::symlink_status(file, ignored).type() !=
+         std::filesystem::file_type::not_found;
+}
+
+} // namespace
+
+std::string to_string(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (const std::int64_t extent : shape) {
+    if (text.size() > 1) text += ", ";
+    text += std::to_string(extent);
+  }
+  return text + "]";
+}
+
+struct checkpoint::contents {
+  struct shard {
+    std::filesystem::path file;
+    mapped_file mapping;
+  };
+  struct entry {
+    std::size_t shard;
+    std::string type;
+    std::optional<dtype> readable;
+    tensor_view view;
+    std::span<const std::byte> data;
+  };
+
+  std::filesystem::path path;
+  std::vector<shard> shards;
+  std::map<std::string, entry, std::less<>> tensors;
+
+  // Adds the file's tensors and returns their names.
+  std::vector<std::string> add_shard(const std::filesystem::path& file) {
+    shards.push_back({file, mapped_file(file)});
+    std::vector<std::string> names;
+    for (stored_tensor& tensor : read_safetensors(file, shards.back().mapping.bytes())) {
+      names.push_back(tensor.name);
+      const std::optional<dtype> readable = parse_dtype(tensor.type);
+      tensor_view view{tensor.name, readable.value_or(dtype::f32), std::move(tensor.shape),
+                       tensor.data.data()};
+      tensors.insert_or_assign(
+          std::move(tensor.name),
+          entry{shards.size() - 1, std::move(tensor.type), readable, std::move(view), tensor.data});
+    }
+    return names;
+  }
+
+  void add_index(const std::filesystem::path& file) {
+    const nlohmann::json index = parse_json(file, read_text(file, largest_index));
+    if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
+      throw file_error(file, "has no object 'weight_map'");
+    }
+    std::map<std::string, std::vector<std::string>> names_of_shard;
+    for (const auto& [name, shard_name] : index["weight_map"].items()) {
+      if (!shard_name.is_string()) throw file_error(file, name, "its shard is not a file name");
+      names_of_shard[shard_name.get<std::string>()].push_back(name);
+    }
+    for (const auto& [shard_name, names] : names_of_shard) {
+      std::filesystem::path shard_file;
+      try {
+        shard_file = file_inside(path, shard_name);
+      } catch (const file_error& error) {
+        throw file_error(file, names.front(), std::string("its shard ") + error.what());
+      }
+      // What an index places in another shard, or nowhere, is not part of the model.
+      contents whole_shard;
+      const std::vector<std::string> held = whole_shard.add_shard(shard_file);
+      for (const std::string& name : names) {
+        auto node = whole_shard.tensors.extract(name);
+        if (node.empty()) {
+          throw file_error(shard_file, name, "missing, although the index places it here");
+        }
+        node.mapped().shard = shards.size();
+        tensors.insert(std::move(node));
+      }
+      shards.push_back(std::move(whole_shard.shards.front()));
+    }
+  }
+
+  const entry& at(std::string_view name) const {
+    const auto found = tensors.find(name);
+    if (found == tensors.end()) throw file_error(path, name, "missing");
+    return found->second;
+  }
+};
+
+checkpoint::checkpoint(std::shared_ptr<const contents> data) : data_(std::move(data)) {}
+
+checkpoint checkpoint::open(const std::filesystem::path& directory) {
+  auto data = std::make_shared<contents>();
+  data->path = directory;
+  if (present(directory / single_name)) {
+    data->add_shard(file_inside(directory, single_name));
+  } else if (present(directory / index_name)) {
+    data->add_index(file_inside(directory, index_name));
+  } else {
+    throw file_error(
+        directory, "holds neither " + std::string(single_name) + " nor " + std::string(index_name));
+  }
+  return checkpoint(std::move(data));
+}
+
+checkpoint checkpoint::open_file(const std::filesystem::path& file) {
+  auto data = std::make_shared<contents>();
+  data->path = file;
+  data->add_shard(file);
+  return checkpoint(std::move(data));
+}
+
+bool checkpoint::contains(std::string_view name) const {
+  return data_->tensors.find(name) != data_->tensors.end();
+}
+
+const tensor_view& checkpoint::at(std::string_view name) const {
+  const contents::entry& entry = data_->at(name);
+  if (!entry.readable) {
+    throw file_error(file_of(name), name,
+                     "element type " + entry.type + " where F32, F16 or BF16 is expected");
+  }
+  return entry.view;
+}
+
+std::vector<std::string> checkpoint::names() const {
+  std::vector<std::string> names;
+  names.reserve(data_->tensors.size());
+  for (const auto& [name, entry] : data_->tensors)
+    names.push_back(name);
+  return names;
+}
+
+const std::filesystem::path& checkpoint::file_of(std::string_view name) const {
+  return data_->shards[data_->at(name).shard].file;
+}
+
+checkpoint::description checkpoint::describe(std::string_view name) const {
+  const contents::entry& entry = data_->at(name);
+  return {entry.type, entry.view.shape, entry.view.elements(), entry.data.size()};
+}
+
+std::uint64_t checkpoint::file_bytes() const {
+  std::uint64_t sum = 0;
+  for (const contents::shard& shard : data_->shards)
+    sum += shard.mapping.bytes().size();
+  return sum;
+}
+
+const std::filesystem::path& checkpoint::path() const {
+  return data_->path;
+}
+
+void checkpoint::release(std::string_view name) const {
+  const contents::entry& entry = data_->at(name);
+  data_->shards[entry.shard].mapping.release(entry.data);
+}
+
+void require_shape(const checkpoint& source, std::string_view name,
+                   const std::vector<std::int64_t>& shape) {
+  const tensor_view& tensor = source.at(name);
+  if (tensor.shape != shape) {
+    throw file_error(
+        source.file_of(name), name,
+        "shape " + to_string(tensor.shape) + " where " + to_string(shape) + " is expected");
+  }
+}
+
+namespace {
+
+template <class T>
+std::vector<T> read_as(const checkpoint& source, std::string_view name,
+                       const std::vector<std::int64_t>& shape) {
+  require_shape(source, name, shape);
+  const tensor_view& tensor = source.at(name);
+  std::vector<T> values(static_cast<std::size_t>(tensor.elements()));
+  decode(tensor.type, tensor.data, std::span(values));
+  source.release(name);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (!std::isfinite(values[i])) {
+      throw file_error(source.file_of(name), name,
+                       "element " + std::to_string(i) + " is not finite");
+    }
+  }
+  return values;
+}
+
+} // namespace
+
+std::vector<float> read_f32(const checkpoint& source, std::string_view name,
+                            const std::vector<std::int64_t>& shape) {
+  return read_as<float>(source, name, shape);
+}
+
+std::vector<double> read_f64(const checkpoint& source, std::string_view name,
+                             const std::vector<std::int64_t>& shape) {
+  return read_as<double>(source, name, shape);
+}
+
+} // namespace ressvd_llm

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/output_file.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "io/error.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+[[noreturn]] void fail(const std::filesystem::path& file) {
+  throw file_error(file, "cannot be written: " + std::generic_category().message(errno));
+}
+
+} // namespace
+
+output_file::output_file(const std::filesystem::path& file, open_mode mode)
+    : file_(file),
+      descriptor_(
+          ::open(file.c_str(),
+                 O_WRONLY | O_CREAT | O_CLOEXEC | (mode == open_mode::append ? O_APPEND : O_TRUNC),
+                 0666)) {
+  if (descriptor_ < 0) fail(file_);
+}
+
+output_file::output_file(output_file&& other) noexcept
+    : file_(std::move(other.file_)), descriptor_(std::exchange(other.descriptor_, -1)) {}
+
+output_file& output_file::operator=(output_file&& other) noexcept {
+  std::swap(file_, other.file_);
+  std::swap(descriptor_, other.descriptor_);
+  return *this;
+}
+
+output_file::~output_file() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void output_file::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(descriptor_, bytes.data(), bytes.size());
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      fail(file_);
+    }
+    bytes = bytes.subspan(static_cast<std::size_t>(written));
+  }
+}
+
+void output_file::sync() {
+  if (::fsync(descriptor_) != 0) fail(file_);
+}
+
+void output_file::close() {
+  if (::close(std::exchange(descriptor_, -1)) != 0) fail(file_);
+}
+
+void write_whole_file(const std::filesystem::path& file, std::string_view content) {
+  std::filesystem::path temporary = file;
+  temporary += ".tmp";
+  try {
+    output_file out(temporary);
+    out.write(content);
+    out.sync();
+    out.close();
+    std::error_code error;
+    std::filesystem::rename(temporary, file, error);
+    if (error) throw file_error(file, "cannot be written: " + error.message());
+  } catch (...) {
+    std::error_code ignored;
+    std::filesystem::remove(temporary, ignored);
+    throw;
+  }
+}
+
+} // namespace ressvd_llm
