@@ -33,6 +33,11 @@ struct matrix_view {
   index_t size() const { return rows * cols; }
   bool empty() const { return rows == 0 || cols == 0; }
 
+  matrix_view part(index_t row, index_t col, index_t row_count, index_t col_count) const {
+    const index_t offset = order == layout::row_major ? row * ld + col : row + col * ld;
+    return {data + offset, row_count, col_count, ld, order};
+  }
+
   /// The same memory read as the transposed matrix; nothing moves.
   matrix_view transposed() const {
     return {data, cols, rows, ld,
@@ -89,6 +94,20 @@ struct block {
     return {data, rows, cols, ld};
   }
 };
+
+/// A matrix as a product takes it: op(a).
+template <class T, class Space = host_space>
+struct operand {
+  block<T, Space> a;
+  op o = op::none;
+};
+
+/// Reads a view of either layout as the operand of a product, without moving anything.
+template <class T, class Space>
+operand<T, Space> as_operand(const matrix_view<T, Space>& v) {
+  if (v.order == layout::col_major) return {{v.data, v.rows, v.cols, v.ld}, op::none};
+  return {{v.data, v.cols, v.rows, v.ld}, op::transpose};
+}
 
 namespace detail {
 

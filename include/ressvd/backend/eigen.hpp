@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The CPU backend on Eigen. This header declares it without including Eigen; the definitions are
+// in backend/eigen/implementation.hpp, which ressvd.hpp includes and compiled.hpp does not.
+//
+// Threads: Eigen's gemm runs on as many threads as Eigen::nbThreads() says, provided the
+// translation unit that instantiates it is compiled with OpenMP. Decompositions other than potrf
+// run on one thread.
+#pragma once
+
+#include "ressvd/backend/host.hpp"
+
+namespace ressvd::inline v0 {
+
+template <compute_scalar T>
+class eigen_backend : public host_backend<eigen_backend<T>, T> {
+  using base = host_backend<eigen_backend<T>, T>;
+  friend base;
+
+ public:
+  template <compute_scalar U>
+  using rebind = eigen_backend<U>;
+
+  /// Owns a context that grows on demand.
+  eigen_backend() = default;
+  /// Computes on a given context, e.g. one with the engine's own buffer.
+  explicit eigen_backend(std::shared_ptr<host_context> context) : base(std::move(context)) {}
+  /// The same context in another precision.
+  template <compute_scalar U>
+  eigen_backend(const eigen_backend<U>& other) : base(other.context()) {}
+
+  void gemm(op oa, op ob, T alpha, block<const T> a, block<const T> b, T beta, block<T> c);
+  void thin_qr(block<T> c, block<T> r);
+  void triangularize(block<T> c, block<T> r);
+  void eigh(block<T> c, std::span<double> values);
+  void svd(block<T> c, std::span<double> values, block<T> u);
+
+ private:
+  void solve_leaf(side s, op o, block<const T> l, block<T> c);
+};
+
+} // namespace ressvd::inline v0
