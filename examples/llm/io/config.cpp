@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/config.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "io/error.hpp"
+#include "io/json_text.hpp"
+#include "io/paths.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+constexpr std::uint64_t largest_config = 4'194'304;
+constexpr std::int64_t largest_extent = std::numeric_limits<std::int32_t>::max();
+
+struct architecture {
+  std::string_view name;
+  model_family family;
+};
+
+constexpr std::array architectures{
+    architecture{"LlamaForCausalLM", model_family::llama},
+    architecture{"MistralForCausalLM", model_family::mistral},
+    architecture{"OPTForCausalLM", model_family::opt},
+    architecture{"Qwen2ForCausalLM", model_family::qwen2},
+    architecture{"Qwen3ForCausalLM", model_family::qwen3},
+};
+
+// One JSON object of the file with checked access. A key with the value null counts as absent.
+class json_object {
+ public:
+  json_object(const std::filesystem::path& file, const nlohmann::json& object, std::string prefix)
+      : file_(file), object_(object), prefix_(std::move(prefix)) {
+    if (!object_.is_object()) {
+      throw file_error(file_, prefix_.empty() ? std::string("is not a JSON object")
+                                              : "'" + prefix_ + "' is not an object");
+    }
+  }
+
+  bool has(const char* key) const { return object_.contains(key) && !object_[key].is_null(); }
+
+  std::int64_t integer(const char* key) const {
+    const nlohmann::json& value = required(key);
+    if (!value.is_number_integer()) fail(key, "is not an integer");
+    if (value.is_number_unsigned() && value.get<std::uint64_t>() > largest_unsigned) {
+      fail(key, "is too large");
+    }
+    return value.get<std::int64_t>();
+  }
+  std::int64_t integer(const char* key, std::int64_t otherwise) const {
+    return has(key) ? integer(key) : otherwise;
+  }
+
+  // An integer in [1, 2^31): sizes within it multiply in pairs without overflow.
+  std::int64_t extent(const char* key) const {
+    const std::int64_t value = integer(key);
+    if (value < 1 || value > largest_extent) {
+      fail(key, "is " + std::to_string(value) + ", outside [1, 2^31)");
+    }
+    return value;
+  }
+  std::int64_t extent(const char* key, std::int64_t otherwise) const {
+    return has(key) ? extent(key) : otherwise;
+  }
+
+  double positive(const char* key) const {
+    const nlohmann::json& value = required(key);
+    if (!value.is_number()) fail(key, "is not a number");
+    const auto number = value.get<double>();
+    if (!std::isfinite(number) || number <= 0) fail(key, "is not a positive number");
+    return number;
+  }
+  double positive(const char* key, double otherwise) const {
+    return has(key) ? positive(key) : otherwise;
+  }
+
+  bool flag(const char* key, bool otherwise) const {
+    if (!has(key)) return otherwise;
+    if (!object_[key].is_boolean()) fail(key, "is neither true nor false");
+    return object_[key].get<bool>();
+  }
+
+  std::string text(const char* key) const {
+    const nlohmann::json& value = required(key);
+    if (!value.is_string()) fail(key, "is not a text");
+    return value.get<std::string>();
+  }
+  std::string text(const char* key, const std::string& otherwise) const {
+    return has(key) ? text(key) : otherwise;
+  }
+
+  json_object object(const char* key) const { return {file_, required(key), prefix_ + key}; }
+
+  const nlohmann::json& required(const char* key) const {
+    if (!has(key)) fail(key, "is missing");
+    return object_[key];
+  }
+
+  [[noreturn]] void fail(const char* key, const std::string& what) const {
+    throw file_error(
+        file_, "key '" + (prefix_.empty() ? "" : prefix_ + ".") + printable(key) + "' " + what);
+  }
+
+  [[noreturn]] void unsupported(const std::string& what) const {
+    throw file_error(file_, what + " is not supported");
+  }
+
+ private:
+  static constexpr std::uint64_t largest_unsigned = std::numeric_limits<std::int64_t>::max();
+
+  const std::filesystem::path& file_;
+  const nlohmann::json& object_;
+  std::string prefix_;
+};
+
+void read_architecture(const json_object& json, model_config& config) {
+  const nlohmann::json& names = json.required("architectures");
+  if (!names.is_array() || names.size() != 1 || !names[0].is_string()) {
+    json.fail("architectures", "is not a list of one name");
+  }
+  config.architecture = names[0].get<std::string>();
+  for (const architecture& known : architectures) {
+    if (known.name == config.architecture) {
+      config.family = known.family;
+      return;
+    }
+  }
+  std::string supported;
+  for (const architecture& known : architectures) {
+    supported += (supported.empty() ? "" : ", ") + std::string(known.name);
+  }
+  json.unsupported("architecture '" + printable(config.architecture) + "' (" + supported + " are)");
+}
+
+activation_kind read_activation(const json_object& json, const char* key, const char* otherwise) {
+  const std::string name = json.text(key, otherwise);
+  if (name == "silu" || name == "swish") return activation_kind::silu;
+  if (name == "relu") return activation_kind::relu;
+  if (name == "gelu") return activation_kind::gelu;
+  if (name == "gelu_new" || name == "gelu_pytorch_tanh") return activation_kind::gelu_tanh;
+  json.unsupported("activation '" + printable(name) + "'");
+}
+
+rope_config read_rope(const json_object& json) {
+  rope_config rope;
+  rope.theta = json.positive("rope_theta", rope.theta);
+  const char* const key = json.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  if (json.positive("partial_rotary_factor", 1.0) != 1.0) {
+    json.unsupported("a partial rotary embedding");
+  }
+  if (!json.has(key)) return rope;
+
+  const json_object scaling = json.object(key);
+  rope.theta = scaling.positive("rope_theta", rope.theta);
+  if (scaling.positive("partial_rotary_factor", 1.0) != 1.0) {
+    json.unsupported("a partial rotary embedding");
+  }
+  const std::string kind = scaling.has("rope_type") ? scaling.text("rope_type")
+                           : scaling.has("type")    ? scaling.text("type")
+                                                    : "";
+  if (kind == "default") return rope;
+  if (kind == "linear") {
+    rope.scaling = rope_scaling::linear;
+    rope.factor = scaling.positive("factor");
+  } else if (kind == "llama3") {
+    rope.scaling = rope_scaling::llama3;
+    rope.factor = scaling.positive("factor");
+    rope.low_freq_factor = scaling.positive("low_freq_factor");
+    rope.high_freq_factor = scaling.positive("high_freq_factor");
+    rope.original_max_positions = scaling.extent("original_max_position_embeddings");
+    if (rope.high_freq_factor <= rope.low_freq_factor) {
+      scaling.fail("high_freq_factor", "is not above low_freq_factor");
+    }
+  } else if (kind.empty()) {
+    scaling.fail("rope_type", "is missing");
+  } else {
+    json.unsupported("rotary embedding of type '" + printable(kind) + "'");
+  }
+  return rope;
+}
+
+// How many layers attend within a window only: the list of layer types where there is one,
+// otherwise each family's own keys and defaults.
+std::int64_t count_windowed_layers(const json_object& json, const model_config& config) {
+  if (config.family == model_family::llama || config.family == model_family::opt) return 0;
+  if (json.has("layer_types")) {
+    const nlohmann::json& types = json.required("layer_types");
+    std::int64_t windowed = 0;
+    for (const nlohmann::json& type : types) {
+      if (type == "sliding_attention") {
+        ++windowed;
+      } else if (type != "full_attention") {
+        json.unsupported("a layer type other than full and sliding attention");
+      }
+    }
+    if (!types.is_array() || types.size() != static_cast<std::size_t>(config.layers)) {
+      json.fail("layer_types", "is not a list of num_hidden_layers names");
+    }
+    return windowed;
+  }
+  if (config.family == model_family::mistral) return config.layers;
+  if (!json.flag("use_sliding_window", false)) return 0;
+  return std::max(config.layers - json.integer("max_window_layers", 28), std::int64_t{0});
+}
+
+void read_sliding_window(const json_object& json, const nlohmann::json& raw, model_config& config) {
+  const std::int64_t windowed = count_windowed_layers(json, config);
+  const bool disabled = raw.contains("sliding_window") && raw["sliding_window"].is_null();
+  if (windowed == 0 || disabled) return;
+  if (windowed < config.layers) json.unsupported("a mixture of full and sliding-window attention");
+  config.sliding_window = json.extent("sliding_window", 4096);
+}
+
+void read_opt(const json_object& json, model_config& config) {
+  if (!json.flag("do_layer_norm_before", true)) json.unsupported("OPT with post-norm");
+  if (json.extent("word_embed_proj_dim", config.hidden_size) != config.hidden_size) {
+    json.unsupported("OPT with projected embeddings (word_embed_proj_dim)");
+  }
+  if (json.flag("_remove_final_layer_norm", false)) json.unsupported("OPT without final norm");
+  if (!json.flag("layer_norm_elementwise_affine", true)) {
+    json.unsupported("OPT with layer norms without weights");
+  }
+  config.intermediate_size = json.extent("ffn_dim");
+  config.kv_heads = config.heads;
+  config.norm_eps = 1e-5;
+  config.activation = read_activation(json, "activation_function", "relu");
+  config.tied_embeddings = json.flag("tie_word_embeddings", true);
+  config.qkv_bias = config.o_bias = config.mlp_bias = json.flag("enable_bias", true);
+}
+
+void read_llama_like(const json_object& json, model_config& config) {
+  config.intermediate_size = json.extent("intermediate_size");
+  config.kv_heads = config.family == model_family::llama
+                        ? json.extent("num_key_value_heads", config.heads)
+                        : json.extent("num_key_value_heads");
+  config.norm_eps = json.positive("rms_norm_eps");
+  config.activation = read_activation(json, "hidden_act", "silu");
+  config.tied_embeddings = json.flag("tie_word_embeddings", false);
+  config.rope = read_rope(json);
+  switch (config.family) {
+    case model_family::llama:
+      config.qkv_bias = config.o_bias = json.flag("attention_bias", false);
+      config.mlp_bias = json.flag("mlp_bias", false);
+      break;
+    case model_family::qwen2:
+      config.qkv_bias = true;
+      break;
+    case model_family::qwen3:
+      config.qkv_bias = config.o_bias = json.flag("attention_bias", false);
+      config.qk_norm = true;
+      break;
+    case model_family::mistral:
+    case model_family::opt:
+      break;
+  }
+}
+
+void read_heads(const json_object& json, model_config& config) {
+  if (config.family == model_family::qwen3) {
+    config.head_dim = json.extent("head_dim");
+  } else if (config.family != model_family::opt && json.has("head_dim")) {
+    config.head_dim = json.extent("head_dim");
+  } else if (config.hidden_size % config.heads == 0) {
+    config.head_dim = config.hidden_size / config.heads;
+  } else {
+    json.fail("hidden_size", "(" + std::to_string(config.hidden_size) +
+                                 ") is not a multiple of num_attention_heads (" +
+                                 std::to_string(config.heads) + ")");
+  }
+  if (config.heads % config.kv_heads != 0) {
+    json.fail("num_attention_heads", "(" + std::to_string(config.heads) +
+                                         ") is not a multiple of num_key_value_heads (" +
+                                         std::to_string(config.kv_heads) + ")");
+  }
+  if (config.family != model_family::opt && config.head_dim % 2 != 0) {
+    json.unsupported("an odd head size (" + std::to_string(config.head_dim) + ")");
+  }
+}
+
+void read_special_tokens(const json_object& json, model_config& config) {
+  const auto id = [&](const char* key, const nlohmann::json& value) {
+    if (!value.is_number_integer()) json.fail(key, "is not a token id");
+    const auto number = value.get<std::int64_t>();
+    if (number < 0 || number >= config.vocab) {
+      json.fail(key, "(" + std::to_string(number) + ") is outside the vocabulary of " +
+                         std::to_string(config.vocab));
+    }
+    return static_cast<std::int32_t>(number);
+  };
+  if (json.has("bos_token_id")) config.bos = id("bos_token_id", json.required("bos_token_id"));
+  if (json.has("eos_token_id")) {
+    const nlohmann::json& eos = json.required("eos_token_id");
+    if (!eos.is_array()) {
+      config.eos = {id("eos_token_id", eos)};
+    } else {
+      for (const nlohmann::json& value : eos)
+        config.eos.push_back(id("eos_token_id", value));
+    }
+  }
+}
+
+void read_dtype(const json_object& json, model_config& config) {
+  const char* const key = json.has("dtype") ? "dtype" : "torch_dtype";
+  if (!json.has(key)) return;
+  config.type = parse_dtype(json.text(key));
+  if (!config.type || *config.type == dtype::f64) {
+    json.unsupported("element type '" + printable(json.text(key)) + "'");
+  }
+}
+
+compressed_info read_compressed(const json_object& json) {
+  compressed_info info;
+  info.version = json.extent("version");
+  if (info.version > compressed_info{}.version) {
+    json.unsupported("version " + std::to_string(info.version) + " of compressed checkpoints");
+  }
+  info.method = json.text("method");
+  info.format = json.text("format", info.format);
+  const nlohmann::json& ratio = json.required("ratio");
+  if (!ratio.is_number()) json.fail("ratio", "is not a number");
+  info.ratio = ratio.get<double>();
+  if (!json.has("ranks")) return info;
+  const json_object ranks = json.object("ranks");
+  for (const auto& [name, rank] : json.required("ranks").items()) {
+    info.ranks.emplace(name, ranks.extent(name.c_str()));
+  }
+  return info;
+}
+
+} // namespace
+
+std::string_view name_of(model_family family) {
+  switch (family) {
+    case model_family::llama:
+      return "llama";
+    case model_family::mistral:
+      return "mistral";
+    case model_family::opt:
+      return "opt";
+    case model_family::qwen2:
+      return "qwen2";
+    case model_family::qwen3:
+      return "qwen3";
+  }
+  return "";
+}
+
+model_config read_config(const std::filesystem::path& directory) {
+  model_config config;
+  config.file = file_inside(directory, "config.json");
+  config.text = read_text(config.file, largest_config);
+  const nlohmann::json raw = parse_json(config.file, config.text);
+  const json_object json(config.file, raw, "");
+
+  read_architecture(json, config);
+  if (json.has("quantization_config")) json.unsupported("a quantized model (quantization_config)");
+  config.hidden_size = json.extent("hidden_size");
+  config.layers = json.extent("num_hidden_layers");
+  config.heads = json.extent("num_attention_heads");
+  config.vocab = json.extent("vocab_size");
+  config.max_positions = json.extent("max_position_embeddings");
+  if (config.family == model_family::opt) {
+    read_opt(json, config);
+  } else {
+    read_llama_like(json, config);
+  }
+  read_heads(json, config);
+  read_sliding_window(json, raw, config);
+  read_special_tokens(json, config);
+  read_dtype(json, config);
+  if (json.has("tokenizer")) {
+    if (json.text("tokenizer") != "bytes") {
+      json.unsupported("tokenizer '" + printable(json.text("tokenizer")) + "'");
+    }
+    if (config.vocab < 256) json.fail("vocab_size", "is below 256, the number of bytes");
+    config.byte_tokens = true;
+  }
+  if (json.has("ressvd")) config.compressed = read_compressed(json.object("ressvd"));
+  return config;
+}
+
+nlohmann::ordered_json to_json(const compressed_info& info) {
+  return {{"version", info.version},
+          {"method", info.method},
+          {"format", info.format},
+          {"ratio", info.ratio},
+          {"ranks", info.ranks}};
+}
+
+} // namespace ressvd_llm

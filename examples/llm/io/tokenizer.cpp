@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/tokenizer.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include <sentencepiece_processor.h>
+
+#include "io/error.hpp"
+#include "io/paths.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+constexpr std::uint64_t largest_tokenizer = 268'435'456;
+
+void require_ids(std::span<const std::int32_t> ids, std::int64_t vocab) {
+  for (const std::int32_t id : ids) {
+    if (id < 0 || id >= vocab) {
+      throw std::invalid_argument("token id " + std::to_string(id) +
+                                  " is outside the tokenizer's " + std::to_string(vocab));
+    }
+  }
+}
+
+class bytes final : public tokenizer {
+ public:
+  std::vector<std::int32_t> encode(std::string_view text) const override {
+    std::vector<std::int32_t> ids;
+    ids.reserve(text.size());
+    for (const char c : text)
+      ids.push_back(static_cast<unsigned char>(c));
+    return ids;
+  }
+
+  std::string decode(std::span<const std::int32_t> ids) const override {
+    require_ids(ids, vocab());
+    std::string text;
+    for (const std::int32_t id : ids)
+      text += static_cast<char>(static_cast<unsigned char>(id));
+    return text;
+  }
+
+  std::int64_t vocab() const override { return 256; }
+};
+
+class sentencepiece_model final : public tokenizer {
+ public:
+  explicit sentencepiece_model(const std::filesystem::path& file) {
+    const auto status = processor_.LoadFromSerializedProto(read_text(file, largest_tokenizer));
+    if (!status.ok()) throw file_error(file, "is not a sentencepiece model");
+  }
+
+  std::vector<std::int32_t> encode(std::string_view text) const override {
+    std::vector<std::int32_t> ids;
+    std::vector<int> line_ids;
+    while (!text.empty()) {
+      const std::string_view line = text.substr(0, text.find('\n'));
+      text.remove_prefix(std::min(text.size(), line.size() + 1));
+      const auto status = processor_.Encode({line.data(), line.size()}, &line_ids);
+      if (!status.ok()) throw std::runtime_error("sentencepiece: " + status.ToString());
+      ids.insert(ids.end(), line_ids.begin(), line_ids.end());
+    }
+    return ids;
+  }
+
+  std::string decode(std::span<const std::int32_t> ids) const override {
+    require_ids(ids, vocab());
+    std::string text;
+    const auto status = processor_.Decode(std::vector<int>(ids.begin(), ids.end()), &text);
+    if (!status.ok()) throw std::runtime_error("sentencepiece: " + status.ToString());
+    return text;
+  }
+
+  std::int64_t vocab() const override { return processor_.GetPieceSize(); }
+
+ private:
+  sentencepiece::SentencePieceProcessor processor_;
+};
+
+} // namespace
+
+std::unique_ptr<tokenizer> byte_tokenizer() {
+  return std::make_unique<bytes>();
+}
+
+std::unique_ptr<tokenizer> sentencepiece_tokenizer(const std::filesystem::path& file) {
+  return std::make_unique<sentencepiece_model>(file);
+}
+
+std::unique_ptr<tokenizer> open_tokenizer(const std::filesystem::path& directory,
+                                          const model_config& config) {
+  if (config.byte_tokens) return byte_tokenizer();
+  std::error_code ignored;
+  if (!std::filesystem::exists(directory / "tokenizer.model", ignored)) {
+    throw file_error(directory,
+                     "holds no tokenizer.model (sentencepiece): give token ids (.npy, .u16, .u32) "
+                     "in place of text");
+  }
+  auto model = sentencepiece_tokenizer(file_inside(directory, "tokenizer.model"));
+  if (model->vocab() > config.vocab) {
+    throw file_error(directory / "tokenizer.model",
+                     "has " + std::to_string(model->vocab()) +
+                         " pieces, more than the model's vocabulary of " +
+                         std::to_string(config.vocab));
+  }
+  return model;
+}
+
+} // namespace ressvd_llm
