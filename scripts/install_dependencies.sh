@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Installs what is missing of a list of Debian/Ubuntu packages.
+#
+#   scripts/install_dependencies.sh build|bench|ci...
+#
+# As root or with sudo it installs; otherwise it prints the command and fails. Where there is no
+# dpkg it prints what is needed and leaves the check to CMake. RESSVD_NO_INSTALL=1 skips it all.
+set -euo pipefail
+
+packages=()
+
+# tool COMMAND PACKAGE: a command may have come from elsewhere, then the package is not needed.
+tool() { command -v "$1" >/dev/null || packages+=("$2"); }
+
+for purpose in "$@"; do
+  case $purpose in
+    build)
+      packages+=(libeigen3-dev catch2 nlohmann-json3-dev libcli11-dev libsentencepiece-dev)
+      tool "${CXX:-c++}" g++
+      tool cmake cmake
+      tool ninja ninja-build
+      tool pkg-config pkg-config
+      ;;
+    bench) packages+=(libbenchmark-dev liblapacke-dev libopenblas-dev) ;;
+    ci)
+      packages+=(libomp-dev libbenchmark-dev liblapacke-dev libopenblas-dev)
+      tool g++ g++
+      tool clang++ clang
+      tool clang-format-14 clang-format-14
+      ;;
+    *)
+      echo "usage: $0 build|bench|ci..." >&2
+      exit 2
+      ;;
+  esac
+done
+
+if [ "${RESSVD_NO_INSTALL:-0}" = 1 ]; then
+  exit 0
+fi
+if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+  echo "This is no Debian or Ubuntu machine. Needed, under the names of their packages:" \
+    "${packages[*]}" >&2
+  exit 0
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
+  [ "$status" = installed ] || missing+=("$package")
+done
+if [ ${#missing[@]} -eq 0 ]; then
+  exit 0
+fi
+
+if [ "$(id -u)" -eq 0 ]; then
+  as_root=(env)
+elif command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
+  as_root=(sudo env)
+else
+  echo "Missing packages, and no right to install them. As root, run:" >&2
+  echo "  apt-get update && apt-get install -y --no-install-recommends ${missing[*]}" >&2
+  exit 1
+fi
+echo "Installing: ${missing[*]}"
+"${as_root[@]}" apt-get update -q
+"${as_root[@]}" DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+  "${missing[@]}"

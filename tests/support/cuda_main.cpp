@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The entry point of the CUDA tests. Without a device no test runs: the program names the tests it
+// skipped and returns 77, which ctest reports as skipped, never as passed.
+#include <cuda_runtime_api.h>
+
+#include <cstdio>
+
+#if __has_include(<catch2/catch_session.hpp>)
+#include <catch2/catch_session.hpp>
+#else
+#define CATCH_CONFIG_RUNNER
+#include <catch2/catch.hpp>
+#endif
+
+namespace {
+
+constexpr int skipped = 77;
+
+bool only_lists(const Catch::ConfigData& config) {
+#if __has_include(<catch2/catch_session.hpp>)
+  return config.listTests || config.listTags || config.listReporters || config.listListeners;
+#else
+  return config.listTests || config.listTags || config.listReporters || config.listTestNamesOnly;
+#endif
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+  Catch::Session session;
+  if (const int error = session.applyCommandLine(argc, argv); error != 0) return error;
+  const Catch::ConfigData& config = session.configData();
+  if (!config.showHelp && !only_lists(config)) {
+    int devices = 0;
+    const cudaError_t status = cudaGetDeviceCount(&devices);
+    if (status != cudaSuccess || devices == 0) {
+      std::printf("Skipped, no CUDA device (%s):\n", cudaGetErrorString(status));
+      for (const std::string& test : config.testsOrTags) std::printf("  %s\n", test.c_str());
+      if (config.testsOrTags.empty()) std::printf("  all tests of this program\n");
+      return skipped;
+    }
+  }
+  return session.run();
+}
