@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "io/config.hpp"
+#include "model/attention.hpp"
+#include "model/layer.hpp"
+
+namespace ressvd_llm {
+
+// Called with the input of every group of linear layers before they use it: x is tokens × features,
+// row-major, and valid during the call only.
+using input_observer = std::function<void(input_group group, const float* x, std::int64_t tokens,
+                                          std::int64_t features)>;
+
+// Where a model's forward pass runs. Hidden states are row-major, tokens × hidden_size, in memory
+// of the caller; tokens = windows × window_length, and every window is a sequence of its own that
+// starts at position 0.
+class forward_engine {
+ public:
+  virtual ~forward_engine() = default;
+
+  // The embeddings of the ids. Throws std::invalid_argument for an id outside the vocabulary, for
+  // ids that are no multiple of window_length, and for windows longer than a learned position
+  // table.
+  virtual void embed(const outer_weights& weights, std::span<const std::int32_t> ids,
+                     std::int64_t window_length, float* hidden) = 0;
+
+  // One layer, in place. The observer, if any, is called on this thread, with windows in order
+  // and one or more whole windows a call; the groups of those windows follow each other in the
+  // order of input_group.
+  virtual void layer(const layer_weights& weights, float* hidden, std::int64_t tokens,
+                     std::int64_t window_length, const input_observer* observer) = 0;
+
+  // Final norm and head: logits is tokens × vocab.
+  virtual void logits(const outer_weights& weights, const float* hidden, std::int64_t tokens,
+                      float* logits) = 0;
+};
+
+// Keys and values that one layer keeps of a batch of sequences of equal length.
+struct layer_cache {
+  std::int64_t sequences = 0;
+  std::int64_t capacity = 0; // positions of each sequence
+  std::vector<float> keys;   // sequences × capacity × kv_heads·head_dim
+  std::vector<float> values;
+};
+
+layer_cache make_layer_cache(const model_config& config, std::int64_t sequences,
+                             std::int64_t capacity);
+
+struct forward_options {
+  // Windows pass through a layer in groups of about this many tokens: large products, and scratch
+  // of chunk_tokens·(hidden + q + k + v + 2·intermediate) floats.
+  std::int64_t chunk_tokens = 2048;
+};
+
+// The forward pass in float32 on the CPU, with the threads of OpenMP where available. One object
+// is used by one thread at a time.
+class cpu_forward final : public forward_engine {
+ public:
+  explicit cpu_forward(const model_config& config, const forward_options& options = {});
+
+  void embed(const outer_weights& weights, std::span<const std::int32_t> ids,
+             std::int64_t window_length, float* hidden) override;
+  void layer(const layer_weights& weights, float* hidden, std::int64_t tokens,
+             std::int64_t window_length, const input_observer* observer) override;
+  void logits(const outer_weights& weights, const float* hidden, std::int64_t tokens,
+              float* logits) override;
+
+  // The same for the continuation of sequences: `count` new tokens of each stand at positions
+  // [first, first + count), ids and hidden states grouped by sequence.
+  void embed_next(const outer_weights& weights, std::span<const std::int32_t> ids,
+                  std::int64_t count, std::int64_t first, float* hidden);
+  void layer_next(const layer_weights& weights, float* hidden, std::int64_t count,
+                  std::int64_t first, layer_cache& cache);
+
+ private:
+  void run(const layer_weights& weights, float* hidden, std::int64_t sequences, std::int64_t count,
+           std::int64_t first, layer_cache* cache, const input_observer* observer);
+  void normalise(const norm_weights& norm, const float* x, std::int64_t tokens, float* y) const;
+
+  model_config config_;
+  forward_options options_;
+  rope_table rope_;
+  std::vector<float> normed_;
+  std::vector<float> q_;
+  std::vector<float> k_;
+  std::vector<float> v_;
+  std::vector<float> mixed_; // heads' outputs side by side
+  std::vector<float> gate_;
+  std::vector<float> up_;
+};
+
+} // namespace ressvd_llm

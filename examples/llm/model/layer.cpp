@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/layer.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <utility>
+
+#include "io/error.hpp"
+
+namespace ressvd_llm {
+
+namespace {
+
+bool is_opt(const model_config& config) {
+  return config.family == model_family::opt;
+}
+
+std::string layer_prefix(const model_config& config, std::int64_t layer) {
+  return (is_opt(config) ? "model.decoder.layers." : "model.layers.") + std::to_string(layer) + ".";
+}
+
+// "a.q_proj" → "a.q_u_proj", "a.fc1" → "a.fc1_u".
+std::string factor_prefix(const std::string& prefix, std::string_view factor) {
+  constexpr std::string_view suffix = "_proj";
+  if (prefix.ends_with(suffix))
+    return prefix.substr(0, prefix.size() - suffix.size()) + "_" + std::string(factor) +
+           std::string(suffix);
+  return prefix + "_" + std::string(factor);
+}
+
+void require_finite(const checkpoint& source, const tensor_view& tensor) {
+  constexpr std::int64_t block = 1 << 16;
+  const auto values = std::make_unique_for_overwrite<float[]>(block);
+  const std::int64_t elements = tensor.elements();
+  for (std::int64_t first = 0; first < elements; first += block) {
+    const auto count = static_cast<std::size_t>(std::min(block, elements - first));
+    decode(tensor.type, tensor.data + static_cast<std::size_t>(first) * size_of(tensor.type),
+           std::span<float>(values.get(), count));
+    for (std::size_t i = 0; i < count; ++i)
+      if (!std::isfinite(values[i]))
+        throw file_error(
+            source.file_of(tensor.name), tensor.name,
+            "element " + std::to_string(first + static_cast<std::int64_t>(i)) + " is not finite");
+  }
+}
+
+weight_matrix load_matrix(const checkpoint& source, const std::string& name, std::int64_t rows,
+                          std::int64_t cols, weight_storage storage) {
+  if (storage == weight_storage::float32) return {rows, cols, read_f32(source, name, {rows, cols})};
+  require_shape(source, name, {rows, cols});
+  const tensor_view& tensor = source.at(name);
+  require_finite(source, tensor);
+  return weight_matrix(tensor);
+}
+
+linear load_linear(const checkpoint& source, const linear_module& module, weight_storage storage) {
+  const bool factored = source.contains(module.u_name()) || source.contains(module.v_name());
+  if (factored && source.contains(module.weight_name()))
+    throw file_error(source.file_of(module.weight_name()), module.weight_name(),
+                     "stands beside the factors of the same matrix");
+  const std::string bias_name = factored ? module.u_bias_name() : module.bias_name();
+  std::vector<float> bias;
+  if (module.has_bias)
+    bias = read_f32(source, bias_name, {module.out});
+  else if (source.contains(bias_name))
+    throw file_error(source.file_of(bias_name), bias_name,
+                     "the config says that this layer has no bias");
+  if (!factored)
+    return make_linear(load_matrix(source, module.weight_name(), module.out, module.in, storage),
+                       std::move(bias));
+  const tensor_view& u = source.at(module.u_name());
+  const std::int64_t rank = u.shape.size() == 2 ? u.shape[1] : 0;
+  if (rank < 1)
+    throw file_error(source.file_of(u.name), u.name,
+                     "shape " + to_string(u.shape) + " is not that of a left factor");
+  return make_linear(load_matrix(source, module.u_name(), module.out, rank, storage),
+                     load_matrix(source, module.v_name(), rank, module.in, storage),
+                     std::move(bias));
+}
+
+norm_weights load_norm(const checkpoint& source, const model_config& config,
+                       const std::string& prefix) {
+  norm_weights result;
+  result.scale = read_f32(source, prefix + ".weight", {config.hidden_size});
+  if (is_opt(config)) result.shift = read_f32(source, prefix + ".bias", {config.hidden_size});
+  return result;
+}
+
+} // namespace
+
+std::string_view name_of(projection kind) {
+  constexpr std::array<std::string_view, projection_count> names = {"q",    "k",  "v",   "o",
+                                                                    "gate", "up", "down"};
+  return names[static_cast<std::size_t>(kind)];
+}
+
+std::string_view name_of(input_group group) {
+  constexpr std::array<std::string_view, input_group_count> names = {
+      "attention", "attention_output", "mlp", "mlp_output"};
+  return names[static_cast<std::size_t>(group)];
+}
+
+std::string linear_module::weight_name() const {
+  return prefix + ".weight";
+}
+std::string linear_module::u_name() const {
+  return factor_prefix(prefix, "u") + ".weight";
+}
+std::string linear_module::v_name() const {
+  return factor_prefix(prefix, "v") + ".weight";
+}
+std::string linear_module::bias_name() const {
+  return prefix + ".bias";
+}
+std::string linear_module::u_bias_name() const {
+  return factor_prefix(prefix, "u") + ".bias";
+}
+
+std::vector<linear_module> linear_modules(const model_config& config, std::int64_t layer) {
+  const std::string start = layer_prefix(config, layer);
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t inner = config.intermediate_size;
+  const std::int64_t q_width = config.heads * config.head_dim;
+  const std::int64_t kv_width = config.kv_heads * config.head_dim;
+  using enum input_group;
+  std::vector<linear_module> result = {
+      {start + "self_attn.q_proj", projection::q, attention, q_width, hidden, config.qkv_bias},
+      {start + "self_attn.k_proj", projection::k, attention, kv_width, hidden, config.qkv_bias},
+      {start + "self_attn.v_proj", projection::v, attention, kv_width, hidden, config.qkv_bias},
+      {start + (is_opt(config) ? "self_attn.out_proj" : "self_attn.o_proj"), projection::o,
+       attention_output, hidden, q_width, config.o_bias}};
+  if (is_opt(config)) {
+    result.push_back({start + "fc1", projection::up, mlp, inner, hidden, config.mlp_bias});
+    result.push_back({start + "fc2", projection::down, mlp_output, hidden, inner, config.mlp_bias});
+  } else {
+    result.push_back(
+        {start + "mlp.gate_proj", projection::gate, mlp, inner, hidden, config.mlp_bias});
+    result.push_back({start + "mlp.up_proj", projection::up, mlp, inner, hidden, config.mlp_bias});
+    result.push_back(
+        {start + "mlp.down_proj", projection::down, mlp_output, hidden, inner, config.mlp_bias});
+  }
+  return result;
+}
+
+layer_weights load_layer(const checkpoint& source, const model_config& config, std::int64_t layer,
+                         weight_storage storage) {
+  const std::string start = layer_prefix(config, layer);
+  layer_weights result;
+  for (const linear_module& module : linear_modules(config, layer))
+    result[module.kind] = load_linear(source, module, storage);
+  const bool opt = is_opt(config);
+  result.attention_norm =
+      load_norm(source, config, start + (opt ? "self_attn_layer_norm" : "input_layernorm"));
+  result.mlp_norm =
+      load_norm(source, config, start + (opt ? "final_layer_norm" : "post_attention_layernorm"));
+  if (config.qk_norm) {
+    result.q_norm = read_f32(source, start + "self_attn.q_norm.weight", {config.head_dim});
+    result.k_norm = read_f32(source, start + "self_attn.k_norm.weight", {config.head_dim});
+  }
+  return result;
+}
+
+outer_weights load_outer(const checkpoint& source, const model_config& config,
+                         weight_storage storage) {
+  const std::string start = is_opt(config) ? "model.decoder." : "model.";
+  outer_weights result;
+  result.embedding =
+      load_matrix(source, start + "embed_tokens.weight", config.vocab, config.hidden_size, storage);
+  if (is_opt(config))
+    result.positions = load_matrix(source, start + "embed_positions.weight",
+                                   config.max_positions + 2, config.hidden_size, storage);
+  result.final_norm =
+      load_norm(source, config, start + (is_opt(config) ? "final_layer_norm" : "norm"));
+  result.head = config.tied_embeddings ? result.embedding
+                                       : load_matrix(source, "lm_head.weight", config.vocab,
+                                                     config.hidden_size, storage);
+  return result;
+}
+
+} // namespace ressvd_llm

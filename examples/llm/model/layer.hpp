@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "io/checkpoint.hpp"
+#include "io/config.hpp"
+#include "model/linear.hpp"
+
+namespace ressvd_llm {
+
+// The linear layers of a transformer layer. OPT: o is out_proj, up is fc1, down is fc2, and there
+// is no gate.
+enum class projection : std::uint8_t { q, k, v, o, gate, up, down };
+inline constexpr std::size_t projection_count = 7;
+
+// Projections of one group read the same input: q, k, v; o; gate, up; down.
+enum class input_group : std::uint8_t { attention, attention_output, mlp, mlp_output };
+inline constexpr std::size_t input_group_count = 4;
+
+std::string_view name_of(projection kind);   // "q", "gate"
+std::string_view name_of(input_group group); // "attention", "mlp_output"
+
+// A compressible matrix of a layer, as the checkpoint names it.
+struct linear_module {
+  std::string prefix; // "model.layers.3.self_attn.q_proj"
+  projection kind = projection::q;
+  input_group group = input_group::attention;
+  std::int64_t out = 0;
+  std::int64_t in = 0;
+  bool has_bias = false;
+
+  std::string weight_name() const; // "….q_proj.weight", dense
+  std::string u_name() const; // "….q_u_proj.weight" (out × rank); OPT's fc1: "….fc1_u.weight"
+  std::string v_name() const; // "….q_v_proj.weight" (rank × in)
+  std::string bias_name() const;   // "….q_proj.bias", dense
+  std::string u_bias_name() const; // "….q_u_proj.bias", factored
+};
+
+// All of them in the order in which the forward pass reaches them; a group's modules are
+// consecutive.
+std::vector<linear_module> linear_modules(const model_config& config, std::int64_t layer);
+
+// Scale and shift of a norm; shift is empty for RMS norms.
+struct norm_weights {
+  std::vector<float> scale;
+  std::vector<float> shift;
+};
+
+struct layer_weights {
+  std::array<linear, projection_count> linears;
+  norm_weights attention_norm; // before q, k, v
+  norm_weights mlp_norm;       // before gate, up
+  std::vector<float> q_norm;   // head_dim, or empty
+  std::vector<float> k_norm;
+
+  linear& operator[](projection kind) { return linears[static_cast<std::size_t>(kind)]; }
+  const linear& operator[](projection kind) const {
+    return linears[static_cast<std::size_t>(kind)];
+  }
+};
+
+// How matrices are held: converted to float32 once (4 bytes a parameter), or left in the mapped
+// file and converted piece by piece whenever they are used (no memory of our own; the checkpoint
+// must outlive them).
+enum class weight_storage : std::uint8_t { float32, mapped };
+
+// One layer of the checkpoint; each matrix dense or factored by which tensors exist. Throws
+// file_error, naming file and tensor, for missing, misshapen or non-finite tensors, for a matrix
+// present in both forms, and for a bias that the config does not announce.
+layer_weights load_layer(const checkpoint& source, const model_config& config, std::int64_t layer,
+                         weight_storage storage = weight_storage::float32);
+
+// What surrounds the layers.
+struct outer_weights {
+  weight_matrix embedding; // vocab × hidden
+  weight_matrix positions; // OPT: (max_positions + 2) × hidden; else empty
+  norm_weights final_norm;
+  weight_matrix head; // vocab × hidden; shares the embedding's values when tied
+};
+
+outer_weights load_outer(const checkpoint& source, const model_config& config,
+                         weight_storage storage = weight_storage::float32);
+
+} // namespace ressvd_llm

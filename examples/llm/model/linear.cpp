@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/linear.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include <Eigen/Core>
+
+#include "model/parallel.hpp"
+
+namespace ressvd_llm {
+
+namespace {
+
+using row_major = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using const_map = Eigen::Map<const row_major, 0, Eigen::OuterStride<>>;
+using map = Eigen::Map<row_major, 0, Eigen::OuterStride<>>;
+
+// Converted rows of a mapped matrix held at a time: 4 MiB, near the size of a second-level cache.
+constexpr std::int64_t panel_elements = std::int64_t{1} << 20;
+
+// Below this many tokens a thread, the rows of W are shared out instead of the tokens: each thread
+// packs its whole share of the other operand, which must stay small beside the product.
+constexpr std::int64_t min_tokens_per_thread = 64;
+
+// A product smaller than this is not worth waking a thread.
+constexpr std::int64_t min_flops_per_thread = 200'000;
+
+// y (tokens × rows, leading dimension ldy) += x·Wᵀ.
+void multiply_add(const float* x, std::int64_t tokens, std::int64_t in, const float* w,
+                  std::int64_t rows, float* y, std::int64_t ldy) {
+  const auto block = [&](std::int64_t token, std::int64_t token_count, std::int64_t row,
+                         std::int64_t row_count) {
+    const const_map xs(x + token * in, token_count, in, Eigen::OuterStride<>(in));
+    const const_map ws(w + row * in, row_count, in, Eigen::OuterStride<>(in));
+    map ys(y + token * ldy + row, token_count, row_count, Eigen::OuterStride<>(ldy));
+    ys.noalias() += xs * ws.transpose();
+  };
+  const std::int64_t flops_per_token = 2 * in * rows;
+  if (tokens >= min_tokens_per_thread * thread_count()) {
+    const std::int64_t grain = std::max(
+        min_tokens_per_thread, min_flops_per_thread / std::max<std::int64_t>(flops_per_token, 1));
+    parallel_for(tokens, grain, [&](std::int64_t first, std::int64_t last) {
+      block(first, last - first, 0, rows);
+    });
+  } else {
+    const std::int64_t flops_per_row = 2 * in * tokens;
+    parallel_for(
+        rows,
+        std::max<std::int64_t>(16, min_flops_per_thread / std::max<std::int64_t>(flops_per_row, 1)),
+        [&](std::int64_t first, std::int64_t last) { block(0, tokens, first, last - first); });
+  }
+}
+
+std::string size_text(const weight_matrix& m) {
+  return std::to_string(m.rows()) + " x " + std::to_string(m.cols());
+}
+
+} // namespace
+
+weight_matrix::weight_matrix(std::int64_t rows, std::int64_t cols, std::vector<float> values)
+    : rows_(rows), cols_(cols) {
+  if (rows < 1 || cols < 1 || static_cast<std::int64_t>(values.size()) != rows * cols)
+    throw std::invalid_argument("weight_matrix: " + std::to_string(values.size()) + " values for " +
+                                size_text(*this));
+  values_ = std::make_shared<const std::vector<float>>(std::move(values));
+}
+
+weight_matrix::weight_matrix(tensor_view mapped) : mapped_(std::move(mapped)) {
+  if (mapped_.shape.size() != 2)
+    throw std::invalid_argument("weight_matrix: tensor " + mapped_.name + " has " +
+                                std::to_string(mapped_.shape.size()) + " dimensions, not 2");
+  rows_ = mapped_.shape[0];
+  cols_ = mapped_.shape[1];
+}
+
+const float* weight_matrix::read_rows(std::int64_t first, std::int64_t count,
+                                      float* scratch) const {
+  if (in_memory()) return values_->data() + first * cols_;
+  const std::byte* source =
+      mapped_.data + static_cast<std::size_t>(first * cols_) * size_of(mapped_.type);
+  decode(mapped_.type, source, {scratch, static_cast<std::size_t>(count * cols_)});
+  return scratch;
+}
+
+std::vector<float> weight_matrix::values() const {
+  if (in_memory()) return *values_;
+  std::vector<float> result(static_cast<std::size_t>(rows_ * cols_));
+  read_rows(0, rows_, result.data());
+  return result;
+}
+
+void multiply_add(const float* x, std::int64_t tokens, const weight_matrix& w, float* y) {
+  if (w.in_memory()) {
+    multiply_add(x, tokens, w.cols(), w.read_rows(0, w.rows(), nullptr), w.rows(), y, w.rows());
+    return;
+  }
+  const std::int64_t panel = std::clamp<std::int64_t>(panel_elements / w.cols(), 1, w.rows());
+  const auto scratch =
+      std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(panel * w.cols()));
+  for (std::int64_t row = 0; row < w.rows(); row += panel) {
+    const std::int64_t count = std::min(panel, w.rows() - row);
+    parallel_for(count, std::max<std::int64_t>(1, 65'536 / w.cols()),
+                 [&](std::int64_t first, std::int64_t last) {
+                   w.read_rows(row + first, last - first, scratch.get() + first * w.cols());
+                 });
+    multiply_add(x, tokens, w.cols(), scratch.get(), count, y + row, w.rows());
+  }
+}
+
+std::int64_t linear::parameters() const {
+  return dense.rows() * dense.cols() + u.rows() * u.cols() + v.rows() * v.cols() +
+         static_cast<std::int64_t>(bias.size());
+}
+
+void linear::apply(const float* x, std::int64_t tokens, float* y) const {
+  std::fill(y, y + tokens * out(), 0.0f);
+  apply_add(x, tokens, y);
+}
+
+void linear::apply_add(const float* x, std::int64_t tokens, float* y) const {
+  if (!bias.empty())
+    map(y, tokens, out(), Eigen::OuterStride<>(out())).rowwise() +=
+        Eigen::Map<const Eigen::RowVectorXf>(bias.data(), out());
+  if (!factored()) {
+    multiply_add(x, tokens, dense, y);
+    return;
+  }
+  std::vector<float> inner(static_cast<std::size_t>(tokens * rank()));
+  multiply_add(x, tokens, v, inner.data());
+  multiply_add(inner.data(), tokens, u, y);
+}
+
+linear make_linear(weight_matrix dense, std::vector<float> bias) {
+  if (dense.empty()) throw std::invalid_argument("linear: no matrix");
+  if (!bias.empty() && static_cast<std::int64_t>(bias.size()) != dense.rows())
+    throw std::invalid_argument("linear: bias of " + std::to_string(bias.size()) + " for a " +
+                                size_text(dense) + " matrix");
+  linear result;
+  result.dense = std::move(dense);
+  result.bias = std::move(bias);
+  return result;
+}
+
+linear make_linear(weight_matrix u, weight_matrix v, std::vector<float> bias) {
+  if (u.empty() || u.cols() != v.rows())
+    throw std::invalid_argument("linear: factors " + size_text(u) + " and " + size_text(v) +
+                                " do not fit");
+  if (!bias.empty() && static_cast<std::int64_t>(bias.size()) != u.rows())
+    throw std::invalid_argument("linear: bias of " + std::to_string(bias.size()) + " for factors " +
+                                size_text(u) + " and " + size_text(v));
+  linear result;
+  result.u = std::move(u);
+  result.v = std::move(v);
+  result.bias = std::move(bias);
+  return result;
+}
+
+} // namespace ressvd_llm
