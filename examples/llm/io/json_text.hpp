@@ -12,4 +12,4 @@ namespace ressvd_llm {
 // or nested deeper than any file of this kind is.
 nlohmann::json parse_json(const std::filesystem::path& file, std::string_view text);
 
-}  // namespace ressvd_llm
+} // namespace ressvd_llm

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The header of a safetensors file: 8 bytes length N (little-endian), N bytes of JSON
-//   {"__metadata__": {text: text, …}, NAME: {"dtype": D, "shape": [s, …], "data_offsets": [b, e]}, …}
+//   {"__metadata__": {text: text, …}, NAME: {"dtype": D, "shape": [s, …], "data_offsets": [b, e]},
+//   …}
 // and the data, where tensor NAME occupies the bytes [b, e).
 #pragma once
 
@@ -16,7 +17,7 @@ namespace ressvd_llm {
 
 struct stored_tensor {
   std::string name;
-  std::string type;                          // one of the format's element types
+  std::string type; // one of the format's element types
   std::vector<std::int64_t> shape;
   std::span<const std::byte> data;
 };
@@ -28,4 +29,4 @@ struct stored_tensor {
 std::vector<stored_tensor> read_safetensors(const std::filesystem::path& file,
                                             std::span<const std::byte> content);
 
-}  // namespace ressvd_llm
+} // namespace ressvd_llm

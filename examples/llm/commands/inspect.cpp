@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "commands/inspect.hpp"
+
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "io/checkpoint.hpp"
+#include "io/config.hpp"
+#include "io/error.hpp"
+#include "io/output_file.hpp"
+#include "model/layer.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+struct matrix_summary {
+  std::string name; // "q_proj"
+  std::int64_t out = 0;
+  std::int64_t in = 0;
+  std::optional<std::int64_t> rank; // of a factored matrix
+
+  std::int64_t dense_parameters() const { return out * in; }
+  std::int64_t parameters() const { return rank ? *rank * (out + in) : dense_parameters(); }
+};
+
+struct layer_summary {
+  std::vector<matrix_summary> matrices;
+  std::int64_t parameters = 0; // of everything in the layer
+};
+
+struct model_summary {
+  std::vector<layer_summary> layers;
+  std::set<std::string> types;
+  std::int64_t parameters = 0;
+  std::int64_t matrix_parameters = 0;
+  std::int64_t dense_matrix_parameters = 0;
+  std::uint64_t file_bytes = 0;
+
+  double removed_share() const {
+    return 1 -
+           static_cast<double>(matrix_parameters) / static_cast<double>(dense_matrix_parameters);
+  }
+};
+
+matrix_summary summarise(const checkpoint& source, const model_config& config,
+                         const linear_module& module) {
+  matrix_summary matrix{module.prefix.substr(module.prefix.rfind('.') + 1), module.out, module.in,
+                        std::nullopt};
+  if (source.contains(module.u_name())) {
+    const tensor_view& u = source.at(module.u_name());
+    matrix.rank = u.shape.empty() ? 0 : u.shape.back();
+    require_shape(source, module.u_name(), {module.out, *matrix.rank});
+    require_shape(source, module.v_name(), {*matrix.rank, module.in});
+  } else {
+    require_shape(source, module.weight_name(), {module.out, module.in});
+  }
+  if (config.compressed && config.compressed->format == "factored") {
+    const auto& ranks = config.compressed->ranks;
+    const auto stated = ranks.find(module.prefix);
+    if ((stated != ranks.end()) != matrix.rank.has_value() ||
+        (matrix.rank && stated->second != *matrix.rank)) {
+      throw file_error(config.file, module.prefix,
+                       "its rank in the config is not that of the checkpoint");
+    }
+  }
+  return matrix;
+}
+
+model_summary summarise(const checkpoint& source, const model_config& config) {
+  model_summary model;
+  model.file_bytes = source.file_bytes();
+  std::map<std::string, std::int64_t> parameters_of_layer; // by "model.layers.3."
+  for (const std::string& name : source.names()) {
+    const checkpoint::description tensor = source.describe(name);
+    model.types.insert(tensor.type);
+    model.parameters += tensor.elements;
+    const std::size_t number = name.find("layers.");
+    if (number == std::string::npos) continue;
+    const std::size_t end = name.find('.', number + std::string("layers.").size());
+    parameters_of_layer[name.substr(0, end)] += tensor.elements;
+  }
+  for (std::int64_t index = 0; index < config.layers; ++index) {
+    layer_summary layer;
+    const std::vector<linear_module> modules = linear_modules(config, index);
+    for (const linear_module& module : modules) {
+      layer.matrices.push_back(summarise(source, config, module));
+      model.matrix_parameters += layer.matrices.back().parameters();
+      model.dense_matrix_parameters += layer.matrices.back().dense_parameters();
+    }
+    const std::string& prefix = modules.front().prefix;
+    layer.parameters = parameters_of_layer[prefix.substr(0, prefix.find(".self_attn"))];
+    model.layers.push_back(std::move(layer));
+  }
+  return model;
+}
+
+nlohmann::ordered_json to_json(const model_summary& model, const model_config& config) {
+  nlohmann::ordered_json json;
+  json["architecture"] = config.architecture;
+  json["element_types"] = model.types;
+  json["hidden_size"] = config.hidden_size;
+  json["vocabulary"] = config.vocab;
+  json["parameters"] = model.parameters;
+  json["matrix_parameters"] = model.matrix_parameters;
+  json["dense_matrix_parameters"] = model.dense_matrix_parameters;
+  json["removed_share"] = model.removed_share();
+  json["file_bytes"] = model.file_bytes;
+  if (config.compressed) {
+    json["method"] = config.compressed->method;
+    json["ratio"] = config.compressed->ratio;
+    json["format"] = config.compressed->format;
+  }
+  json["layers"] = nlohmann::ordered_json::array();
+  for (const layer_summary& layer : model.layers) {
+    nlohmann::ordered_json matrices = nlohmann::ordered_json::array();
+    for (const matrix_summary& matrix : layer.matrices) {
+      nlohmann::ordered_json item{{"name", matrix.name}, {"out", matrix.out}, {"in", matrix.in}};
+      item["rank"] = matrix.rank ? nlohmann::ordered_json(*matrix.rank) : nullptr;
+      item["parameters"] = matrix.parameters();
+      matrices.push_back(std::move(item));
+    }
+    json["layers"].push_back({{"parameters", layer.parameters}, {"matrices", std::move(matrices)}});
+  }
+  return json;
+}
+
+void print(const model_summary& model, const model_config& config) {
+  std::string types;
+  for (const std::string& type : model.types)
+    types += (types.empty() ? "" : ", ") + type;
+  const auto number = [](auto value) { return static_cast<long long>(value); };
+  std::printf("%s, %lld layers, hidden size %lld, %lld heads (%lld for keys) of %lld, ",
+              config.architecture.c_str(), number(config.layers), number(config.hidden_size),
+              number(config.heads), number(config.kv_heads), number(config.head_dim));
+  std::printf("vocabulary %lld, %s\n", number(config.vocab), types.c_str());
+  std::printf("%lld parameters in %lld bytes\n", number(model.parameters),
+              number(model.file_bytes));
+  if (config.compressed) {
+    std::printf("compressed by %s (%s), ratio %g; %.1f %% of the matrices' parameters removed\n",
+                printable(config.compressed->method).c_str(),
+                printable(config.compressed->format).c_str(), config.compressed->ratio,
+                100 * model.removed_share());
+  }
+  std::printf("\n%-12s %14s\n", "matrix", "out x in");
+  for (const matrix_summary& matrix : model.layers.front().matrices) {
+    const std::string shape = std::to_string(matrix.out) + " x " + std::to_string(matrix.in);
+    std::printf("%-12s %14s\n", matrix.name.c_str(), shape.c_str());
+  }
+  std::printf("\nranks\nlayer");
+  for (const matrix_summary& matrix : model.layers.front().matrices) {
+    std::printf(" %9s", matrix.name.c_str());
+  }
+  std::printf(" %12s\n", "parameters");
+  for (std::size_t index = 0; index < model.layers.size(); ++index) {
+    std::printf("%5zu", index);
+    for (const matrix_summary& matrix : model.layers[index].matrices) {
+      std::printf(" %9s", matrix.rank ? std::to_string(*matrix.rank).c_str() : "dense");
+    }
+    std::printf(" %12lld\n", number(model.layers[index].parameters));
+  }
+}
+
+struct inspect_options {
+  std::filesystem::path model;
+  std::filesystem::path json;
+};
+
+void inspect(const inspect_options& options) {
+  const model_config config = read_config(options.model);
+  const checkpoint source = checkpoint::open(options.model);
+  const model_summary model = summarise(source, config);
+  print(model, config);
+  if (!options.json.empty()) {
+    write_whole_file(options.json, to_json(model, config).dump(2) + "\n");
+  }
+}
+
+} // namespace
+
+void add_inspect(CLI::App& app) {
+  const auto options = std::make_shared<inspect_options>();
+  CLI::App* const command =
+      app.add_subcommand("inspect", "Show layers, shapes, ranks and parameter counts of a model");
+  command->add_option("MODEL", options->model, "Model directory")->required();
+  command->add_option("--json", options->json, "Write the same as JSON into this file");
+  command->callback([options] { inspect(*options); });
+}
+
+} // namespace ressvd_llm
