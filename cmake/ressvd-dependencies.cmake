@@ -55,3 +55,15 @@ macro(ressvd_find_catch2)
   endif()
   include(Catch)
 endmacro()
+
+# Makes benchmark::benchmark.
+macro(ressvd_find_benchmark)
+  find_package(benchmark QUIET)
+  if(NOT TARGET benchmark::benchmark)
+    set(BENCHMARK_ENABLE_TESTING OFF)
+    set(BENCHMARK_ENABLE_INSTALL OFF)
+    FetchContent_Declare(benchmark
+      GIT_REPOSITORY https://github.com/google/benchmark.git GIT_TAG v1.8.3 GIT_SHALLOW TRUE)
+    FetchContent_MakeAvailable(benchmark)
+  endif()
+endmacro()

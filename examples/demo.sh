@@ -7,6 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/build.sh
 
 bash scripts/install_dependencies.sh build
-build -D RESSVD_BUILD_TESTS=OFF
+configure
+compile 01_compress_matrix
 
 "$build_dir/bin/01_compress_matrix"

@@ -11,7 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/build.sh
 
 bash scripts/install_dependencies.sh build
-build
+configure
+compile
 
 results=$build_dir/results.xml
 rm -f "$results"
