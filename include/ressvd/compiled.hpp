@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The same library as ressvd.hpp, with the CPU backend taken from the compiled target
+// ressvd::compiled instead of from Eigen's headers: a translation unit compiles in a fraction of
+// the time and does not see Eigen.
+#pragma once
+
+#include "ressvd/algorithms.hpp"
+#include "ressvd/backend/eigen.hpp"
+
+namespace ressvd::inline v0 {
+
+extern template class eigen_backend<float>;
+extern template class eigen_backend<double>;
+
+} // namespace ressvd::inline v0

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <type_traits>
+
+#include "ressvd/core/backend.hpp"
+
+namespace ressvd::inline v0::detail {
+
+/// Where the first non-finite element of a host view stands, for messages.
+template <class U>
+std::string nonfinite_position(matrix_view<const U> a) {
+  for (index_t i = 0; i < a.rows; ++i) {
+    for (index_t j = 0; j < a.cols; ++j) {
+      const double value = load<double>(*a.part(i, j, 1, 1).data);
+      if (!std::isfinite(value)) return text(value, " at row ", i, ", column ", j);
+    }
+  }
+  return "a non-finite element";
+}
+
+/// Refuses NaN and infinity by the matrix's name; returns max |a_ij|. Blocks.
+template <backend B, class U>
+double require_finite(B& be, matrix_view<const U, typename B::space> a, const char* name) {
+  const double largest = a.empty() ? 0.0 : be.max_abs(a);
+  if (!std::isfinite(largest)) {
+    if constexpr (std::is_same_v<typename B::space, host_space>) {
+      fail<nonfinite_error>(name, " (", a.rows, " x ", a.cols, ") has ", nonfinite_position(a));
+    } else {
+      fail<nonfinite_error>(name, " (", a.rows, " x ", a.cols, ") has a non-finite element");
+    }
+  }
+  return largest;
+}
+
+/// The view with const elements, whatever it was: lets templates deduce from either.
+template <class U, class Space>
+matrix_view<const std::remove_const_t<U>, Space> as_const_view(const matrix_view<U, Space>& a) {
+  return a;
+}
+
+} // namespace ressvd::inline v0::detail

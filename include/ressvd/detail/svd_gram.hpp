@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Singular values and left vectors of A: m × p from one symmetric eigendecomposition in double.
+//   m ≤ p   AAᵀ = UΛUᵀ, Σ = Λ^(1/2)
+//   m > p   AᵀA = VΛVᵀ, U = A·V·Σ⁻¹ made orthonormal again
+// Squaring leaves singular values below √eps ≈ 1e-8 of the largest undetermined; that is finer
+// than what a float32 SVD of A resolves.
+//   cost   mp·min(m, p) flops for the Gram, about 9·min(m, p)³ for the eigenvectors, and
+//          2mp·r + 4mr² in the second case
+//   source Swift-SVD, arXiv 2604.01609 (m ≤ p)
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <vector>
+
+#include "ressvd/core/backend.hpp"
+#include "ressvd/detail/orthonormalize.hpp"
+
+namespace ressvd::inline v0::detail {
+
+/// As exact_svd; `be` computes in double.
+template <backend B>
+void gram_svd(B& be, const_block_of<B> a, std::span<double> values, block_of<B> q) {
+  const bool wide = a.rows <= a.cols;
+  const index_t k = (std::min)(a.rows, a.cols);
+  auto frame = be.frame();
+  const auto vectors = be.scratch(k, k);
+  be.fill(vectors, 0.0);
+  be.add_gram(wide ? a.view() : a.view().transposed(), vectors);
+  be.eigh(vectors, values);
+  std::reverse(values.begin(), values.end());
+  for (double& v : values)
+    v = std::sqrt((std::max)(v, 0.0));
+
+  const auto leading = wide ? q : be.scratch(k, q.cols);
+  for (index_t i = 0; i < q.cols; ++i) {
+    be.copy(const_block_of<B>(vectors.col_range(k - 1 - i, 1)).view(), leading.col_range(i, 1));
+  }
+  if (wide) return;
+  be.gemm(op::none, op::none, 1.0, a, leading, 0.0, q);
+  std::vector<double> reciprocals(static_cast<std::size_t>(q.cols));
+  for (std::size_t i = 0; i < reciprocals.size(); ++i) {
+    reciprocals[i] = values[i] > 0 ? 1 / values[i] : 0;
+  }
+  const auto d = be.scratch(q.cols, 1);
+  be.upload({reciprocals.data(), q.cols, 1, q.cols}, d);
+  be.scale_cols(q, d);
+  orthonormalize(be, q);
+}
+
+} // namespace ressvd::inline v0::detail
