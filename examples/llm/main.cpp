@@ -1,51 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // ressvd-llm: compresses language models. Every subcommand has its own file in commands/.
-// Exit status: 0 success; 2 a request or a file that cannot be used as it is; 1 any other failure.
-#include <csignal>
-#include <cstdio>
-#include <exception>
-#include <new>
-#include <stdexcept>
-
-#include <CLI/CLI.hpp>
-#include <ressvd/version.hpp>
-
-#include "commands/inspect.hpp"
-#include "io/error.hpp"
-
-namespace {
-
-int report(const char* what, int status) {
-  std::fprintf(stderr, "ressvd-llm: %s\n", what);
-  return status;
-}
-
-} // namespace
+#include "commands/program.hpp"
 
 int main(int argc, char** argv) {
-  // A file-size limit is then an ordinary write error, like a full disk.
-  std::signal(SIGXFSZ, SIG_IGN);
-
-  CLI::App app{"Compresses language models by singular value decomposition", "ressvd-llm"};
-  app.set_version_flag("--version", RESSVD_VERSION_STRING);
-  app.require_subcommand(1);
-  ressvd_llm::add_inspect(app);
-
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  } catch (const ressvd_llm::file_error& error) {
-    return report(error.what(), 2);
-  } catch (const ressvd_llm::usage_error& error) {
-    return report(error.what(), 2);
-  } catch (const std::invalid_argument& error) {
-    return report(error.what(), 2);
-  } catch (const std::bad_alloc&) {
-    return report("out of memory", 1);
-  } catch (const std::exception& error) {
-    return report(error.what(), 1);
-  }
-  return 0;
+  return ressvd_llm::run_program(argc, argv);
 }

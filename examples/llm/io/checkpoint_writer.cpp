@@ -14,6 +14,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <set>
 #include <stdexcept>
@@ -236,7 +237,8 @@ void checkpoint_writer::state::read_journal() {
       tensors.push_back({item.at("name"), *type, item.at("shape"), item.at("shard"),
                          item.at("begin"), item.at("bytes")});
       const written_tensor& tensor = tensors.back();
-      if (tensor.begin + tensor.bytes > shard_bytes.at(tensor.shard)) {
+      if (tensor.shard >= shard_bytes.size() ||
+          tensor.begin + tensor.bytes > shard_bytes[tensor.shard]) {
         throw file_error(journal(), "names a tensor outside its data file");
       }
       names.insert(tensor.name);
