@@ -266,29 +266,57 @@ low_rank<typename B::scalar, typename B::space> slice(B& be,
   return pair;
 }
 
-/// ‖W − Ŵ_r‖_F² for r = 0 … basis.rank(), from one product: projecting onto one more basis vector
-/// removes its share of the energy, ‖W‖² − Σ_{i≤r} ‖q_iᵀW‖². For one-sided bases. Relative to the
-/// first value the entries are good to the backend's eps. Cost 2mn·rank flops; blocks.
+/// ‖W·F‖_F² for any metric factor F. Workspace 2mn scalars; blocks.
 template <backend B, class U>
-std::vector<double> weight_loss_curve(B& be, matrix_view<U, typename B::space> weights,
-                                      const svd_basis<B>& basis) {
-  detail::require(basis.acts != projection::both,
-                  "the weight-loss curve needs a basis with one metric at most");
-  const auto pair = slice(be, weights, basis, basis.rank());
+double weighted_energy(B& be, matrix_view<U, typename B::space> weights,
+                       const metric<typename B::space>& m = {}) {
+  detail::check_nonempty(weights, "W");
+  detail::check_metric(m, weights.cols, "the metric's factor");
   auto frame = be.frame();
-  const auto w = detail::in_scalar(be, detail::as_const_view(weights));
-  const auto stored = as_operand(w).a;
-  std::vector<double> energies(static_cast<std::size_t>(basis.rank()));
-  if (basis.acts == projection::left) {
-    be.row_squared_norms(pair.v, energies);
-  } else {
-    const auto ut = be.scratch(pair.rank(), pair.rows());
-    be.copy(pair.u.view().transposed(), ut);
-    be.row_squared_norms(ut, energies);
-  }
-  std::vector<double> curve{be.dot(stored, stored)};
-  for (const double e : energies)
+  const auto w = be.scratch(weights.rows, weights.cols);
+  const auto weighed = be.scratch(weights.rows, m.width(weights.cols));
+  be.copy(detail::as_const_view(weights), w);
+  detail::weigh<B>(be, w, m, weighed);
+  return be.dot(weighed, weighed);
+}
+
+/// ‖q_iᵀ·W·F‖² for every column of an orthonormal q (m × r): what each basis vector of a
+/// projection QQᵀW keeps of ‖W·F‖_F², in any metric, whichever one q was made for.
+/// Cost 2mnr + 2n²r flops; workspace mn + 2nr scalars; blocks.
+template <backend B, class U>
+std::vector<double> basis_energies(B& be, matrix_view<U, typename B::space> weights,
+                                   const_block_of<B> q, const metric<typename B::space>& m = {}) {
+  using T = typename B::scalar;
+  const auto w = detail::as_const_view(weights);
+  detail::check_nonempty(w, "W");
+  detail::check_metric(m, w.cols, "the metric's factor");
+  detail::require(q.rows == w.rows, "the basis has ", q.rows, " rows, W has ", w.rows);
+  auto frame = be.frame();
+  const auto kept = be.scratch(q.cols, w.cols);
+  const auto weighed = be.scratch(q.cols, m.width(w.cols));
+  detail::product(be, q.view().transposed(), detail::in_scalar(be, w), T{0}, kept.view());
+  detail::weigh<B>(be, kept, m, weighed);
+  std::vector<double> energies(static_cast<std::size_t>(q.cols));
+  be.row_squared_norms(weighed, energies);
+  return energies;
+}
+
+/// ‖(W − Ŵ_r)F‖_F² for r = 0 … basis.rank(): each basis vector takes its energy away. F is any
+/// metric for a basis that acts on the left, the identity for one that acts on the right. Good to
+/// the backend's eps relative to the first value. Cost and workspace: basis_energies.
+/// Throws std::invalid_argument for a two-sided basis.
+template <backend B, class U>
+std::vector<double> loss_curve(B& be, matrix_view<U, typename B::space> weights,
+                               const svd_basis<B>& basis, const metric<typename B::space>& m = {}) {
+  const bool left = basis.acts == projection::left;
+  detail::require(left || (basis.acts == projection::right && m.is_identity()),
+                  "a loss curve needs a basis that acts on the left, or the identity as metric");
+  const auto w =
+      left ? detail::as_const_view(weights) : detail::as_const_view(weights).transposed();
+  std::vector<double> curve{weighted_energy(be, w, m)};
+  for (const double e : basis_energies(be, w, basis.q.ref(), m)) {
     curve.push_back((std::max)(curve.back() - e, 0.0));
+  }
   return curve;
 }
 
