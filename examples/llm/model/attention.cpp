@@ -19,6 +19,16 @@ using map = Eigen::Map<row_major, 0, Eigen::OuterStride<>>;
 // scores above the diagonal are computed for nothing.
 constexpr std::int64_t block_queries = 64;
 
+constexpr std::int64_t row_alignment = 16;
+
+// count floats within scratch, at a multiple of 64 bytes.
+float* aligned_block(std::vector<float>& scratch, std::int64_t count) {
+  const auto size = static_cast<std::size_t>(count + row_alignment);
+  if (scratch.size() < size) scratch.resize(size);
+  const auto misaligned = reinterpret_cast<std::uintptr_t>(scratch.data()) % 64 / sizeof(float);
+  return scratch.data() + (misaligned == 0 ? 0 : 16 - misaligned);
+}
+
 double scaled_frequency(const rope_config& rope, double frequency) {
   if (rope.scaling == rope_scaling::linear) return frequency / rope.factor;
   if (rope.scaling == rope_scaling::none) return frequency;
@@ -80,7 +90,9 @@ void attend(const attention_head& head, std::vector<float>& scratch) {
     const std::int64_t rows = std::min(block_queries, head.queries - start);
     const std::int64_t key_begin = first_key(head.first + start);
     const std::int64_t keys = head.first + start + rows - key_begin;
-    scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(rows * keys)));
+    // Rows of whole aligned packets: the exponentials run without scalar ends.
+    const std::int64_t stride = (keys + row_alignment - 1) / row_alignment * row_alignment;
+    float* block = aligned_block(scratch, rows * stride);
 
     const const_map q(head.q + start * head.q_stride, rows, head.head_dim,
                       Eigen::OuterStride<>(head.q_stride));
@@ -88,7 +100,7 @@ void attend(const attention_head& head, std::vector<float>& scratch) {
                       Eigen::OuterStride<>(head.kv_stride));
     const const_map v(head.v + key_begin * head.kv_stride, keys, head.head_dim,
                       Eigen::OuterStride<>(head.kv_stride));
-    map scores(scratch.data(), rows, keys, Eigen::OuterStride<>(keys));
+    map scores(block, rows, keys, Eigen::OuterStride<>(stride));
     map out(head.out + start * head.out_stride, rows, head.head_dim,
             Eigen::OuterStride<>(head.out_stride));
 
@@ -96,13 +108,16 @@ void attend(const attention_head& head, std::vector<float>& scratch) {
     for (std::int64_t i = 0; i < rows; ++i) {
       const std::int64_t position = head.first + start + i;
       const std::int64_t begin = first_key(position) - key_begin;
-      const std::int64_t count = position + 1 - key_begin - begin;
-      auto seen = scores.row(i).segment(begin, count).array();
-      const float peak = seen.maxCoeff();
-      seen = ((seen - peak) * scale).exp();
-      seen *= 1.0f / seen.sum();
-      scores.row(i).head(begin).setZero();
-      scores.row(i).tail(keys - begin - count).setZero();
+      const std::int64_t end = position + 1 - key_begin;
+      Eigen::Map<Eigen::ArrayXf, Eigen::Aligned64> row(block + i * stride, stride);
+      const float peak = row.segment(begin, end - begin).maxCoeff();
+      // What the query does not see must not overflow; afterwards it weighs nothing.
+      row.head(begin) = peak;
+      row.tail(stride - end) = peak;
+      row = ((row - peak) * scale).exp();
+      row.head(begin) = 0.0f;
+      row.tail(stride - end) = 0.0f;
+      row *= 1.0f / row.sum();
     }
     out.noalias() = scores * v;
   }

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/evaluation.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+#include <Eigen/Core>
+
+#include "model/parallel.hpp"
+
+namespace ressvd_llm {
+
+namespace {
+
+// Logits held at a time: about 16 MiB, but enough tokens for products at full speed.
+constexpr std::int64_t logits_elements = std::int64_t{1} << 22;
+constexpr std::int64_t min_logits_rows = 512;
+
+using const_row = Eigen::Map<const Eigen::ArrayXf>;
+
+// The product with zero is NaN exactly for infinities and NaNs, and sums of zeros stay zero.
+bool all_finite(const const_row& row) {
+  return (row * 0.0f).sum() == 0.0f;
+}
+
+void require_finite(const float* logits, std::int64_t rows, std::int64_t vocab) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const const_row row(logits + i * vocab, vocab);
+    if (all_finite(row)) continue;
+    std::int64_t at = 0;
+    while (std::isfinite(row[at]))
+      ++at;
+    throw std::runtime_error("logit " + std::to_string(at) + " at position " + std::to_string(i) +
+                             " is not finite: the model does not compute");
+  }
+}
+
+// log Σ exp(row), row widened to float64 in `wide` first: the conversion is not vectorised together
+// with the exponential.
+double log_sum_exp(const const_row& row, Eigen::ArrayXd& wide) {
+  wide = row.cast<double>();
+  const double peak = wide.maxCoeff();
+  return peak + std::log((wide - peak).exp().sum());
+}
+
+std::int64_t row_grain(std::int64_t vocab) {
+  return std::max<std::int64_t>(1, 16'384 / vocab);
+}
+
+} // namespace
+
+std::vector<double> next_token_losses(const float* logits, std::span<const std::int32_t> targets,
+                                      std::int64_t vocab) {
+  const auto rows = static_cast<std::int64_t>(targets.size());
+  for (const std::int32_t target : targets)
+    if (target < 0 || target >= vocab)
+      throw std::invalid_argument("next_token_losses: target " + std::to_string(target) +
+                                  " outside the vocabulary of " + std::to_string(vocab));
+  require_finite(logits, rows, vocab);
+  std::vector<double> losses(targets.size());
+  parallel_for(rows, row_grain(vocab), [&](std::int64_t first, std::int64_t last) {
+    Eigen::ArrayXd wide;
+    for (std::int64_t i = first; i < last; ++i) {
+      const const_row row(logits + i * vocab, vocab);
+      const auto index = static_cast<std::size_t>(i);
+      losses[index] = log_sum_exp(row, wide) - static_cast<double>(row[targets[index]]);
+    }
+  });
+  return losses;
+}
+
+std::vector<double> kl_divergences(const float* reference, const float* other, std::int64_t rows,
+                                   std::int64_t vocab) {
+  require_finite(reference, rows, vocab);
+  require_finite(other, rows, vocab);
+  std::vector<double> result(static_cast<std::size_t>(rows));
+  parallel_for(rows, row_grain(vocab), [&](std::int64_t first, std::int64_t last) {
+    Eigen::ArrayXd log_p, log_q;
+    for (std::int64_t i = first; i < last; ++i) {
+      // Afterwards the arrays hold the logits in float64; the sums make them log-probabilities.
+      const double p_sum = log_sum_exp(const_row(reference + i * vocab, vocab), log_p);
+      const double q_sum = log_sum_exp(const_row(other + i * vocab, vocab), log_q);
+      log_p -= p_sum;
+      log_q -= q_sum;
+      const double divergence = (log_p.exp() * (log_p - log_q)).sum();
+      // Never negative but for rounding.
+      result[static_cast<std::size_t>(i)] = std::max(divergence, 0.0);
+    }
+  });
+  return result;
+}
+
+std::int64_t count_windows(std::int64_t tokens, const window_options& options) {
+  if (options.overlap != 0 && options.overlap != 1)
+    throw std::invalid_argument("windows: overlap " + std::to_string(options.overlap) +
+                                " is neither 0 nor 1");
+  if (options.length + options.overlap < 2)
+    throw std::invalid_argument("windows: a window of " + std::to_string(options.length) +
+                                " tokens predicts nothing");
+  if (options.max_windows < 0)
+    throw std::invalid_argument("windows: max_windows " + std::to_string(options.max_windows) +
+                                " is negative");
+  const std::int64_t count = (tokens - options.overlap) / options.length;
+  if (count < 1)
+    throw std::invalid_argument("windows: " + std::to_string(tokens) +
+                                " tokens do not fill one window of " +
+                                std::to_string(options.length + options.overlap));
+  return options.max_windows == 0 ? count : std::min(count, options.max_windows);
+}
+
+token_windows cut_windows(std::span<const std::int32_t> ids, const window_options& options) {
+  token_windows result;
+  result.count = count_windows(static_cast<std::int64_t>(ids.size()), options);
+  result.length = options.length - 1 + options.overlap;
+  for (std::int64_t i = 0; i < result.count; ++i) {
+    const auto start = ids.begin() + i * options.length;
+    result.inputs.insert(result.inputs.end(), start, start + result.length);
+    result.targets.insert(result.targets.end(), start + 1, start + 1 + result.length);
+  }
+  return result;
+}
+
+perplexity_result perplexity(const language_model& model, forward_engine& engine,
+                             const token_windows& windows, const evaluation_options& options) {
+  const auto begin = std::chrono::steady_clock::now();
+  const std::int64_t layers = model.config().layers;
+  const std::uint64_t window_bytes = static_cast<std::uint64_t>(windows.length) *
+                                     static_cast<std::uint64_t>(model.config().hidden_size) *
+                                     sizeof(float);
+  const std::int64_t round = std::max<std::int64_t>(
+      1,
+      static_cast<std::int64_t>(options.memory_limit / std::max<std::uint64_t>(window_bytes, 1)));
+  double sum = 0.0;
+  for (std::int64_t first = 0; first < windows.count; first += round) {
+    const std::int64_t count = std::min(round, windows.count - first);
+    const std::int64_t tokens = count * windows.length;
+    const std::span<const std::int32_t> inputs(windows.inputs.data() + first * windows.length,
+                                               static_cast<std::size_t>(tokens));
+    const std::int32_t* targets = windows.targets.data() + first * windows.length;
+    std::vector<float> hidden(static_cast<std::size_t>(tokens * model.config().hidden_size));
+    engine.embed(model.outer(), inputs, windows.length, hidden.data());
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+      engine.layer(model.layer(layer), hidden.data(), tokens, windows.length, nullptr);
+      if (options.progress)
+        options.progress((static_cast<double>(first) + static_cast<double>(count) *
+                                                           static_cast<double>(layer + 1) /
+                                                           static_cast<double>(layers + 1)) /
+                         static_cast<double>(windows.count));
+    }
+    for_each_logits(model, engine, hidden.data(), tokens,
+                    [&](const float* logits, std::int64_t start, std::int64_t rows) {
+                      const std::vector<double> losses = next_token_losses(
+                          logits, {targets + start, static_cast<std::size_t>(rows)},
+                          model.config().vocab);
+                      sum = std::accumulate(losses.begin(), losses.end(), sum);
+                    });
+  }
+  if (options.progress) options.progress(1.0);
+  perplexity_result result;
+  result.windows = windows.count;
+  result.predicted = windows.count * windows.length;
+  result.mean_loss = sum / static_cast<double>(result.predicted);
+  result.perplexity = std::exp(result.mean_loss);
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return result;
+}
+
+std::vector<float> final_hidden(const language_model& model, forward_engine& engine,
+                                const token_windows& windows) {
+  const std::int64_t tokens = windows.count * windows.length;
+  std::vector<float> hidden(static_cast<std::size_t>(tokens * model.config().hidden_size));
+  engine.embed(model.outer(), windows.inputs, windows.length, hidden.data());
+  for (std::int64_t layer = 0; layer < model.config().layers; ++layer)
+    engine.layer(model.layer(layer), hidden.data(), tokens, windows.length, nullptr);
+  return hidden;
+}
+
+void for_each_logits(
+    const language_model& model, forward_engine& engine, const float* hidden, std::int64_t tokens,
+    const std::function<void(const float* logits, std::int64_t first, std::int64_t rows)>& body) {
+  const std::int64_t vocab = model.config().vocab;
+  const std::int64_t block = std::min(std::max(logits_elements / vocab, min_logits_rows), tokens);
+  std::vector<float> logits(static_cast<std::size_t>(block * vocab));
+  for (std::int64_t first = 0; first < tokens; first += block) {
+    const std::int64_t rows = std::min(block, tokens - first);
+    engine.logits(model.outer(), hidden + first * model.config().hidden_size, rows, logits.data());
+    body(logits.data(), first, rows);
+  }
+}
+
+} // namespace ressvd_llm
