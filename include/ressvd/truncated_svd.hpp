@@ -306,11 +306,13 @@ std::vector<double> basis_energies(B& be, matrix_view<U, typename B::space> weig
 /// the backend's eps relative to the first value. Cost and workspace: basis_energies.
 /// Throws std::invalid_argument for a two-sided basis.
 template <backend B, class U>
-std::vector<double> loss_curve(B& be, matrix_view<U, typename B::space> weights,
-                               const svd_basis<B>& basis, const metric<typename B::space>& m = {}) {
+std::vector<double> truncation_losses(B& be, matrix_view<U, typename B::space> weights,
+                                      const svd_basis<B>& basis,
+                                      const metric<typename B::space>& m = {}) {
   const bool left = basis.acts == projection::left;
-  detail::require(left || (basis.acts == projection::right && m.is_identity()),
-                  "a loss curve needs a basis that acts on the left, or the identity as metric");
+  detail::require(
+      left || (basis.acts == projection::right && m.is_identity()),
+      "truncation losses need a basis that acts on the left, or the identity as metric");
   const auto w =
       left ? detail::as_const_view(weights) : detail::as_const_view(weights).transposed();
   std::vector<double> curve{weighted_energy(be, w, m)};
