@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// cuBLAS and cuSOLVER handles, our own or the engine's. A lease is a handle for the length of one
+// call: on our stream, with scalars on the host and full precision. What a borrowed handle had is
+// put back when the lease ends.
+#pragma once
+
+#include <cstddef>
+
+#include "ressvd/backend/cuda/error.hpp"
+
+namespace ressvd::inline v0 {
+
+/// What an engine lends. Everything must outlive the context and what was allocated with it.
+struct cuda_handles {
+  cudaStream_t stream = nullptr;          ///< all work goes here; null is the legacy default stream
+  cublasHandle_t cublas = nullptr;        ///< null: a handle of our own is made
+  void* cublas_workspace = nullptr;       ///< what the engine gave that handle by
+  std::size_t cublas_workspace_bytes = 0; ///< cublasSetWorkspace; see below
+  cusolverDnHandle_t cusolver = nullptr;  ///< null: a handle of our own is made when first needed
+};
+// cublasSetStream takes a handle's workspace away, and cuBLAS cannot be asked which it was. A
+// handle that is on our stream already is left there and keeps its workspace; only for one that is
+// on another stream must the workspace be named, to be put back.
+
+namespace detail {
+
+class cublas_lease {
+ public:
+  explicit cublas_lease(cublasHandle_t owned) : handle_(owned) {}
+  cublas_lease(const cuda_handles& lent, cudaStream_t stream) : handle_(lent.cublas), lent_(&lent) {
+    check(cublasGetStream(handle_, &stream_));
+    check(cublasGetPointerMode(handle_, &pointer_mode_));
+    check(cublasGetMathMode(handle_, &math_mode_));
+    moved_ = stream_ != stream;
+    if (moved_) check(cublasSetStream(handle_, stream));
+    configure(handle_);
+  }
+  cublas_lease(const cublas_lease&) = delete;
+  cublas_lease& operator=(const cublas_lease&) = delete;
+  ~cublas_lease() {
+    if (lent_ == nullptr) return;
+    cublasSetMathMode(handle_, math_mode_);
+    cublasSetPointerMode(handle_, pointer_mode_);
+    if (!moved_) return;
+    cublasSetStream(handle_, stream_);
+    if (lent_->cublas_workspace != nullptr) {
+      cublasSetWorkspace(handle_, lent_->cublas_workspace, lent_->cublas_workspace_bytes);
+    }
+  }
+
+  operator cublasHandle_t() const { return handle_; }
+
+  /// The modes we compute with. TF32 is asked for product by product, never by the math mode.
+  static void configure(cublasHandle_t handle) {
+    check(cublasSetPointerMode(handle, CUBLAS_POINTER_MODE_HOST));
+    check(cublasSetMathMode(handle, CUBLAS_DEFAULT_MATH));
+  }
+
+ private:
+  cublasHandle_t handle_;
+  const cuda_handles* lent_ = nullptr;
+  cudaStream_t stream_ = nullptr;
+  bool moved_ = false;
+  cublasPointerMode_t pointer_mode_ = CUBLAS_POINTER_MODE_HOST;
+  cublasMath_t math_mode_ = CUBLAS_DEFAULT_MATH;
+};
+
+class cusolver_lease {
+ public:
+  explicit cusolver_lease(cusolverDnHandle_t owned) : handle_(owned) {}
+  cusolver_lease(cusolverDnHandle_t lent, cudaStream_t stream) : handle_(lent) {
+    check(cusolverDnGetStream(handle_, &stream_));
+    moved_ = stream_ != stream;
+    if (moved_) check(cusolverDnSetStream(handle_, stream));
+  }
+  cusolver_lease(const cusolver_lease&) = delete;
+  cusolver_lease& operator=(const cusolver_lease&) = delete;
+  ~cusolver_lease() {
+    if (moved_) cusolverDnSetStream(handle_, stream_);
+  }
+
+  operator cusolverDnHandle_t() const { return handle_; }
+
+ private:
+  cusolverDnHandle_t handle_;
+  cudaStream_t stream_ = nullptr;
+  bool moved_ = false;
+};
+
+} // namespace detail
+} // namespace ressvd::inline v0

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Device kernels: compiled by NVRTC when first used (about 0.1 s each), loaded and launched through
+// the driver.
+//
+// The driver's functions are looked up at run time, so a program does not link libcuda and starts
+// on a machine without a driver. (The run-time library has functions of its own to load compiled
+// code, but only since CUDA 12.8.)
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <map>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "ressvd/backend/cuda/error.hpp"
+#include "ressvd/backend/cuda/kernel_source.hpp"
+#include "ressvd/core/scalar.hpp"
+#include "ressvd/core/types.hpp"
+
+namespace ressvd::inline v0::detail {
+
+/// The name of a type in the kernels' source.
+template <storage_scalar T>
+constexpr const char* kernel_type() {
+  if constexpr (std::is_same_v<T, float>) {
+    return "float";
+  } else if constexpr (std::is_same_v<T, double>) {
+    return "double";
+  } else if constexpr (std::is_same_v<T, half>) {
+    return "ressvd::half";
+  } else {
+    return "ressvd::bfloat16";
+  }
+}
+
+/// "ressvd::kernel<argument, argument>"
+inline std::string kernel_name(const char* kernel, std::initializer_list<const char*> arguments) {
+  std::string name = std::string("ressvd::") + kernel + '<';
+  for (const char* argument : arguments) {
+    if (name.back() != '<') name += ',';
+    name += argument;
+  }
+  return name + '>';
+}
+
+struct compiled_kernel {
+  std::string symbol; ///< the kernel's mangled name
+  std::vector<char> code;
+};
+
+/// Compiles one kernel for compute capability `target` (90 for 9.0): to machine code when `exact`,
+/// else to PTX, which the driver compiles for any device of that capability or a later one.
+inline compiled_kernel compile_kernel(const std::string& name, int target, bool exact) {
+  nvrtcProgram program = nullptr;
+  check(nvrtcCreateProgram(&program, cuda_kernel_source, "ressvd_kernels.cu", 0, nullptr, nullptr));
+  struct destroy {
+    nvrtcProgram& p;
+    ~destroy() { nvrtcDestroyProgram(&p); }
+  } const guard{program};
+
+  check(nvrtcAddNameExpression(program, name.c_str()));
+  const std::string arch = text("--gpu-architecture=", exact ? "sm_" : "compute_", target);
+  const char* options[] = {arch.c_str(), "--std=c++17", "--device-as-default-execution-space"};
+  if (const nvrtcResult status = nvrtcCompileProgram(program, 3, options);
+      status != NVRTC_SUCCESS) {
+    std::size_t size = 0;
+    check(nvrtcGetProgramLogSize(program, &size));
+    std::string log(size, '\0');
+    check(nvrtcGetProgramLog(program, log.data()));
+    fail<backend_error>("NVRTC could not compile ", name, " for ", arch, " (",
+                        nvrtcGetErrorString(status), "): ", log.c_str());
+  }
+  compiled_kernel result;
+  const char* symbol = nullptr;
+  check(nvrtcGetLoweredName(program, name.c_str(), &symbol));
+  result.symbol = symbol;
+  std::size_t size = 0;
+  check(exact ? nvrtcGetCUBINSize(program, &size) : nvrtcGetPTXSize(program, &size));
+  result.code.resize(size);
+  check(exact ? nvrtcGetCUBIN(program, result.code.data())
+              : nvrtcGetPTX(program, result.code.data()));
+  return result;
+}
+
+/// The compute capabilities that this NVRTC compiles for, ascending.
+inline std::vector<int> kernel_targets() {
+  int count = 0;
+  check(nvrtcGetNumSupportedArchs(&count));
+  std::vector<int> targets(static_cast<std::size_t>(count));
+  check(nvrtcGetSupportedArchs(targets.data()));
+  return targets;
+}
+
+/// Threads of a launch.
+struct launch_shape {
+  dim3 grid;
+  dim3 block;
+};
+
+inline unsigned blocks_for(index_t count, index_t block, index_t most) {
+  return static_cast<unsigned>((std::min)((count + block - 1) / block, most));
+}
+
+/// One thread for each element, as far as the grid goes; kernels stride over the rest.
+inline launch_shape over(index_t rows, index_t cols) {
+  constexpr index_t most_down = 0x7fffffff;
+  constexpr index_t most_across = 65535;
+  if (cols == 1) return {dim3(blocks_for(rows, 256, most_down)), dim3(256)};
+  return {dim3(blocks_for(rows, 32, most_down), blocks_for(cols, 8, most_across)), dim3(32, 8)};
+}
+/// The same with at most 1024 blocks, each of which leaves one number.
+inline launch_shape over_for_sum(index_t rows, index_t cols) {
+  if (cols == 1) return {dim3(blocks_for(rows, 256, 1024)), dim3(256)};
+  return {dim3(blocks_for(rows, 32, 32), blocks_for(cols, 8, 32)), dim3(32, 8)};
+}
+/// A block of 32 × 8 threads for each tile of 32 × 32 elements.
+inline launch_shape over_tiles(index_t rows, index_t cols) {
+  return {dim3(blocks_for(rows, 32, 0x7fffffff), blocks_for(cols, 32, 65535)), dim3(32, 8)};
+}
+/// A block of 32 × 32 threads for each 32 rows.
+inline launch_shape over_rows(index_t rows) {
+  return {dim3(blocks_for(rows, 32, 0x7fffffff)), dim3(32, 32)};
+}
+
+class cuda_kernels {
+ public:
+  cuda_kernels() = default;
+  cuda_kernels(const cuda_kernels&) = delete;
+  cuda_kernels& operator=(const cuda_kernels&) = delete;
+  ~cuda_kernels() {
+    for (const auto& [name, k] : loaded_)
+      driver_.unload(k.library);
+  }
+
+  /// Launches a kernel of the source. The arguments must have the types of its parameters.
+  template <class... Args>
+  void launch(cudaStream_t stream, launch_shape shape, const std::string& name, Args... args) {
+    static_assert(((std::is_pointer_v<Args> || compute_scalar<Args> ||
+                    std::is_same_v<Args, index_t> || std::is_same_v<Args, std::uint64_t>)&&...),
+                  "kernels take pointers, scalars, index_t and std::uint64_t");
+    void* arguments[] = {&args...};
+    const auto kernel = reinterpret_cast<CUfunction>(find(name)); // as cuLaunchKernel documents it
+    check_driver(driver_.launch(kernel, shape.grid.x, shape.grid.y, 1, shape.block.x, shape.block.y,
+                                1, 0, stream, arguments, nullptr),
+                 name);
+  }
+
+ private:
+  struct driver {
+    decltype(&cuLibraryLoadData) load = nullptr;
+    decltype(&cuLibraryGetKernel) get_kernel = nullptr;
+    decltype(&cuLibraryUnload) unload = nullptr;
+    decltype(&cuLaunchKernel) launch = nullptr;
+    decltype(&cuGetErrorName) error_name = nullptr;
+  };
+  struct loaded_kernel {
+    CUlibrary library;
+    CUkernel kernel;
+  };
+
+  CUkernel find(const std::string& name) {
+    if (const auto k = loaded_.find(name); k != loaded_.end()) return k->second.kernel;
+    return load(name);
+  }
+
+  CUkernel load(const std::string& name) {
+    if (driver_.launch == nullptr) connect();
+    const compiled_kernel compiled = compile_kernel(name, target_, exact_);
+    loaded_kernel k{};
+    check_driver(
+        driver_.load(&k.library, compiled.code.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
+        name);
+    const CUresult found = driver_.get_kernel(&k.kernel, k.library, compiled.symbol.c_str());
+    if (found != CUDA_SUCCESS) driver_.unload(k.library);
+    check_driver(found, name);
+    loaded_.emplace(name, k);
+    return k.kernel;
+  }
+
+  /// Finds the driver's functions, and what to compile for on the current device.
+  void connect() {
+    int device = 0;
+    int major = 0;
+    int minor = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    const int capability = 10 * major + minor;
+    for (const int target : kernel_targets()) {
+      if (target <= capability) target_ = target;
+    }
+    require<backend_error>(target_ > 0, "NVRTC does not compile for this device's capability ",
+                           major, ".", minor);
+    exact_ = target_ == capability;
+
+    driver d;
+    entry_point("cuLibraryLoadData", d.load);
+    entry_point("cuLibraryGetKernel", d.get_kernel);
+    entry_point("cuLibraryUnload", d.unload);
+    entry_point("cuGetErrorName", d.error_name);
+    entry_point("cuLaunchKernel", d.launch);
+    driver_ = d;
+  }
+
+  template <class Function>
+  static void entry_point(const char* symbol, Function& function) {
+    void* address = nullptr;
+#if CUDART_VERSION >= 12050
+    check(cudaGetDriverEntryPointByVersion(symbol, &address, 12000, cudaEnableDefault, nullptr));
+#else
+    check(cudaGetDriverEntryPoint(symbol, &address, cudaEnableDefault));
+#endif
+    require<backend_error>(address != nullptr, "the CUDA driver has no ", symbol,
+                           "; a driver of CUDA 12 or later is needed");
+    function = reinterpret_cast<Function>(address);
+  }
+
+  void check_driver(CUresult status, const std::string& kernel) {
+    if (status == CUDA_SUCCESS) return;
+    const char* name = nullptr;
+    driver_.error_name(status, &name);
+    fail<backend_error>("the CUDA driver returned ", name == nullptr ? "an unknown error" : name,
+                        " for the kernel ", kernel);
+  }
+
+  driver driver_;
+  int target_ = 0;
+  bool exact_ = false;
+  std::map<std::string, loaded_kernel> loaded_;
+};
+
+} // namespace ressvd::inline v0::detail
