@@ -10,6 +10,7 @@
 #include <CLI/CLI.hpp>
 #include <ressvd/version.hpp>
 
+#include "commands/compress.hpp"
 #include "commands/inspect.hpp"
 #include "io/error.hpp"
 
@@ -30,6 +31,7 @@ int run_program(int argc, const char* const* argv) {
   CLI::App app{"Compresses language models by singular value decomposition", "ressvd-llm"};
   app.set_version_flag("--version", RESSVD_VERSION_STRING);
   app.require_subcommand(1);
+  add_compress(app);
   add_inspect(app);
 
   try {

@@ -53,7 +53,7 @@ token_windows cut_windows(std::span<const std::int32_t> ids, const window_option
 struct evaluation_options {
   // Hidden states held at a time; the windows are taken in as many rounds as that needs.
   std::uint64_t memory_limit = std::uint64_t{2} << 30;
-  progress_function progress;
+  progress_function progress = {};
 };
 
 struct perplexity_result {

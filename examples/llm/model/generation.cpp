@@ -148,12 +148,9 @@ std::vector<std::int32_t> sample_texts(const language_model& model, const sample
   if (options.count < 1 || options.length < 1)
     throw std::invalid_argument("sample_texts: " + std::to_string(options.count) + " samples of " +
                                 std::to_string(options.length) + " tokens");
-  // The start token stands at position 0 and the sample behind it, or the sample begins with it.
-  const bool keep_start = options.length >= config.max_positions;
-  const std::int64_t capacity = options.length;
-  const auto bytes_each =
-      static_cast<std::uint64_t>(2 * config.layers * capacity * config.kv_heads * config.head_dim) *
-      sizeof(float);
+  const auto bytes_each = static_cast<std::uint64_t>(2 * config.layers * options.length *
+                                                     config.kv_heads * config.head_dim) *
+                          sizeof(float);
   const auto round = std::clamp<std::int64_t>(
       static_cast<std::int64_t>(options.memory_limit / bytes_each), 1, options.count);
 
@@ -167,27 +164,19 @@ std::vector<std::int32_t> sample_texts(const language_model& model, const sample
       tokens.push_back(config.bos.value_or(
           static_cast<std::int32_t>(draws.back().next() * static_cast<double>(config.vocab))));
     }
-    decoder state(model, sequences, capacity);
-    std::int64_t filled = 0;
-    const auto store = [&] {
-      for (std::int64_t s = 0; s < sequences; ++s)
-        result[static_cast<std::size_t>((first + s) * options.length + filled)] =
-            tokens[static_cast<std::size_t>(s)];
-      ++filled;
-    };
-    if (keep_start) store();
-    while (filled < options.length) {
+    decoder state(model, sequences, options.length);
+    for (std::int64_t at = 0; at < options.length; ++at) {
       const std::span<const float> logits = state.append(tokens);
       for (std::int64_t s = 0; s < sequences; ++s) {
         const auto index = static_cast<std::size_t>(s);
         tokens[index] = sample_token(logits.subspan(static_cast<std::size_t>(s * config.vocab),
                                                     static_cast<std::size_t>(config.vocab)),
                                      options.sampling, draws[index]);
+        result[static_cast<std::size_t>((first + s) * options.length + at)] = tokens[index];
       }
-      store();
       if (options.progress)
         options.progress((static_cast<double>(first) + static_cast<double>(sequences) *
-                                                           static_cast<double>(filled) /
+                                                           static_cast<double>(at + 1) /
                                                            static_cast<double>(options.length)) /
                          static_cast<double>(options.count));
     }

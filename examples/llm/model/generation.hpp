@@ -68,9 +68,9 @@ std::int32_t sample_token(std::span<const float> logits, const sampling_options&
 struct generation_options {
   std::int64_t tokens = 200;
   // Generation ends before one of these.
-  std::vector<std::int32_t> stop;
-  sampling_options sampling;
-  progress_function progress;
+  std::vector<std::int32_t> stop = {};
+  sampling_options sampling = {};
+  progress_function progress = {};
 };
 
 // The continuation of a prompt, without the prompt. Throws std::invalid_argument for an empty
@@ -82,16 +82,16 @@ std::vector<std::int32_t> generate(const language_model& model,
 struct sample_options {
   std::int64_t count = 128;
   std::int64_t length = 256;
-  sampling_options sampling;
+  sampling_options sampling = {};
   // Keys and values held at a time; the samples are drawn in as many rounds as that needs.
   std::uint64_t memory_limit = std::uint64_t{2} << 30;
-  progress_function progress;
+  progress_function progress = {};
 };
 
 // Texts the model writes itself, count × length token ids, to calibrate on when no text is at
-// hand. Every sample starts from the model's beginning-of-sequence token, or a random one where it
-// has none; that token is not part of the sample where the model has a position left for it.
-// Sample i depends on the seed and i, not on how many there are.
+// hand. Every sample is what follows the model's beginning-of-sequence token (or a random token
+// where it has none), without that token, as evaluation texts are cut. Sample i depends on the seed
+// and i, not on how many there are.
 std::vector<std::int32_t> sample_texts(const language_model& model, const sample_options& options);
 
 } // namespace ressvd_llm

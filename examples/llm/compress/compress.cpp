@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "compress/compress.hpp"
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ressvd/version.hpp>
+
+#include "compress/calibration.hpp"
+#include "compress/choose.hpp"
+#include "compress/memory.hpp"
+#include "compress/output.hpp"
+#include "compress/plan.hpp"
+#include "compress/update.hpp"
+#include "compress/workbench.hpp"
+#include "io/checkpoint_writer.hpp"
+#include "io/error.hpp"
+#include "model/evaluation.hpp"
+#include "ui/progress.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+using nlohmann::ordered_json;
+
+class stage_clock {
+ public:
+  void finish(const char* stage) {
+    const auto now = std::chrono::steady_clock::now();
+    seconds_[stage] = std::chrono::duration<double>(now - start_).count();
+    start_ = now;
+  }
+  const ordered_json& seconds() const { return seconds_; }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  ordered_json seconds_ = ordered_json::object();
+};
+
+const char* name_of_path(ressvd::whitening_path path) {
+  switch (path) {
+    case ressvd::whitening_path::cholesky:
+      return "cholesky";
+    case ressvd::whitening_path::damped_cholesky:
+      return "damped cholesky";
+    case ressvd::whitening_path::eigenvalues:
+      return "eigenvalues";
+    case ressvd::whitening_path::qr:
+      return "qr";
+    case ressvd::whitening_path::power:
+      return "power";
+  }
+  return "";
+}
+
+// JSON has no infinity and no NaN.
+ordered_json number(double value) {
+  return std::isfinite(value) ? ordered_json(value) : ordered_json(nullptr);
+}
+
+ordered_json loss_of(double lost, double total) {
+  lost = (std::max)(lost, 0.0);
+  return {{"absolute", lost}, {"relative", total > 0 ? lost / total : 0.0}};
+}
+
+// What became of one matrix. Losses are known where the basis' projection was kept: not after a
+// closed-form update, and the activation loss only in the projections whose Gram was still there.
+ordered_json describe(const factored_matrix& m, const matrix_rank& chosen,
+                      const compress_options& options, bool updated) {
+  ordered_json json{{"name", m.module.prefix}, {"rows", m.module.out}, {"cols", m.module.in}};
+  if (chosen.dense) {
+    json["rank"] = nullptr;
+    return json;
+  }
+  const residual_stage* stage = m.stage_for(chosen.rank);
+  json["rank"] = chosen.rank;
+  json["intermediate_rank"] =
+      stage != nullptr ? stage->intermediate_rank
+      : options.method == method::ressvd
+          ? ressvd::intermediate_rank({.rank = chosen.rank, .beta = options.beta})
+          : chosen.rank;
+  const bool complete = options.method != method::ressvd || stage != nullptr;
+  if (complete && !updated) {
+    const auto leading =
+        static_cast<std::size_t>(stage != nullptr ? stage->intermediate_rank : chosen.rank);
+    double weight = stage != nullptr ? stage->weight_energy : 0;
+    double activation = stage != nullptr ? stage->activation_energy : 0;
+    for (std::size_t i = 0; i < leading; ++i) {
+      weight += m.weight_energies[i];
+      if (!m.activation_energies.empty()) activation += m.activation_energies[i];
+    }
+    json["weight_loss"] = loss_of(m.weight_total - weight, m.weight_total);
+    if (!m.activation_energies.empty()) {
+      json["activation_loss"] = loss_of(m.activation_total - activation, m.activation_total);
+    }
+  }
+  json["whitening"] = {{"path", name_of_path(m.whitening.path)},
+                       {"damping", m.whitening.damping},
+                       {"relative_damping", m.whitening.relative_damping},
+                       {"condition", number(m.whitening.condition)}};
+  json["numerical_rank"] = m.svd.numerical_rank;
+  json["seconds"] = m.seconds;
+  return json;
+}
+
+ordered_json describe(const chosen_ranks& chosen) {
+  ordered_json json = ordered_json::object();
+  if (chosen.last_layers) json["last_layers"] = *chosen.last_layers;
+  if (!chosen.search.empty()) {
+    json["search"] = ordered_json::array();
+    for (const auto& s : chosen.search) {
+      json["search"].push_back({{"last_layers", s.candidate.layers},
+                                {"layer_ratio", s.candidate.ratio},
+                                {"final_layer_error", s.error}});
+    }
+  }
+  if (!chosen.layer_ratios.empty()) json["layer_ratios"] = chosen.layer_ratios;
+  if (!chosen.probes.empty()) {
+    json["probes"] = ordered_json::array();
+    for (const auto& p : chosen.probes) {
+      json["probes"].push_back({{"name", p.prefix},
+                                {"rank", p.rank},
+                                {"divergence", p.divergence},
+                                {"sensitivity", p.sensitivity}});
+    }
+    json["predicted_loss"] = chosen.predicted_loss;
+    json["loss_bound"] = chosen.loss_bound;
+  }
+  return json;
+}
+
+void check(const compress_options& options, const language_model& model) {
+  const auto refuse = [](const std::string& what) { throw usage_error(what); };
+  if (model.config().compressed && model.config().compressed->format == "factored") {
+    refuse(options.model.string() + ": is a factored checkpoint already");
+  }
+  if (options.method == method::fwsvd && options.fisher.empty()) {
+    refuse("fwsvd needs the mean squared gradients of the model's matrices: --fisher FILE");
+  }
+  if (options.method != method::fwsvd && !options.fisher.empty()) {
+    refuse("--fisher belongs to --method fwsvd");
+  }
+  if (options.samples < 1 || options.seqlen < 2) {
+    refuse("calibration needs at least 1 sample of 2 tokens, not " +
+           std::to_string(options.samples) + " of " + std::to_string(options.seqlen));
+  }
+  if (!(options.ratio >= 0 && options.ratio < 1)) {
+    refuse("--ratio " + std::to_string(options.ratio) + " is outside [0, 1)");
+  }
+}
+
+// The power of tempered whitening whose uniformly compressed model is closest to the original on
+// samples that no Gram has seen.
+class power_search {
+ public:
+  power_search(workbench& bench, const compress_options& options,
+               const calibration_samples& samples)
+      : bench_(bench), options_(options), samples_(samples) {}
+
+  double choose(double ratio, const std::filesystem::path& scratch) {
+    if (samples_.heldout.count() == 0) {
+      throw usage_error("--power auto needs held-out samples; the calibration text is too short");
+    }
+    const std::vector<ressvd::layer_candidate> uniform{{bench_.config().layers, ratio}};
+    const auto wanted = wanted_ranks(uniform, bench_.config(), options_);
+    const auto ranks = ranks_of(uniform.front(), bench_.config(), options_);
+    const hidden_states original = bench_.final_original(samples_.heldout);
+    std::optional<std::pair<double, double>> best;
+    for (const double power : {0.4, 0.6, 0.8, 1.0}) {
+      const auto directory = scratch / ("power-" + std::to_string(power));
+      std::filesystem::create_directories(directory);
+      bench_.use(layer_store(directory), power);
+      bench_.factor(samples_.calibration, wanted);
+      const auto changed = bench_.final_compressed(bench_.embed(samples_.heldout), 0,
+                                                   samples_.heldout.length, ranks);
+      const double divergence = bench_.mean_divergence(original, changed);
+      curve_.push_back({{"power", power}, {"heldout_divergence", divergence}});
+      if (!best || divergence < best->second) best.emplace(power, divergence);
+      std::filesystem::remove_all(directory);
+    }
+    return best->first;
+  }
+
+  const ordered_json& curve() const { return curve_; }
+
+ private:
+  workbench& bench_;
+  const compress_options& options_;
+  const calibration_samples& samples_;
+  ordered_json curve_ = ordered_json::array();
+};
+
+// Writes the layers after the last mark; the others are in the partial checkpoint already.
+void write_layers(checkpoint_writer& writer, workbench& bench, const compress_options& options,
+                  const chosen_ranks& chosen, const sample_set& calibration) {
+  const std::string run = fingerprint(options);
+  const auto mark = [&](std::int64_t next) {
+    writer.mark(ordered_json{{"run", run}, {"next_layer", next}}.dump());
+  };
+  std::int64_t next = -1;
+  if (writer.resumed_state()) next = ordered_json::parse(*writer.resumed_state())["next_layer"];
+  if (next < 0) {
+    write_kept_tensors(writer, bench.model(), chosen.ranks, options);
+    mark(next = 0);
+  }
+  std::optional<sequential_update> update;
+  if (options.update || options.method == method::adasvd) {
+    update.emplace(bench, options, calibration);
+  }
+  progress bar("writing", bench.config().layers);
+  for (std::int64_t layer = 0; layer < bench.config().layers; ++layer) {
+    const auto& ranks = chosen.ranks[static_cast<std::size_t>(layer)];
+    const auto updated = writer.scratch() / ("updated-" + std::to_string(layer) + ".safetensors");
+    if (layer < next) {
+      if (update) {
+        layer_weights weights = bench.model().layer(layer);
+        load_linears(updated, bench.config(), layer, weights);
+        update->skip(layer, weights);
+      }
+    } else {
+      const layer_weights weights =
+          update ? update->update(layer, ranks) : bench.compressed_layer(layer, ranks);
+      if (update) save_linears(updated, bench.config(), layer, weights);
+      write_layer(writer, bench.model(), layer, weights, options);
+      mark(layer + 1);
+    }
+    bar.advance();
+  }
+}
+
+// What was lost on text that the calibration has not seen, measured on the written checkpoint.
+ordered_json evaluate(workbench& bench, const compress_options& options,
+                      const sample_set& heldout) {
+  if (heldout.count() == 0) return nullptr;
+  const auto windows = cut_windows(heldout.ids, {.length = heldout.length});
+  const language_model written = language_model::open(options.output);
+  cpu_forward engine(written.config());
+  const auto before = perplexity(bench.model(), bench.engine(), windows);
+  const auto after = perplexity(written, engine, windows);
+  const double divergence = bench.mean_divergence(
+      final_hidden(bench.model(), bench.engine(), windows), final_hidden(written, engine, windows));
+  return {{"windows", heldout.count()},
+          {"tokens", heldout.tokens()},
+          {"original_perplexity", before.perplexity},
+          {"compressed_perplexity", after.perplexity},
+          {"divergence", divergence}};
+}
+
+} // namespace
+
+ordered_json compress(const compress_options& options) {
+  stage_clock clock;
+  const language_model model = language_model::open(options.model);
+  check(options, model);
+  const model_config& config = model.config();
+  const double ratio = matrix_ratio(options, config, model.source());
+  const auto candidates = last_layer_choices(options, config, ratio);
+  const std::string run = fingerprint(options);
+
+  checkpoint_writer writer(options.output, options.model, {.resume = options.resume});
+  if (writer.resumed_state()) {
+    if (ordered_json::parse(*writer.resumed_state())["run"] != run) {
+      throw usage_error(options.output.string() +
+                        ": the interrupted run had other options; start without --resume");
+    }
+  } else {
+    writer.mark(ordered_json{{"run", run}, {"next_layer", -1}}.dump());
+  }
+
+  const calibration_samples samples = make_samples(options, model);
+  clock.finish("sampling");
+  std::int64_t parameters = 0;
+  for (const std::string& name : model.source().names()) {
+    parameters += model.source().describe(name).elements;
+  }
+  const auto estimate = estimate_memory(options, config, samples.calibration.length,
+                                        model.storage() == weight_storage::float32,
+                                        static_cast<std::uint64_t>(parameters));
+  constexpr double mebi = 1024.0 * 1024.0;
+  std::fprintf(stderr, "estimated peak memory: %.0f MiB\n",
+               static_cast<double>(estimate.total()) / mebi);
+
+  workbench bench(options, model);
+  ordered_json power_curve;
+  double power = options.power.value_or(1.0);
+  if (options.method == method::tempered && !options.power) {
+    power_search search(bench, options, samples);
+    power = search.choose(ratio, writer.scratch());
+    power_curve = search.curve();
+    clock.finish("power search");
+  }
+  bench.use(layer_store(writer.scratch()), power);
+  bench.factor(samples.calibration, wanted_ranks(candidates, config, options));
+  clock.finish("factoring");
+  const chosen_ranks chosen = choose_ranks(bench, options, ratio, candidates, samples.calibration);
+  clock.finish("choosing ranks");
+  const double achieved = achieved_ratio(chosen.ranks, config);
+
+  ordered_json matrices = ordered_json::array();
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    const auto& ranks = chosen.ranks[static_cast<std::size_t>(layer)];
+    const auto modules = linear_modules(config, layer);
+    std::vector<factored_matrix> factored(modules.size());
+    if (bench.store().contains(layer)) {
+      factored = bench.store().load_summary(config, layer).matrices;
+    }
+    for (std::size_t i = 0; i < modules.size(); ++i) {
+      factored[i].module = modules[i];
+      matrices.push_back(describe(factored[i], ranks[i], options,
+                                  options.update || options.method == method::adasvd));
+    }
+  }
+  write_layers(writer, bench, options, chosen, samples.calibration);
+  write_description(writer, model, chosen.ranks, options, achieved);
+  writer.commit();
+  clock.finish("writing");
+
+  const ordered_json heldout = evaluate(bench, options, samples.heldout);
+  clock.finish("evaluation");
+
+  ordered_json report{{"program", "ressvd-llm " RESSVD_VERSION_STRING},
+                      {"model", options.model.string()},
+                      {"output", options.output.string()},
+                      {"options", ordered_json::parse(run)},
+                      {"samples",
+                       {{"count", samples.calibration.count()},
+                        {"length", samples.calibration.length},
+                        {"source", options.calibration.empty() ? std::string("self")
+                                                               : options.calibration.string()}}},
+                      {"requested_ratio", options.ratio},
+                      {"achieved_ratio", achieved},
+                      {"allocation", describe(chosen)}};
+  if (options.method == method::tempered) {
+    report["power"] = power;
+    if (!power_curve.is_null()) report["power_curve"] = power_curve;
+  }
+  report["matrices"] = std::move(matrices);
+  report["heldout"] = heldout;
+  report["seconds"] = clock.seconds();
+  report["memory"] = {{"estimate_bytes", estimate.total()}, {"peak_bytes", peak_memory()}};
+  std::fprintf(stderr, "peak memory: %.0f MiB\n", static_cast<double>(peak_memory()) / mebi);
+  return report;
+}
+
+} // namespace ressvd_llm

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "compress/options.hpp"
+
+#include <nlohmann/json.hpp>
+
+namespace ressvd_llm {
+
+const char* name_of(method m) {
+  switch (m) {
+    case method::svd:
+      return "svd";
+    case method::fwsvd:
+      return "fwsvd";
+    case method::asvd:
+      return "asvd";
+    case method::svd_llm:
+      return "svd-llm";
+    case method::adasvd:
+      return "adasvd";
+    case method::ressvd:
+      return "ressvd";
+    case method::tempered:
+      return "tempered";
+  }
+  return "";
+}
+
+const char* name_of(allocation a) {
+  switch (a) {
+    case allocation::uniform:
+      return "uniform";
+    case allocation::last_layers:
+      return "last-layers";
+    case allocation::importance:
+      return "importance";
+    case allocation::sensitivity:
+      return "sensitivity";
+  }
+  return "";
+}
+
+std::string fingerprint(const compress_options& o) {
+  const nlohmann::ordered_json fields{
+      {"model", std::filesystem::weakly_canonical(o.model).string()},
+      {"ratio", o.ratio},
+      {"count_all", o.count_all},
+      {"method", name_of(o.method)},
+      {"allocation", name_of(o.allocation)},
+      {"last_layers", o.last_layers.value_or(0)},
+      {"step", o.step},
+      {"beta", o.beta},
+      {"asvd_alpha", o.asvd_alpha},
+      {"power", o.power.value_or(-1)},
+      {"fisher", o.fisher.string()},
+      {"update", o.update},
+      {"update_target", o.update_target},
+      {"adasvd_iterations", o.adasvd_iterations},
+      {"minimum_retention", o.minimum_retention},
+      {"calibration", o.calibration.string()},
+      {"windows", o.windows == window_choice::random ? "random" : "first"},
+      {"samples", o.samples},
+      {"seqlen", o.seqlen},
+      {"search_samples", o.search_samples},
+      {"heldout_samples", o.heldout_samples},
+      {"probe_samples", o.probe_samples},
+      {"rounds", o.rounds},
+      {"rank_multiple", o.rank_multiple},
+      {"format", o.format == output_format::factored ? "factored" : "dense"},
+      {"type", o.type ? std::string(name_of(*o.type)) : "as stored"},
+      {"seed", o.seed}};
+  return fields.dump();
+}
+
+} // namespace ressvd_llm

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "io/dtype.hpp"
+
+namespace ressvd_llm {
+
+enum class method { svd, fwsvd, asvd, svd_llm, adasvd, ressvd, tempered };
+
+// How the compression ratio is spread over the matrices.
+enum class allocation {
+  uniform,     // every matrix alike
+  last_layers, // the last k layers alike, the others intact
+  importance,  // a ratio per layer from the similarity of its input and output (AdaSVD)
+  sensitivity  // a rank per matrix from probes of the model
+};
+
+enum class output_format { factored, dense };
+
+enum class window_choice { random, first };
+
+struct compress_options {
+  std::filesystem::path model;
+  std::filesystem::path output;
+  double ratio = 0.2;
+  bool count_all = false; // the ratio is one of all parameters, embeddings and head included
+  ressvd_llm::method method = ressvd_llm::method::ressvd;
+  ressvd_llm::allocation allocation = ressvd_llm::allocation::last_layers;
+  std::optional<std::int64_t> last_layers; // k; absent: search
+  std::int64_t step = 1;                   // of the search over k
+  double beta = 0.05;                      // ressvd
+  double asvd_alpha = 0.5;
+  std::optional<double> power;  // tempered; absent: chosen on held-out samples
+  std::filesystem::path fisher; // fwsvd
+  bool update = false;          // closed-form update from the inputs the compressed prefix makes
+  double update_target = 0; // 0: outputs for those inputs, 1: the original outputs; between: a mix
+  int adasvd_iterations = 3;
+  double minimum_retention = 0.0; // adasvd's mrr
+
+  std::filesystem::path calibration; // empty: the model's own samples
+  window_choice windows = window_choice::random;
+  std::int64_t samples = 256;
+  std::int64_t seqlen = 2048; // at most the model's context
+  std::int64_t search_samples = 16;
+  std::int64_t heldout_samples = 16;
+  std::int64_t probe_samples = 8;
+  int rounds = 1;
+
+  std::int64_t rank_multiple = 1;
+  output_format format = output_format::factored;
+  std::optional<dtype> type; // absent: the model's
+  std::uint64_t seed = 0;
+  bool resume = false;
+  std::filesystem::path json;
+  std::filesystem::path chart; // final-layer error against k
+};
+
+const char* name_of(method m);
+const char* name_of(allocation a);
+
+// All options that the output's bytes depend on, as one line of text.
+std::string fingerprint(const compress_options& options);
+
+} // namespace ressvd_llm

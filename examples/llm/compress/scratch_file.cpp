@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "compress/scratch_file.hpp"
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <span>
+
+#include <nlohmann/json.hpp>
+
+#include "io/output_file.hpp"
+
+namespace ressvd_llm {
+
+void write_scratch(const std::filesystem::path& file, const std::vector<scratch_matrix>& list) {
+  auto header = nlohmann::ordered_json::object();
+  std::uint64_t offset = 0;
+  for (const scratch_matrix& m : list) {
+    const std::uint64_t end = offset + m.values.size() * sizeof(float);
+    header[m.name] = {{"dtype", "F32"}, {"shape", m.shape}, {"data_offsets", {offset, end}}};
+    offset = end;
+  }
+  const std::string text = header.dump();
+  const auto length = std::bit_cast<std::array<std::byte, 8>>(std::uint64_t{text.size()});
+  const std::filesystem::path partial = file.string() + ".tmp";
+  output_file out(partial);
+  out.write(length);
+  out.write(text);
+  for (const scratch_matrix& m : list)
+    out.write(std::as_bytes(std::span(m.values)));
+  out.sync();
+  out.close();
+  std::filesystem::rename(partial, file);
+}
+
+} // namespace ressvd_llm

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "compress/workbench.hpp"
+
+namespace ressvd_llm {
+
+// The sequential closed-form update: layer by layer, and within a layer input by input, the factors
+// are fitted to the inputs that everything compressed before them really produces. Holds the
+// calibration samples' hidden states of the compressed model, and those of the original where the
+// target needs them. Each layer costs one pass over the samples for every input that feeds a
+// compressed matrix, and one more to move on.
+class sequential_update {
+ public:
+  sequential_update(workbench& bench, const compress_options& options, const sample_set& samples);
+
+  // The updated layer. Layers are taken in order, each once.
+  layer_weights update(std::int64_t layer, const std::vector<matrix_rank>& ranks);
+
+  // Passes over a layer that was updated in an earlier run.
+  void skip(std::int64_t layer, const layer_weights& updated);
+
+ private:
+  using backend = workbench::backend;
+  using wide = ressvd::wide_backend<backend>;
+  using accumulator = ressvd::gram_accumulator<wide>;
+
+  accumulator shifted_statistics(std::int64_t layer, const layer_weights& weights,
+                                 input_group group, std::int64_t features);
+  void advance(std::int64_t layer, const layer_weights& updated);
+
+  workbench& bench_;
+  const compress_options& options_;
+  std::int64_t length_;
+  hidden_states compressed_;
+  hidden_states original_; // empty where the target is the shifted inputs' own
+};
+
+} // namespace ressvd_llm
