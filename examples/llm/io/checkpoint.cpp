@@ -119,6 +119,8 @@ checkpoint checkpoint::open(const std::filesystem::path& directory) {
     data->add_shard(file_inside(directory, single_name));
   } else if (present(directory / index_name)) {
     data->add_index(file_inside(directory, index_name));
+  } else if (!present(directory)) {
+    throw file_error(directory, "no such directory");
   } else {
     throw file_error(
         directory, "holds neither " + std::string(single_name) + " nor " + std::string(index_name));

@@ -105,8 +105,8 @@ class json_object {
         file_, "key '" + (prefix_.empty() ? "" : prefix_ + ".") + printable(key) + "' " + what);
   }
 
-  [[noreturn]] void unsupported(const std::string& what) const {
-    throw file_error(file_, what + " is not supported");
+  [[noreturn]] void unsupported(const std::string& what, const std::string& note = "") const {
+    throw file_error(file_, what + " is not supported" + note);
   }
 
  private:
@@ -133,7 +133,8 @@ void read_architecture(const json_object& json, model_config& config) {
   for (const architecture& known : architectures) {
     supported += (supported.empty() ? "" : ", ") + std::string(known.name);
   }
-  json.unsupported("architecture '" + printable(config.architecture) + "' (" + supported + " are)");
+  json.unsupported("architecture '" + printable(config.architecture) + "'",
+                   " (" + supported + " are)");
 }
 
 activation_kind read_activation(const json_object& json, const char* key, const char* otherwise) {

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "commands/program.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "io/checkpoint.hpp"
+#include "llm/io/limits.hpp"
+#include "llm/io/temporary.hpp"
+#include "support/catch.hpp"
+
+namespace fs = std::filesystem;
+using namespace llm_test;
+
+namespace {
+
+struct outcome {
+  int status = -1;
+  std::string out;
+  std::string err;
+};
+
+outcome run(const std::vector<std::string>& arguments) {
+  std::vector<const char*> argv{"ressvd-llm"};
+  for (const std::string& argument : arguments)
+    argv.push_back(argument.c_str());
+  outcome result;
+  result.err = output_of(2, [&] {
+    result.out = output_of(1, [&] {
+      result.status = ressvd_llm::run_program(static_cast<int>(argv.size()), argv.data());
+    });
+  });
+  return result;
+}
+
+/// A LLaMA of one layer: hidden size 4, two heads, MLP of 6, vocabulary of 3; q_proj in two
+/// factors of rank 1.
+void write_model(const fs::path& directory) {
+  const nlohmann::json config = {{"architectures", {"LlamaForCausalLM"}},
+                                 {"hidden_size", 4},
+                                 {"intermediate_size", 6},
+                                 {"num_hidden_layers", 1},
+                                 {"num_attention_heads", 2},
+                                 {"vocab_size", 3},
+                                 {"max_position_embeddings", 8},
+                                 {"rms_norm_eps", 1e-5},
+                                 {"ressvd",
+                                  {{"version", 1},
+                                   {"method", "svd"},
+                                   {"ratio", 0.1},
+                                   {"ranks", {{"model.layers.0.self_attn.q_proj", 1}}}}}};
+  const struct {
+    std::string name;
+    std::vector<std::int64_t> shape;
+  } tensors[] = {{"model.embed_tokens.weight", {3, 4}},
+                 {"model.layers.0.input_layernorm.weight", {4}},
+                 {"model.layers.0.self_attn.q_u_proj.weight", {4, 1}},
+                 {"model.layers.0.self_attn.q_v_proj.weight", {1, 4}},
+                 {"model.layers.0.self_attn.k_proj.weight", {4, 4}},
+                 {"model.layers.0.self_attn.v_proj.weight", {4, 4}},
+                 {"model.layers.0.self_attn.o_proj.weight", {4, 4}},
+                 {"model.layers.0.post_attention_layernorm.weight", {4}},
+                 {"model.layers.0.mlp.gate_proj.weight", {6, 4}},
+                 {"model.layers.0.mlp.up_proj.weight", {6, 4}},
+                 {"model.layers.0.mlp.down_proj.weight", {4, 6}},
+                 {"model.norm.weight", {4}},
+                 {"lm_head.weight", {3, 4}}};
+  std::string header = "{";
+  std::uint64_t end = 0;
+  for (const auto& tensor : tensors) {
+    std::uint64_t bytes = 4;
+    for (const std::int64_t extent : tensor.shape)
+      bytes *= static_cast<std::uint64_t>(extent);
+    header += (end == 0 ? "" : ",") +
+              entry(tensor.name, "F32", ressvd_llm::to_string(tensor.shape), end, end + bytes);
+    end += bytes;
+  }
+  fs::create_directory(directory);
+  write(directory / "config.json", config.dump());
+  write(directory / "model.safetensors",
+        safetensors(header + "}", bytes_of(std::vector<float>(end / 4, 0.5f))));
+}
+
+} // namespace
+
+TEST_CASE("inspect reports shapes, ranks and parameters", "[program]") {
+  const temporary_directory directory;
+  write_model(directory / "model");
+  const std::string report = (directory / "report.json").string();
+  const outcome result = run({"inspect", (directory / "model").string(), "--json", report});
+  CHECK(result.status == 0);
+  CHECK(result.err.empty());
+  CHECK_THAT(result.out, contains_text("LlamaForCausalLM, 1 layers"));
+  CHECK_THAT(result.out, contains_text("q_proj"));
+  CHECK_THAT(result.out, contains_text("dense"));
+
+  const auto json = nlohmann::json::parse(read(report));
+  // Embedding, head and final norm; norms of the layer; its matrices.
+  const int matrices = 8 + 3 * 16 + 3 * 24;
+  CHECK(json["matrix_parameters"] == matrices);
+  CHECK(json["dense_matrix_parameters"] == matrices - 8 + 16);
+  CHECK(json["parameters"] == 12 + 12 + 4 + 8 + matrices);
+  CHECK(json["layers"].size() == 1);
+  CHECK(json["layers"][0]["parameters"] == 8 + matrices);
+  CHECK(json["layers"][0]["matrices"][0]["name"] == "q_proj");
+  CHECK(json["layers"][0]["matrices"][0]["rank"] == 1);
+  CHECK(json["layers"][0]["matrices"][1]["rank"].is_null());
+  CHECK(json["removed_share"] == Approx(8.0 / (matrices + 8)));
+  CHECK(json["method"] == "svd");
+}
+
+TEST_CASE("a file that cannot be used ends the program with status 2 and one line", "[program]") {
+  const temporary_directory directory;
+  const fs::path model = directory / "model";
+  write_model(model);
+  const std::string weights = read(model / "model.safetensors");
+  const std::string config = read(model / "config.json");
+  std::string expected;
+  SECTION("no model") {
+    fs::remove_all(model);
+    expected = "model: no such directory";
+  }
+  SECTION("truncated weights") {
+    write(model / "model.safetensors", weights.substr(0, weights.size() - 1));
+    expected = "model.safetensors: tensor lm_head.weight: its data range";
+  }
+  SECTION("missing key") {
+    write(model / "config.json", "{\"architectures\":[\"LlamaForCausalLM\"]}");
+    expected = "config.json: key 'hidden_size' is missing";
+  }
+  SECTION("shape against the config") {
+    auto other = nlohmann::json::parse(config);
+    other["intermediate_size"] = 5;
+    write(model / "config.json", other.dump());
+    expected =
+        "model.safetensors: tensor model.layers.0.mlp.gate_proj.weight: shape [6, 4] where "
+        "[5, 4] is expected";
+  }
+  SECTION("missing layer") {
+    auto other = nlohmann::json::parse(config);
+    other["num_hidden_layers"] = 2;
+    write(model / "config.json", other.dump());
+    expected = "model: tensor model.layers.1.self_attn.q_proj.weight: missing";
+  }
+  SECTION("rank against the config") {
+    auto other = nlohmann::json::parse(config);
+    other["ressvd"]["ranks"]["model.layers.0.self_attn.q_proj"] = 2;
+    write(model / "config.json", other.dump());
+    expected = "its rank in the config is not that of the checkpoint";
+  }
+  SECTION("unwritable report") {
+    expected = "x/report.json: cannot be written: No such file or directory";
+  }
+  const auto before = tree(directory.path());
+  const outcome result =
+      run({"inspect", model.string(), "--json", (directory / "x" / "report.json").string()});
+  CHECK(result.status == 2);
+  CHECK_THAT(result.err, contains_text("ressvd-llm: ") && contains_text(expected));
+  CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
+  CHECK(tree(directory.path()) == before);
+}
+
+TEST_CASE("a command line that cannot be understood ends with status 2", "[program]") {
+  CHECK(run({}).status == 2);
+  CHECK(run({"inspect"}).status == 2);
+  CHECK(run({"inspect", "x", "--unknown"}).status == 2);
+  CHECK_THAT(run({"inspect"}).err, contains_text("MODEL is required"));
+  CHECK(run({"--help"}).status == 0);
+  CHECK(run({"inspect", "--help"}).status == 0);
+  CHECK_THAT(run({"--help"}).out, contains_text("inspect"));
+  CHECK(run({"--version"}).status == 0);
+}
