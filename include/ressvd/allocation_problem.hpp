@@ -14,8 +14,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <functional>
 #include <limits>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
@@ -112,6 +112,11 @@ inline void check_matrix(const allocation_matrix& matrix, std::size_t j) {
          count > 0 ? std::min(e.back(), matrix.tail_energy) : matrix.tail_energy);
   if (std::isnan(matrix.sensitivity)) fail<nonfinite_error>(name(), ": the sensitivity is nan");
   if (matrix.sensitivity < 0) fail(name(), ": negative sensitivity ", matrix.sensitivity);
+  const double largest = count > 0 ? e.front() * static_cast<double>(count) : 0;
+  if (!std::isinf(matrix.sensitivity) &&
+      !std::isfinite(matrix.sensitivity * (largest + matrix.tail_energy)))
+    fail<nonfinite_error>(name(), ": the sensitivity ", matrix.sensitivity,
+                          " times the energy overflows");
   if (matrix.min_rank < 1 || matrix.rank_multiple < 1 || matrix.max_rank < matrix.min_rank)
     fail(name(), ": min_rank ", matrix.min_rank, ", max_rank ", matrix.max_rank, ", rank_multiple ",
          matrix.rank_multiple, " do not fit together");
@@ -126,10 +131,7 @@ inline double truncated_energy(std::span<const double> energies, index_t rank,
                                double tail_energy = 0) {
   const auto count = static_cast<index_t>(energies.size());
   detail::require(rank >= 0 && rank <= count, "rank ", rank, " is outside [0, ", count, "]");
-  double sum = tail_energy;
-  for (auto i = energies.size(); i > static_cast<std::size_t>(rank); --i)
-    sum += energies[i - 1];
-  return sum;
+  return std::reduce(energies.rbegin(), energies.rend() - rank, tail_energy);
 }
 
 /// c Σ_{i>r} σ²_i; 0 when dense.

@@ -27,6 +27,8 @@ class loss_curve {
         rank_cost_{matrix.rows + matrix.cols},
         dense_cost_{matrix.rows * matrix.cols},
         full_rank_{std::min(matrix.rows, matrix.cols)},
+        saving_per_energy_{matrix.sensitivity / (static_cast<double>(matrix.rank_multiple) *
+                                                 static_cast<double>(matrix.rows + matrix.cols))},
         may_be_dense_{matrix.stored != storage::low_rank} {
     const double alpha = break_even_rank(matrix.rows, matrix.cols);
     const index_t usable =
@@ -92,7 +94,7 @@ class loss_curve {
     double energy = 0;
     for (index_t i = rank - step_; i < rank; ++i)
       energy += energies_[static_cast<std::size_t>(i)];
-    return sensitivity_ * energy / static_cast<double>(step_ * rank_cost_);
+    return energy * saving_per_energy_;
   }
 
   /// The same curve with one choice taken away.
@@ -135,6 +137,7 @@ class loss_curve {
   index_t rank_cost_;
   index_t dense_cost_;
   index_t full_rank_;
+  double saving_per_energy_; ///< c / (q(m+n))
   bool may_be_dense_;
   index_t lowest_ = 0;
   index_t highest_ = 0;
