@@ -44,10 +44,10 @@ struct gram_options {
 struct gram_state {
   index_t features = 0;
   index_t tokens = 0;
-  std::vector<double> gram;    ///< features × features
-  std::vector<double> abs_sum; ///< features, or empty
+  std::vector<double> gram = {};    ///< features × features
+  std::vector<double> abs_sum = {}; ///< features, or empty
   index_t cross_features = 0;
-  std::vector<double> cross; ///< cross_features × features, or empty
+  std::vector<double> cross = {}; ///< cross_features × features, or empty
 };
 
 template <backend B>
