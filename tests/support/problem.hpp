@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What most suites work on: a weight matrix, activations and their Gram, placed in the backend's
+// memory, and the bounds on what rounding may do to a low-rank approximation of it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "ressvd/algorithms.hpp"
+#include "support/compare.hpp"
+#include "support/dense.hpp"
+#include "support/placed.hpp"
+
+namespace support {
+
+/// U, V and their product as doubles.
+struct pair_values {
+  dense u;
+  dense v;
+  dense product() const { return u * v; }
+};
+
+template <class B>
+pair_values values_of(B& be, const ressvd::low_rank<typename B::scalar, typename B::space>& pair) {
+  return {values_of(be, pair.u), values_of(be, pair.v)};
+}
+
+/// W (m × n), X (n × T) and G = X·Xᵀ. W is stored as U, G as double.
+template <class B, class U = typename B::scalar>
+struct problem {
+  dense w;
+  dense x;
+  dense g;
+  placed<U, B> placed_w;
+  placed<double, B> placed_g;
+
+  problem(B& be, const dense& weights, const dense& inputs)
+      : w(rounded<U>(weights)),
+        x(inputs),
+        g(inputs * transpose(inputs)),
+        placed_w(be, w, layout::row_major, 3),
+        placed_g(be, g, layout::col_major, 2) {}
+};
+
+/// What storing the factors in the backend's scalar may change of U·V, in norm: every u_i·v_iᵀ
+/// moves by eps of its size.
+inline double storage_error(const pair_values& pair, double epsilon) {
+  double sum = 0;
+  for (index_t i = 0; i < pair.u.cols(); ++i) {
+    sum += frobenius(part(pair.u, 0, i, pair.u.rows(), 1)) *
+           frobenius(part(pair.v, i, 0, 1, pair.v.cols()));
+  }
+  return epsilon * sum;
+}
+
+/// Bound on ‖(Ŵ_computed − Ŵ)·F‖_F for the projection of W on a basis of r vectors: sums of m and n
+/// terms, whose independent roundings add like square roots, and orthogonal transformations of W·F.
+inline double projection_error(const dense& w, const dense& f, double epsilon) {
+  const auto terms = static_cast<double>(w.rows() + w.cols());
+  return 4 * std::sqrt(terms) * epsilon * frobenius(w) * spectral_norm(f) +
+         2 *
+             householder_tolerance(std::max(w.rows(), f.cols()), std::min(w.rows(), f.cols()),
+                                   epsilon) *
+             frobenius(w * f);
+}
+
+/// How far a loss may be from `exact` when the residual is known up to `error` in norm.
+inline double loss_tolerance(double exact, double error) {
+  return 2 * std::sqrt(exact) * error + error * error;
+}
+
+/// What the eigenvectors of A·Aᵀ, computed in double, may lose of the energy of A.
+inline double gram_algorithm_loss(const dense& a, index_t rank) {
+  const index_t k = std::min(a.rows(), a.cols());
+  const double relative = householder_tolerance(k, k, std::numeric_limits<double>::epsilon());
+  return 2 * static_cast<double>(rank) * relative * squared_norm(a);
+}
+
+/// ‖(W − Ŵ)·F‖_F².
+inline double loss_of(const dense& w, const dense& approximation, const dense& f) {
+  return squared_norm((w - approximation) * f);
+}
+
+inline std::string name_of(ressvd::svd_algorithm algorithm) {
+  switch (algorithm) {
+    case ressvd::svd_algorithm::automatic:
+      return "automatic";
+    case ressvd::svd_algorithm::exact:
+      return "exact";
+    case ressvd::svd_algorithm::gram:
+      return "gram";
+    default:
+      return "other";
+  }
+}
+
+} // namespace support
