@@ -9,12 +9,15 @@ function(ressvd_add_cuda)
     return()
   endif()
   find_package(CUDAToolkit 12 QUIET)
-  if(NOT CUDAToolkit_FOUND)
+  if(NOT TARGET CUDA::nvrtc OR NOT TARGET CUDA::cusolver)
     return()
   endif()
+  # NVRTC by its file: the target CUDA::nvrtc brings the driver's library along, and programs linked
+  # to that do not start on a machine without a driver.
+  get_target_property(nvrtc CUDA::nvrtc IMPORTED_LOCATION)
   add_library(ressvd::cuda INTERFACE IMPORTED)
   target_link_libraries(ressvd::cuda INTERFACE
-    ressvd::ressvd CUDA::cudart CUDA::cublas CUDA::cusolver CUDA::curand CUDA::nvrtc)
+    ressvd::ressvd CUDA::cudart CUDA::cublas CUDA::cusolver CUDA::curand ${nvrtc})
 endfunction()
 
 # Makes the target ressvd::lapack when LAPACKE and a BLAS with the C interface are found: OpenBLAS
