@@ -8,30 +8,22 @@
 // triangularize may, inside cuSOLVER; all others only queue work. The first call of a kernel also
 // compiles and loads it.
 //
-// Scratch beyond what the caller passes (k = min(m, n), T the scalar; each piece rounded up to
-// workspace::alignment):
-//   add_gram, add_product   double sums: 4 bytes × rows of sum × min(cols of sum, 2048);
-//                           float sums of double input: the input in float, 4096 tokens at a time
-//   dot, max_abs, …         at most 8 bytes × (1024 or rows)
-//   potrf                   potrf_bytes(n)
-//   thin_qr, triangularize  thin_qr_bytes(m, n)
-//   eigh                    eigh_bytes(n), a copy of the matrix among it
-//   svd                     svd_bytes(m, n), a copy of the matrix and V among it
+// Scratch, each piece rounded up to workspace::alignment:
+//   add_gram, add_product   sums in double: 4 bytes × rows × min(cols, 2048) of the sum; sums in
+//                           float of factors in double: both factors' 2048 tokens in float
+//   max_abs, dot            at most 8 KiB
+//   row_squared_norms, diagonal   8 bytes a row
+//   decompositions          potrf_bytes(n), thin_qr_bytes(m, n), … ask cuSOLVER
 #pragma once
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstdint>
-#include <initializer_list>
-#include <limits>
 #include <memory>
 #include <span>
+#include <type_traits>
 #include <utility>
-#include <vector>
 
-#include "ressvd/backend/cuda/context.hpp"
-#include "ressvd/backend/cuda/solver.hpp"
+#include "ressvd/backend/cuda/decompositions.hpp"
 #include "ressvd/core/backend.hpp"
 
 namespace ressvd::inline v0 {
@@ -82,11 +74,11 @@ class cuda_backend {
 
   template <storage_scalar U>
   void copy(matrix_view<const U, space> in, block<T, space> out) {
-    convert(in, out.view());
+    detail::cuda::convert(*context_, in, out.view());
   }
   template <storage_scalar U>
   void copy(block<const T, space> in, matrix_view<U, space> out) {
-    convert(in.view(), out);
+    detail::cuda::convert(*context_, in.view(), out);
   }
   void upload(block<const T> in, block<T, space> out) { transfer(in, out, cudaMemcpyHostToDevice); }
   void download(block<const T, space> in, block<T> out) {
@@ -95,16 +87,7 @@ class cuda_backend {
 
   template <storage_scalar U>
   double max_abs(matrix_view<const U, space> a) {
-    const auto v = as_operand(a).a;
-    if (v.empty()) return 0;
-    auto f = frame();
-    auto* largest = context_->template take<std::uint64_t>(1);
-    detail::check(cudaMemsetAsync(largest, 0, sizeof(*largest), context_->stream()));
-    launch<U>(detail::over_for_sum(v.rows, v.cols), "max_abs", v.data, v.ld, v.rows, v.cols,
-              largest);
-    std::uint64_t bits = 0;
-    read(largest, &bits, 1);
-    return std::bit_cast<double>(bits);
+    return detail::cuda::max_abs(*context_, a);
   }
 
   template <storage_scalar U>
@@ -126,71 +109,52 @@ class cuda_backend {
   }
   template <storage_scalar U>
   void add_row_abs(matrix_view<const U, space> x, block<T, space> sum) {
-    add_row_sums<U>(x, "false", sum.data);
+    detail::cuda::add_row_sums(*context_, detail::cuda::row_sum::magnitudes, x, sum.data);
   }
 
-  void fill(block<T, space> c, T alpha) {
-    if (!c.empty()) launch<T>(over(c), "fill", c.data, c.ld, c.rows, c.cols, alpha);
+  void fill(block<T, space> c, T alpha) { detail::cuda::fill(*context_, c, alpha); }
+  void scale(T alpha, block<T, space> c) { detail::cuda::scale(*context_, alpha, c); }
+  void add(T alpha, block<const T, space> a, block<T, space> c) {
+    detail::cuda::add(*context_, alpha, a, c);
   }
-  void scale(T alpha, block<T, space> c) {
-    if (!c.empty()) launch<T>(over(c), "scale", c.data, c.ld, c.rows, c.cols, alpha);
-  }
-  void add(T alpha, block<const T, space> a, block<T, space> c) { add_from(alpha, a, c); }
   void scale_rows(block<const T, space> d, block<T, space> c) {
-    if (!c.empty()) launch<T>(over(c), "scale_rows", d.data, c.data, c.ld, c.rows, c.cols);
+    detail::cuda::scale_rows(*context_, d.data, c);
   }
   void scale_cols(block<T, space> c, block<const T, space> d) {
-    if (!c.empty()) launch<T>(over(c), "scale_cols", d.data, c.data, c.ld, c.rows, c.cols);
+    detail::cuda::scale_cols(*context_, c, d.data);
   }
   void shift_diagonal(block<T, space> c, T alpha) {
-    const index_t count = (std::min)(c.rows, c.cols);
-    if (count > 0) launch<T>(detail::over(count, 1), "shift_diagonal", c.data, c.ld, count, alpha);
+    detail::cuda::shift_diagonal(*context_, c, alpha);
   }
-  void mirror_lower(block<T, space> c) {
-    if (!c.empty())
-      launch<T>(detail::over_tiles(c.rows, c.rows), "mirror_lower", c.data, c.ld, c.rows);
-  }
+  void mirror_lower(block<T, space> c) { detail::cuda::mirror_lower(*context_, c); }
+  /// The numbers of the CPU backends, up to the rounding of a logarithm and a cosine.
   void random_normal(block<T, space> c, std::uint64_t seed) {
-    const index_t pairs = (c.size() + 1) / 2;
-    if (pairs > 0) {
-      launch<T>(detail::over(pairs, 1), "random_normal", c.data, c.ld, c.rows, c.cols, seed);
-    }
+    detail::cuda::random_normal(*context_, c, seed);
   }
 
   double dot(block<const T, space> a, block<const T, space> b) {
-    if (a.empty()) return 0;
-    auto f = frame();
-    const auto threads = detail::over_for_sum(a.rows, a.cols);
-    std::vector<double> shares(std::size_t{threads.grid.x} * threads.grid.y);
-    auto* partial = context_->template take<double>(static_cast<index_t>(shares.size()));
-    launch<T>(threads, "dot", a.data, a.ld, b.data, b.ld, a.rows, a.cols, partial);
-    read(partial, shares.data(), static_cast<index_t>(shares.size()));
-    double total = 0;
-    for (const double s : shares)
-      total += s;
-    return total;
+    return detail::cuda::dot(*context_, a, b);
   }
   void row_squared_norms(block<const T, space> a, std::span<double> values) {
     if (a.rows == 0) return;
     auto f = frame();
     auto* sums = context_->template take<double>(a.rows);
-    detail::check(cudaMemsetAsync(sums, 0, static_cast<std::size_t>(a.rows) * sizeof(double),
-                                  context_->stream()));
-    add_row_sums<T>(a.view(), "true", sums);
-    read(sums, values.data(), a.rows);
+    context_->clear(sums, a.rows);
+    detail::cuda::add_row_sums(*context_, detail::cuda::row_sum::squares, a.view(), sums);
+    context_->read(sums, values.data(), a.rows);
   }
   void diagonal(block<const T, space> a, std::span<double> values) {
-    const index_t count = (std::min)(a.rows, a.cols);
-    if (count == 0) return;
+    if (a.empty()) return;
     auto f = frame();
-    read(gather_diagonal(a), values.data(), count);
+    context_->read(detail::cuda::gather_diagonal(*context_, a), values.data(),
+                   (std::min)(a.rows, a.cols));
   }
 
   void gemm(op oa, op ob, T alpha, block<const T, space> a, block<const T, space> b, T beta,
             block<T, space> c) {
     if (c.empty()) return;
     if (!a.empty()) {
-      detail::gemm<T, T>(*context_, oa, ob, alpha, a, b, beta, c);
+      detail::cuda::gemm<T, T>(*context_, oa, ob, alpha, a, b, beta, c);
     } else if (beta == T{0}) {
       fill(c, T{0});
     } else {
@@ -198,141 +162,40 @@ class cuda_backend {
     }
   }
   void trmm(side s, op o, block<const T, space> l, block<const T, space> in, block<T, space> out) {
-    if (!out.empty()) detail::trmm<T>(*context_, s, o, l, in, out);
+    if (!out.empty()) detail::cuda::trmm<T>(*context_, s, o, l, in, out);
   }
   void trsm(side s, op o, block<const T, space> l, block<T, space> c) {
-    if (!c.empty()) detail::trsm<T>(*context_, s, o, l, c);
+    if (!c.empty()) detail::cuda::trsm<T>(*context_, s, o, l, c);
   }
-
-  index_t potrf(block<T, space> c) {
-    if (c.empty()) return 0;
-    auto f = frame();
-    int* info = detail::take_info(*context_);
-    detail::potrf<T>(*context_, c, info);
-    const double* on_device = gather_diagonal(c);
-    int minor = 0;
-    std::vector<double> pivots(static_cast<std::size_t>(c.rows));
-    context_->copy_to_host(info, &minor, 1);
-    read(on_device, pivots.data(), c.rows);
-    detail::check_parameters(minor, "potrf");
-    if (minor > 0) return minor;
-    // cuSOLVER does not promise to notice what is not a number.
-    const auto bad = std::find_if(pivots.begin(), pivots.end(),
-                                  [](double p) { return !(p > 0) || !std::isfinite(p); });
-    return bad == pivots.end() ? 0 : bad - pivots.begin() + 1;
-  }
-
-  void thin_qr(block<T, space> c, block<T, space> r) {
-    if (c.empty()) return;
-    auto f = frame();
-    const auto tau = scratch(c.cols, 1);
-    detail::geqrf<T>(*context_, c, tau);
-    copy_upper(c, r);
-    detail::orgqr<T>(*context_, c, tau);
-  }
+  index_t potrf(block<T, space> c) { return detail::cuda::cholesky(*context_, c); }
+  void thin_qr(block<T, space> c, block<T, space> r) { detail::cuda::thin_qr(*context_, c, r); }
   void triangularize(block<T, space> c, block<T, space> r) {
-    if (c.empty()) return fill(r, T{0});
-    auto f = frame();
-    detail::geqrf<T>(*context_, c, scratch((std::min)(c.rows, c.cols), 1));
-    copy_upper(c, r);
+    detail::cuda::triangularize(*context_, c, r);
   }
-
   void eigh(block<T, space> c, std::span<double> values) {
-    if (c.empty()) return;
-    auto f = frame();
-    const auto kept = scratch(c.rows, c.cols);
-    const auto w = scratch(c.rows, 1);
-    int* info = detail::take_info(*context_);
-    copy(as_input(c).view(), kept);
-    detail::syevd<T>(*context_, c, w, info);
-    if (converged(info, "syevd", w, values)) {
-      ++context_->report.syevd;
-      return;
-    }
-    copy(as_input(kept).view(), c);
-    detail::syevj<T>(*context_, c, w, info);
-    if (!converged(info, "syevj", w, values)) fail_to_converge("syevd and syevj", c);
-    ++context_->report.syevj;
+    detail::cuda::eigh(*context_, c, values);
   }
-
   void svd(block<T, space> c, std::span<double> values, block<T, space> u) {
-    if (c.empty()) return;
-    auto f = frame();
-    const auto s = scratch((std::min)(c.rows, c.cols), 1);
-    int* info = detail::take_info(*context_);
-    constexpr index_t small = 64;
-    if (s.rows > small && context_->options().svd == cuda_svd::automatic) {
-      if (polar_svd(c, s, info, values, u)) return;
-      ++context_->report.svd_fallbacks;
-    }
-    qr_svd(c, s, info, u);
-    if (!converged(info, "gesvd", s, values)) fail_to_converge("gesvd", c);
-    ++context_->report.gesvd;
+    detail::cuda::svd(*context_, c, values, u);
   }
 
   void synchronize() { context_->synchronize(); }
 
-  /// Scratch that the decompositions take, whatever routine turns out to be needed.
-  std::size_t potrf_bytes(index_t n) {
-    return rounded({sizeof(int), detail::potrf_size(*context_, shape(n, n)).device,
-                    static_cast<std::size_t>(n) * sizeof(double)});
-  }
+  /// Scratch of the decompositions, whichever routine turns out to be needed.
+  std::size_t potrf_bytes(index_t n) { return detail::cuda::cholesky_bytes<T>(*context_, n); }
   std::size_t thin_qr_bytes(index_t m, index_t n) {
-    const auto c = shape(m, n);
-    const auto tau = shape((std::min)(m, n), 1);
-    const std::size_t orgqr = m < n ? 0 : detail::orgqr_size(*context_, c, tau).device;
-    return rounded({bytes(tau), detail::geqrf_size(*context_, c, tau).device, sizeof(int), orgqr,
-                    sizeof(int)});
+    return detail::cuda::thin_qr_bytes<T>(*context_, m, n);
   }
-  std::size_t eigh_bytes(index_t n) {
-    const auto c = shape(n, n);
-    const auto w = shape(n, 1);
-    return rounded({bytes(c), bytes(w), sizeof(int), detail::syevd_size(*context_, c, w).device,
-                    detail::syevj_size(*context_, c, w, detail::syevj_params()).device});
+  std::size_t triangularize_bytes(index_t m, index_t n) {
+    return detail::cuda::triangularize_bytes<T>(*context_, m, n);
   }
+  std::size_t eigh_bytes(index_t n) { return detail::cuda::eigh_bytes<T>(*context_, n); }
   std::size_t svd_bytes(index_t m, index_t n) {
-    const index_t k = (std::min)(m, n);
-    const auto s = shape(k, 1);
-    const auto polar =
-        rounded({bytes(shape(m, n)), bytes(shape(n, k)),
-                 detail::gesvdp_size(*context_, shape(m, n), s, shape(m, k), shape(n, k)).device});
-    const auto tall = m >= n ? shape(m, n) : shape(m, m);
-    auto qr = rounded({detail::gesvd_size(*context_, tall, s, shape(m, k)).device});
-    if (m < n) qr += rounded({bytes(shape(n, m)), bytes(tall)}) + thin_qr_bytes(n, m);
-    return rounded({bytes(s), sizeof(int)}) + (std::max)(polar, qr);
+    return detail::cuda::svd_bytes<T>(*context_, m, n);
   }
 
  private:
   static constexpr index_t panel = 2048; // columns of a sum that one product updates
-
-  static block<const T, space> as_input(block<T, space> c) { return c; }
-  static detail::launch_shape over(block<T, space> c) { return detail::over(c.rows, c.cols); }
-
-  /// A block of no memory, to ask for sizes.
-  static block<T, space> shape(index_t rows, index_t cols) { return {nullptr, rows, cols, rows}; }
-  static std::size_t bytes(block<T, space> c) {
-    return static_cast<std::size_t>(c.size()) * sizeof(T);
-  }
-  static std::size_t rounded(std::initializer_list<std::size_t> pieces) {
-    constexpr std::size_t unit = workspace<detail::cuda_memory>::alignment;
-    std::size_t total = 0;
-    for (const std::size_t p : pieces)
-      total += (p + unit - 1) / unit * unit;
-    return total;
-  }
-
-  template <storage_scalar U>
-  void add_row_sums(matrix_view<const U, space> x, const char* squared, auto* sums) {
-    if (x.empty()) return;
-    using sum_type = std::remove_pointer_t<decltype(sums)>;
-    const bool rows_adjacent = x.order == layout::col_major;
-    context_->launch(
-        detail::over_rows(x.rows),
-        detail::kernel_name("add_row_sums",
-                            {detail::kernel_type<U>(), detail::kernel_type<sum_type>(), squared}),
-        x.data, rows_adjacent ? index_t{1} : x.ld, rows_adjacent ? x.ld : index_t{1}, x.rows,
-        x.cols, sums);
-  }
 
   /// sum += x·yᵀ.
   template <storage_scalar U>
@@ -350,7 +213,7 @@ class cuda_backend {
     }
   }
 
-  /// sum += x·yᵀ where one of the sum and the factors is in double: the product is formed in float.
+  /// sum += x·yᵀ where either the sum or the factors are in double: the product is formed in float.
   template <storage_scalar U>
   void add_in_float(matrix_view<const U, space> x, matrix_view<const U, space> y,
                     block<T, space> sum) {
@@ -358,13 +221,13 @@ class cuda_backend {
     if constexpr (std::is_same_v<T, double>) {
       const auto product = cuda_backend<float>(*this).scratch(sum.rows, sum.cols);
       multiply(x, y, 0.0f, product);
-      add_from(1.0, block<const float, space>(product), sum);
+      detail::cuda::add(*context_, 1.0, detail::cuda::as_input(product), sum);
     } else {
       const auto xs = scratch(x.rows, x.cols);
       const auto ys = scratch(y.rows, y.cols);
       copy(x, xs);
       copy(y, ys);
-      multiply(as_input(xs).view(), as_input(ys).view(), T{1}, sum);
+      multiply(detail::cuda::as_input(xs).view(), detail::cuda::as_input(ys).view(), T{1}, sum);
     }
   }
 
@@ -374,42 +237,7 @@ class cuda_backend {
                 block<P, space> out) {
     const auto a = as_operand(x);
     const auto b = as_operand(y);
-    detail::gemm<U, P>(*context_, a.o, transposed(b.o), P{1}, a.a, b.a, beta, out);
-  }
-
-  template <compute_scalar From>
-  void add_from(T alpha, block<const From, space> a, block<T, space> c) {
-    if (!c.empty()) {
-      launch<From, T>(detail::over(c.rows, c.cols), "add", a.data, a.ld, c.data, c.ld, c.rows,
-                      c.cols, alpha);
-    }
-  }
-
-  /// c(i, j) ← in(i, j) on and above the diagonal, 0 below it and beyond in's rows.
-  void copy_upper(block<T, space> in, block<T, space> out) {
-    launch<T>(detail::over(out.rows, out.cols), "copy_upper", in.data, in.ld,
-              (std::min)(in.rows, in.cols), out.data, out.ld, out.cols);
-  }
-
-  const double* gather_diagonal(block<const T, space> a) {
-    const index_t count = (std::min)(a.rows, a.cols);
-    auto* values = context_->template take<double>(count);
-    launch<T>(detail::over(count, 1), "diagonal", a.data, a.ld, count, values);
-    return values;
-  }
-
-  /// Any view into any other: one pass, through tiles where the layouts differ.
-  template <storage_scalar From, storage_scalar To>
-  void convert(matrix_view<const From, space> in, matrix_view<To, space> out) {
-    if (in.empty()) return;
-    const auto a = as_operand(in).a;
-    if (in.order == out.order) {
-      launch<From, To>(detail::over(a.rows, a.cols), "copy", a.data, a.ld, out.data, out.ld, a.rows,
-                       a.cols);
-    } else {
-      launch<From, To>(detail::over_tiles(a.rows, a.cols), "transpose", a.data, a.ld, out.data,
-                       out.ld, a.rows, a.cols);
-    }
+    detail::cuda::gemm<U, P>(*context_, a.o, transposed(b.o), P{1}, a.a, b.a, beta, out);
   }
 
   template <class In, class Out>
@@ -419,78 +247,14 @@ class cuda_backend {
     const auto column = static_cast<std::size_t>(in.rows) * sizeof(T);
     const auto columns = static_cast<std::size_t>(in.cols);
     if (in.ld == in.rows && out.ld == out.rows) {
-      detail::check(cudaMemcpyAsync(out.data, in.data, column * columns, kind, context_->stream()));
+      detail::cuda::check(
+          cudaMemcpyAsync(out.data, in.data, column * columns, kind, context_->stream()));
     } else {
-      detail::check(cudaMemcpy2DAsync(out.data, static_cast<std::size_t>(out.ld) * sizeof(T),
-                                      in.data, static_cast<std::size_t>(in.ld) * sizeof(T), column,
-                                      columns, kind, context_->stream()));
+      detail::cuda::check(cudaMemcpy2DAsync(out.data, static_cast<std::size_t>(out.ld) * sizeof(T),
+                                            in.data, static_cast<std::size_t>(in.ld) * sizeof(T),
+                                            column, columns, kind, context_->stream()));
     }
-    context_->synchronize();
-  }
-
-  /// Reads numbers from the device, all work before included: waits.
-  template <class E>
-  void read(const E* from, E* to, index_t count) {
-    context_->copy_to_host(from, to, count);
-    context_->synchronize();
-  }
-
-  /// Reads the values that a routine left; false when it did not converge.
-  bool converged(const int* info, const char* routine, block<T, space> w,
-                 std::span<double> values) {
-    int state = 0;
-    std::vector<T> host(static_cast<std::size_t>(w.rows));
-    context_->copy_to_host(info, &state, 1);
-    read(w.data, host.data(), w.rows);
-    detail::check_parameters(state, routine);
-    std::copy(host.begin(), host.end(), values.begin());
-    return state == 0 &&
-           std::all_of(host.begin(), host.end(), [](T v) { return std::isfinite(v); });
-  }
-
-  [[noreturn]] static void fail_to_converge(const char* routines, block<T, space> c) {
-    detail::fail<backend_error>("cuSOLVER's ", routines, " did not converge on a ", c.rows, " x ",
-                                c.cols, " matrix");
-  }
-
-  /// Works on a copy of c. False when the result is not as good as rounding allows.
-  bool polar_svd(block<T, space> c, block<T, space> s, int* info, std::span<double> values,
-                 block<T, space> u) {
-    auto f = frame();
-    const auto a = scratch(c.rows, c.cols);
-    const auto v = scratch(c.cols, s.rows);
-    copy(as_input(c).view(), a);
-    const double perturbation = detail::gesvdp(*context_, a, s, u, v, info);
-    if (!converged(info, "gesvdp", s, values)) return false;
-    const double rounding = static_cast<double>((std::max)(c.rows, c.cols)) *
-                            std::numeric_limits<T>::epsilon() * values[0];
-    if (!(perturbation <= rounding)) return false;
-    cuda_report& report = context_->report;
-    ++report.gesvdp;
-    if (values[0] > 0) {
-      report.perturbation = (std::max)(report.perturbation, perturbation / values[0]);
-    }
-    return true;
-  }
-
-  /// Destroys c. gesvd wants m ≥ n: a wide matrix C is replaced by the square Rᵀ of Cᵀ = QR, which
-  /// has the same left singular vectors.
-  void qr_svd(block<T, space> c, block<T, space> s, int* info, block<T, space> u) {
-    if (c.rows >= c.cols) return detail::gesvd(*context_, c, s, u, info);
-    auto f = frame();
-    const auto ct = scratch(c.cols, c.rows);
-    const auto r = scratch(c.rows, c.rows);
-    copy(as_input(c).view().transposed(), ct);
-    triangularize(ct, r);
-    const auto rt = c.left_cols(c.rows);
-    copy(as_input(r).view().transposed(), rt);
-    detail::gesvd(*context_, rt, s, u, info);
-  }
-
-  template <storage_scalar... Types, class... Args>
-  void launch(detail::launch_shape shape, const char* kernel, Args... args) {
-    context_->launch(shape, detail::kernel_name(kernel, {detail::kernel_type<Types>()...}),
-                     args...);
+    synchronize();
   }
 
   std::shared_ptr<cuda_context> context_;

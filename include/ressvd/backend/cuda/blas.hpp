@@ -6,10 +6,10 @@
 #include "ressvd/backend/cuda/context.hpp"
 #include "ressvd/core/matrix_view.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd::inline v0::detail::cuda {
 
 template <class T>
-using cuda_block = block<T, cuda_space>;
+using device_block = block<T, cuda_space>;
 
 /// CUDA's word for an element type.
 template <storage_scalar T>
@@ -35,8 +35,8 @@ constexpr cublasSideMode_t to_cublas(side s) {
 /// c ← alpha·op(a)·op(b) + beta·c with factors of type U and sums of type T: U = T, or float sums
 /// of 16-bit factors, which are multiplied exactly (on tensor cores). Nothing may be empty.
 template <storage_scalar U, compute_scalar T>
-void gemm(cuda_context& context, op oa, op ob, T alpha, cuda_block<const U> a,
-          cuda_block<const U> b, T beta, cuda_block<T> c) {
+void gemm(cuda_context& context, op oa, op ob, T alpha, device_block<const U> a,
+          device_block<const U> b, T beta, device_block<T> c) {
   static_assert(std::is_same_v<U, T> || (std::is_same_v<T, float> && sizeof(U) == 2));
   const index_t depth = oa == op::none ? a.cols : a.rows;
   const bool tf32 = std::is_same_v<U, float> && context.options().tf32;
@@ -50,8 +50,8 @@ void gemm(cuda_context& context, op oa, op ob, T alpha, cuda_block<const U> a,
 
 /// out ← op(L)·in or in·op(L). cuBLAS's trmm is out of place.
 template <compute_scalar T>
-void trmm(cuda_context& context, side s, op o, cuda_block<const T> l, cuda_block<const T> in,
-          cuda_block<T> out) {
+void trmm(cuda_context& context, side s, op o, device_block<const T> l, device_block<const T> in,
+          device_block<T> out) {
   const T one{1};
   const auto call = [&](auto routine) {
     check(routine(context.cublas(), to_cublas(s), CUBLAS_FILL_MODE_LOWER, to_cublas(o),
@@ -67,7 +67,7 @@ void trmm(cuda_context& context, side s, op o, cuda_block<const T> l, cuda_block
 
 /// c ← op(L)⁻¹·c or c·op(L)⁻¹.
 template <compute_scalar T>
-void trsm(cuda_context& context, side s, op o, cuda_block<const T> l, cuda_block<T> c) {
+void trsm(cuda_context& context, side s, op o, device_block<const T> l, device_block<T> c) {
   const T one{1};
   const auto call = [&](auto routine) {
     check(routine(context.cublas(), to_cublas(s), CUBLAS_FILL_MODE_LOWER, to_cublas(o),
@@ -80,4 +80,4 @@ void trsm(cuda_context& context, side s, op o, cuda_block<const T> l, cuda_block
   }
 }
 
-} // namespace ressvd::inline v0::detail
+} // namespace ressvd::inline v0::detail::cuda

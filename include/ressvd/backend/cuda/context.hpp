@@ -56,15 +56,16 @@ class cuda_context {
  public:
   /// A context of our own on the current device: stream, handles and memory.
   static std::shared_ptr<cuda_context> owning(const cuda_options& options = {}) {
-    return std::shared_ptr<cuda_context>(
-        new cuda_context(std::make_shared<detail::cuda_stream>(options.memory_limit), {}, options));
+    return std::shared_ptr<cuda_context>(new cuda_context(
+        std::make_shared<detail::cuda::cuda_stream>(options.memory_limit), {}, options));
   }
   /// A context on the engine's stream and handles, for the current device. Kernels read and write
   /// the engine's memory in the order of that stream.
   static std::shared_ptr<cuda_context> borrowing(const cuda_handles& lent,
                                                  const cuda_options& options = {}) {
     return std::shared_ptr<cuda_context>(new cuda_context(
-        std::make_shared<detail::cuda_stream>(lent.stream, options.memory_limit), lent, options));
+        std::make_shared<detail::cuda::cuda_stream>(lent.stream, options.memory_limit), lent,
+        options));
   }
 
   cuda_context(const cuda_context&) = delete;
@@ -79,7 +80,7 @@ class cuda_context {
   /// Device memory allocated by this context and by living matrices made with it.
   std::size_t bytes_in_use() const { return stream_->bytes_in_use(); }
 
-  void synchronize() { detail::check(cudaStreamSynchronize(stream())); }
+  void synchronize() { detail::cuda::check(cudaStreamSynchronize(stream())); }
 
   cuda_report report;
 
@@ -94,29 +95,29 @@ class cuda_context {
             [s = stream_, bytes](T* memory) { s->deallocate(memory, bytes); }};
   }
 
-  detail::cublas_lease cublas() {
+  detail::cuda::cublas_lease cublas() {
     check_device();
     if (lent_.cublas != nullptr) return {lent_, stream()};
-    return detail::cublas_lease(cublas_.get());
+    return detail::cuda::cublas_lease(cublas_.get());
   }
 
-  detail::cusolver_lease cusolver() {
+  detail::cuda::cusolver_lease cusolver() {
     check_device();
     if (lent_.cusolver != nullptr) return {lent_.cusolver, stream()};
     if (cusolver_ == nullptr) {
       cusolverDnHandle_t made = nullptr;
-      detail::check(cusolverDnCreate(&made));
+      detail::cuda::check(cusolverDnCreate(&made));
       cusolver_.reset(made);
-      detail::check(cusolverDnSetStream(made, stream()));
+      detail::cuda::check(cusolverDnSetStream(made, stream()));
     }
-    return detail::cusolver_lease(cusolver_.get());
+    return detail::cuda::cusolver_lease(cusolver_.get());
   }
 
   /// cuSOLVER's default algorithms.
   cusolverDnParams_t params() {
     if (params_ == nullptr) {
       cusolverDnParams_t made = nullptr;
-      detail::check(cusolverDnCreateParams(&made));
+      detail::cuda::check(cusolverDnCreateParams(&made));
       params_.reset(made);
     }
     return params_.get();
@@ -139,26 +140,39 @@ class cuda_context {
   }
 
   template <class... Args>
-  void launch(detail::launch_shape shape, const std::string& kernel, Args... args) {
+  void launch(detail::cuda::launch_shape shape, const std::string& kernel, Args... args) {
     check_device();
     kernels_.launch(stream(), shape, kernel, args...);
   }
 
+  /// Queues a copy; `to` has the numbers after the next synchronize().
   template <class T>
   void copy_to_host(const T* from, T* to, index_t count) {
     check_device();
-    detail::check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T),
-                                  cudaMemcpyDeviceToHost, stream()));
+    detail::cuda::check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T),
+                                        cudaMemcpyDeviceToHost, stream()));
+  }
+  /// Waits for everything queued, this copy included.
+  template <class T>
+  void read(const T* from, T* to, index_t count) {
+    copy_to_host(from, to, count);
+    synchronize();
+  }
+  template <class T>
+  void clear(T* memory, index_t count) {
+    check_device();
+    detail::cuda::check(
+        cudaMemsetAsync(memory, 0, static_cast<std::size_t>(count) * sizeof(T), stream()));
   }
 
   /// Throws unless this context's device is current.
   void check_device() const {
     int current = 0;
-    detail::check(cudaGetDevice(&current));
+    detail::cuda::check(cudaGetDevice(&current));
     detail::require(current == device_, "a CUDA context on device ", device_,
                     " is used while device ", current, " is current");
     // Other streams name the driver's context; the default ones need it current in this thread.
-    if (is_default_stream()) detail::check(cudaFree(nullptr));
+    if (is_default_stream()) detail::cuda::check(cudaFree(nullptr));
   }
 
  private:
@@ -170,18 +184,18 @@ class cuda_context {
   template <class Handle>
   using owned = std::unique_ptr<std::remove_pointer_t<Handle>, destroy>;
 
-  cuda_context(std::shared_ptr<detail::cuda_stream> stream, const cuda_handles& lent,
+  cuda_context(std::shared_ptr<detail::cuda::cuda_stream> stream, const cuda_handles& lent,
                const cuda_options& options)
       : stream_(std::move(stream)), lent_(lent), options_(options), scratch(make_scratch()) {
     detail::require(options.tokens_per_product >= 1, "tokens_per_product is ",
                     options.tokens_per_product);
-    detail::check(cudaGetDevice(&device_));
+    detail::cuda::check(cudaGetDevice(&device_));
     if (lent_.cublas == nullptr) {
       cublasHandle_t made = nullptr;
-      detail::check(cublasCreate(&made));
+      detail::cuda::check(cublasCreate(&made));
       cublas_.reset(made);
-      detail::check(cublasSetStream(made, this->stream()));
-      detail::cublas_lease::configure(made);
+      detail::cuda::check(cublasSetStream(made, this->stream()));
+      detail::cuda::cublas_lease::configure(made);
     }
   }
 
@@ -190,24 +204,25 @@ class cuda_context {
     return s == nullptr || s == cudaStreamLegacy || s == cudaStreamPerThread;
   }
 
-  workspace<detail::cuda_memory> make_scratch() {
-    const detail::cuda_memory memory{stream_};
-    if (options_.workspace == nullptr) return workspace<detail::cuda_memory>(memory);
+  workspace<detail::cuda::cuda_memory> make_scratch() {
+    const detail::cuda::cuda_memory memory{stream_};
+    if (options_.workspace == nullptr) return workspace<detail::cuda::cuda_memory>(memory);
     return {options_.workspace, options_.workspace_bytes, memory};
   }
 
-  std::shared_ptr<detail::cuda_stream> stream_;
+  std::shared_ptr<detail::cuda::cuda_stream> stream_;
   cuda_handles lent_;
   cuda_options options_;
   int device_ = 0;
   owned<cublasHandle_t> cublas_;
   owned<cusolverDnHandle_t> cusolver_;
   owned<cusolverDnParams_t> params_;
-  detail::cuda_kernels kernels_;
+  detail::cuda::cuda_kernels kernels_;
   std::vector<std::byte> host_workspace_;
 
  public:
-  workspace<detail::cuda_memory> scratch; ///< scratch.peak() tells the workspace that a call took
+  workspace<detail::cuda::cuda_memory>
+      scratch; ///< scratch.peak() tells the workspace that a call took
 };
 
 } // namespace ressvd::inline v0

@@ -14,7 +14,7 @@
 
 #include "ressvd/core/error.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd::inline v0::detail::cuda {
 
 /// The place of a call, as a default argument sees it. (std::source_location needs clang 16.)
 struct call_site {
@@ -84,4 +84,4 @@ inline void check(nvrtcResult status, call_site where = {}) {
   if (status != NVRTC_SUCCESS) fail_cuda("NVRTC", nvrtcGetErrorString(status), "", where);
 }
 
-} // namespace ressvd::inline v0::detail
+} // namespace ressvd::inline v0::detail::cuda

@@ -23,7 +23,7 @@ struct cuda_handles {
 // handle that is on our stream already is left there and keeps its workspace; only for one that is
 // on another stream must the workspace be named, to be put back.
 
-namespace detail {
+namespace detail::cuda {
 
 class cublas_lease {
  public:
@@ -88,5 +88,5 @@ class cusolver_lease {
   bool moved_ = false;
 };
 
-} // namespace detail
+} // namespace detail::cuda
 } // namespace ressvd::inline v0

@@ -9,9 +9,9 @@
 // on the grid's timing. Compiled with --device-as-default-execution-space.
 #pragma once
 
-namespace ressvd::inline v0::detail {
+namespace ressvd::inline v0::detail::cuda {
 
-inline constexpr const char* cuda_kernel_source = R"kernels(
+inline constexpr const char* kernel_source = R"kernels(
 namespace ressvd {
 
 typedef long long index;
@@ -251,4 +251,4 @@ __global__ void random_normal(T* c, index ld, index rows, index cols, unsigned l
 } // namespace ressvd
 )kernels";
 
-} // namespace ressvd::inline v0::detail
+} // namespace ressvd::inline v0::detail::cuda

@@ -21,7 +21,7 @@
 #include "ressvd/core/scalar.hpp"
 #include "ressvd/core/types.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd::inline v0::detail::cuda {
 
 /// The name of a type in the kernels' source.
 template <storage_scalar T>
@@ -56,7 +56,7 @@ struct compiled_kernel {
 /// else to PTX, which the driver compiles for any device of that capability or a later one.
 inline compiled_kernel compile_kernel(const std::string& name, int target, bool exact) {
   nvrtcProgram program = nullptr;
-  check(nvrtcCreateProgram(&program, cuda_kernel_source, "ressvd_kernels.cu", 0, nullptr, nullptr));
+  check(nvrtcCreateProgram(&program, kernel_source, "ressvd_kernels.cu", 0, nullptr, nullptr));
   struct destroy {
     nvrtcProgram& p;
     ~destroy() { nvrtcDestroyProgram(&p); }
@@ -233,4 +233,4 @@ class cuda_kernels {
   std::map<std::string, loaded_kernel> loaded_;
 };
 
-} // namespace ressvd::inline v0::detail
+} // namespace ressvd::inline v0::detail::cuda

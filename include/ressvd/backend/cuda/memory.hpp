@@ -10,7 +10,7 @@
 
 #include "ressvd/backend/cuda/error.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd::inline v0::detail::cuda {
 
 /// A stream, with the memory that is allocated on it (cudaMallocAsync). Shared by a context and by
 /// every matrix made with it, so that the stream outlives their memory.
@@ -72,4 +72,4 @@ struct cuda_memory {
   void deallocate(void* memory, std::size_t bytes) noexcept { stream->deallocate(memory, bytes); }
 };
 
-} // namespace ressvd::inline v0::detail
+} // namespace ressvd::inline v0::detail::cuda

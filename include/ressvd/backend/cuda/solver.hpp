@@ -10,7 +10,7 @@
 
 #include "ressvd/backend/cuda/blas.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd::inline v0::detail::cuda {
 
 /// Bytes of workspace that a cuSOLVER routine asks for.
 struct solver_size {
@@ -50,7 +50,7 @@ inline void check_parameters(int info, const char* routine) {
 }
 
 template <compute_scalar T>
-solver_size potrf_size(cuda_context& context, cuda_block<T> c) {
+solver_size potrf_size(cuda_context& context, device_block<T> c) {
   solver_size size;
   check(cusolverDnXpotrf_bufferSize(context.cusolver(), context.params(), CUBLAS_FILL_MODE_LOWER,
                                     c.rows, cuda_type<T>(), c.data, c.ld, cuda_type<T>(),
@@ -60,7 +60,7 @@ solver_size potrf_size(cuda_context& context, cuda_block<T> c) {
 
 /// Cholesky, lower; info > 0 is the order of the first minor that is not positive.
 template <compute_scalar T>
-void potrf(cuda_context& context, cuda_block<T> c, int* info) {
+void potrf(cuda_context& context, device_block<T> c, int* info) {
   const auto w = take(context, potrf_size(context, c));
   check(cusolverDnXpotrf(context.cusolver(), context.params(), CUBLAS_FILL_MODE_LOWER, c.rows,
                          cuda_type<T>(), c.data, c.ld, cuda_type<T>(), w.device, w.size.device,
@@ -68,7 +68,7 @@ void potrf(cuda_context& context, cuda_block<T> c, int* info) {
 }
 
 template <compute_scalar T>
-solver_size geqrf_size(cuda_context& context, cuda_block<T> c, cuda_block<T> tau) {
+solver_size geqrf_size(cuda_context& context, device_block<T> c, device_block<T> tau) {
   solver_size size;
   check(cusolverDnXgeqrf_bufferSize(context.cusolver(), context.params(), c.rows, c.cols,
                                     cuda_type<T>(), c.data, c.ld, cuda_type<T>(), tau.data,
@@ -78,7 +78,7 @@ solver_size geqrf_size(cuda_context& context, cuda_block<T> c, cuda_block<T> tau
 
 /// Householder QR: R in the upper triangle, the reflectors below it and in tau (min(m, n)).
 template <compute_scalar T>
-void geqrf(cuda_context& context, cuda_block<T> c, cuda_block<T> tau) {
+void geqrf(cuda_context& context, device_block<T> c, device_block<T> tau) {
   const auto w = take(context, geqrf_size(context, c, tau));
   check(cusolverDnXgeqrf(context.cusolver(), context.params(), c.rows, c.cols, cuda_type<T>(),
                          c.data, c.ld, cuda_type<T>(), tau.data, cuda_type<T>(), w.device,
@@ -86,7 +86,7 @@ void geqrf(cuda_context& context, cuda_block<T> c, cuda_block<T> tau) {
 }
 
 template <compute_scalar T>
-solver_size orgqr_size(cuda_context& context, cuda_block<T> c, cuda_block<T> tau) {
+solver_size orgqr_size(cuda_context& context, device_block<T> c, device_block<T> tau) {
   const int m = as_int(c.rows);
   const int n = as_int(c.cols);
   int elements = 0;
@@ -102,7 +102,7 @@ solver_size orgqr_size(cuda_context& context, cuda_block<T> c, cuda_block<T> tau
 
 /// c, as geqrf left it, becomes the first n columns of Q. There is no 64-bit interface.
 template <compute_scalar T>
-void orgqr(cuda_context& context, cuda_block<T> c, cuda_block<T> tau) {
+void orgqr(cuda_context& context, device_block<T> c, device_block<T> tau) {
   const auto w = take(context, orgqr_size(context, c, tau));
   const int m = as_int(c.rows);
   const int n = as_int(c.cols);
@@ -118,7 +118,7 @@ void orgqr(cuda_context& context, cuda_block<T> c, cuda_block<T> tau) {
 }
 
 template <compute_scalar T>
-solver_size syevd_size(cuda_context& context, cuda_block<T> c, cuda_block<T> w) {
+solver_size syevd_size(cuda_context& context, device_block<T> c, device_block<T> w) {
   solver_size size;
   check(cusolverDnXsyevd_bufferSize(context.cusolver(), context.params(), CUSOLVER_EIG_MODE_VECTOR,
                                     CUBLAS_FILL_MODE_LOWER, c.rows, cuda_type<T>(), c.data, c.ld,
@@ -130,7 +130,7 @@ solver_size syevd_size(cuda_context& context, cuda_block<T> c, cuda_block<T> w) 
 /// Eigenvalues ascending in w, eigenvectors in c's columns, of the matrix in c's lower triangle:
 /// divide and conquer. info > 0: not converged.
 template <compute_scalar T>
-void syevd(cuda_context& context, cuda_block<T> c, cuda_block<T> w, int* info) {
+void syevd(cuda_context& context, device_block<T> c, device_block<T> w, int* info) {
   const auto space = take(context, syevd_size(context, c, w));
   check(cusolverDnXsyevd(context.cusolver(), context.params(), CUSOLVER_EIG_MODE_VECTOR,
                          CUBLAS_FILL_MODE_LOWER, c.rows, cuda_type<T>(), c.data, c.ld,
@@ -152,7 +152,7 @@ class syevj_params {
 };
 
 template <compute_scalar T>
-solver_size syevj_size(cuda_context& context, cuda_block<T> c, cuda_block<T> w,
+solver_size syevj_size(cuda_context& context, device_block<T> c, device_block<T> w,
                        const syevj_params& params) {
   int elements = 0;
   if constexpr (std::is_same_v<T, float>) {
@@ -169,7 +169,7 @@ solver_size syevj_size(cuda_context& context, cuda_block<T> c, cuda_block<T> w,
 
 /// The same as syevd by Jacobi's method, slow and sure. Blocks. There is no 64-bit interface.
 template <compute_scalar T>
-void syevj(cuda_context& context, cuda_block<T> c, cuda_block<T> w, int* info) {
+void syevj(cuda_context& context, device_block<T> c, device_block<T> w, int* info) {
   const syevj_params params;
   const auto space = take(context, syevj_size(context, c, w, params));
   const int elements = as_int(static_cast<index_t>(space.size.device / sizeof(T)));
@@ -187,8 +187,8 @@ void syevj(cuda_context& context, cuda_block<T> c, cuda_block<T> w, int* info) {
 }
 
 template <compute_scalar T>
-solver_size gesvdp_size(cuda_context& context, cuda_block<T> a, cuda_block<T> s, cuda_block<T> u,
-                        cuda_block<T> v) {
+solver_size gesvdp_size(cuda_context& context, device_block<T> a, device_block<T> s,
+                        device_block<T> u, device_block<T> v) {
   constexpr auto type = cuda_type<T>();
   solver_size size;
   check(cusolverDnXgesvdp_bufferSize(context.cusolver(), context.params(), CUSOLVER_EIG_MODE_VECTOR,
@@ -201,8 +201,8 @@ solver_size gesvdp_size(cuda_context& context, cuda_block<T> a, cuda_block<T> s,
 /// Economy SVD of a (destroyed) by polar decomposition, k = min(m, n): s (k) descending, u: m × k,
 /// v: n × k (V, not Vᵀ). Blocks. Returns the perturbation of the singular values that it needed.
 template <compute_scalar T>
-double gesvdp(cuda_context& context, cuda_block<T> a, cuda_block<T> s, cuda_block<T> u,
-              cuda_block<T> v, int* info) {
+double gesvdp(cuda_context& context, device_block<T> a, device_block<T> s, device_block<T> u,
+              device_block<T> v, int* info) {
   constexpr auto type = cuda_type<T>();
   double perturbation = 0;
   const auto w = take(context, gesvdp_size(context, a, s, u, v));
@@ -215,7 +215,8 @@ double gesvdp(cuda_context& context, cuda_block<T> a, cuda_block<T> s, cuda_bloc
 }
 
 template <compute_scalar T>
-solver_size gesvd_size(cuda_context& context, cuda_block<T> a, cuda_block<T> s, cuda_block<T> u) {
+solver_size gesvd_size(cuda_context& context, device_block<T> a, device_block<T> s,
+                       device_block<T> u) {
   constexpr auto type = cuda_type<T>();
   solver_size size;
   check(cusolverDnXgesvd_bufferSize(context.cusolver(), context.params(), 'S', 'N', a.rows, a.cols,
@@ -227,7 +228,8 @@ solver_size gesvd_size(cuda_context& context, cuda_block<T> a, cuda_block<T> s, 
 /// Economy SVD of a (destroyed), m ≥ n, by QR iteration: s (n) descending, u: m × n; no right
 /// singular vectors. info > 0: not converged.
 template <compute_scalar T>
-void gesvd(cuda_context& context, cuda_block<T> a, cuda_block<T> s, cuda_block<T> u, int* info) {
+void gesvd(cuda_context& context, device_block<T> a, device_block<T> s, device_block<T> u,
+           int* info) {
   constexpr auto type = cuda_type<T>();
   const auto w = take(context, gesvd_size(context, a, s, u));
   check(cusolverDnXgesvd(context.cusolver(), context.params(), 'S', 'N', a.rows, a.cols, type,
@@ -235,4 +237,4 @@ void gesvd(cuda_context& context, cuda_block<T> a, cuda_block<T> s, cuda_block<T
                          type, w.device, w.size.device, w.host, w.size.host, info));
 }
 
-} // namespace ressvd::inline v0::detail
+} // namespace ressvd::inline v0::detail::cuda
