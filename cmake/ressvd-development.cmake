@@ -19,10 +19,11 @@ if(PROJECT_IS_TOP_LEVEL)
   endif()
 endif()
 
-# g++ before 13 takes registers for uninitialised in its own AVX-512 intrinsics (GCC bug 105593).
+# g++ before 13 takes registers for uninitialised in its own AVX-512 intrinsics (GCC bug 105593)
+# and sees overlapping copies in std::string's own concatenation (GCC bug 105651).
 target_compile_options(ressvd_development INTERFACE
   -Wall -Wextra -Wpedantic -Wconversion -Wshadow
-  $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-maybe-uninitialized>
+  "$<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-maybe-uninitialized;-Wno-restrict>"
   $<$<BOOL:${RESSVD_WARNINGS_AS_ERRORS}>:-Werror>
   $<$<BOOL:${RESSVD_NATIVE}>:-march=native>)
 

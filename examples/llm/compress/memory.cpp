@@ -48,7 +48,7 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
   estimate.grams += bytes(widest * widest, 3 * 8);
 
   const std::int64_t chunk =
-      (std::max)(forward_options{}.chunk_tokens / window_length, std::int64_t{1}) * window_length;
+      (std::max)(forward_options{}.shared_tokens / window_length, std::int64_t{1}) * window_length;
   const std::int64_t row = config.hidden_size + 2 * config.heads * config.head_dim +
                            2 * config.kv_heads * config.head_dim + 2 * config.intermediate_size;
   estimate.forward = bytes(chunk * row, 4);
