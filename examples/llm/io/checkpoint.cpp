@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "io/error.hpp"
-#include "io/json_text.hpp"
 #include "io/mapped_file.hpp"
 #include "io/paths.hpp"
 #include "io/safetensors.hpp"
@@ -55,12 +54,9 @@ struct checkpoint::contents {
   std::vector<shard> shards;
   std::map<std::string, entry, std::less<>> tensors;
 
-  // Adds the file's tensors and returns their names.
-  std::vector<std::string> add_shard(const std::filesystem::path& file) {
+  void add_shard(const std::filesystem::path& file) {
     shards.push_back({file, mapped_file(file)});
-    std::vector<std::string> names;
     for (stored_tensor& tensor : read_safetensors(file, shards.back().mapping.bytes())) {
-      names.push_back(tensor.name);
       const std::optional<dtype> readable = parse_dtype(tensor.type);
       tensor_view view{tensor.name, readable.value_or(dtype::f32), std::move(tensor.shape),
                        tensor.data.data()};
@@ -68,19 +64,10 @@ struct checkpoint::contents {
           std::move(tensor.name),
           entry{shards.size() - 1, std::move(tensor.type), readable, std::move(view), tensor.data});
     }
-    return names;
   }
 
   void add_index(const std::filesystem::path& file) {
-    const nlohmann::json index = parse_json(file, read_text(file, largest_index));
-    if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
-      throw file_error(file, "has no object 'weight_map'");
-    }
-    std::map<std::string, std::vector<std::string>> names_of_shard;
-    for (const auto& [name, shard_name] : index["weight_map"].items()) {
-      if (!shard_name.is_string()) throw file_error(file, name, "its shard is not a file name");
-      names_of_shard[shard_name.get<std::string>()].push_back(name);
-    }
+    const auto names_of_shard = read_index(file, read_text(file, largest_index));
     for (const auto& [shard_name, names] : names_of_shard) {
       std::filesystem::path shard_file;
       try {
@@ -90,7 +77,7 @@ struct checkpoint::contents {
       }
       // What an index places in another shard, or nowhere, is not part of the model.
       contents whole_shard;
-      const std::vector<std::string> held = whole_shard.add_shard(shard_file);
+      whole_shard.add_shard(shard_file);
       for (const std::string& name : names) {
         auto node = whole_shard.tensors.extract(name);
         if (node.empty()) {

@@ -93,7 +93,7 @@ class json_object {
     return has(key) ? text(key) : otherwise;
   }
 
-  json_object object(const char* key) const { return {file_, required(key), prefix_ + key}; }
+  json_object object(const char* key) const { return {file_, required(key), dotted(key)}; }
 
   const nlohmann::json& required(const char* key) const {
     if (!has(key)) fail(key, "is missing");
@@ -101,8 +101,7 @@ class json_object {
   }
 
   [[noreturn]] void fail(const char* key, const std::string& what) const {
-    throw file_error(
-        file_, "key '" + (prefix_.empty() ? "" : prefix_ + ".") + printable(key) + "' " + what);
+    throw file_error(file_, "key '" + dotted(printable(key)) + "' " + what);
   }
 
   [[noreturn]] void unsupported(const std::string& what, const std::string& note = "") const {
@@ -111,6 +110,10 @@ class json_object {
 
  private:
   static constexpr std::uint64_t largest_unsigned = std::numeric_limits<std::int64_t>::max();
+
+  std::string dotted(const std::string& key) const {
+    return prefix_.empty() ? key : prefix_ + "." + key;
+  }
 
   const std::filesystem::path& file_;
   const nlohmann::json& object_;
@@ -351,9 +354,14 @@ std::string_view name_of(model_family family) {
 }
 
 model_config read_config(const std::filesystem::path& directory) {
+  const std::filesystem::path file = file_inside(directory, "config.json");
+  return parse_config(file, read_text(file, largest_config));
+}
+
+model_config parse_config(const std::filesystem::path& file, std::string text) {
   model_config config;
-  config.file = file_inside(directory, "config.json");
-  config.text = read_text(config.file, largest_config);
+  config.file = file;
+  config.text = std::move(text);
   const nlohmann::json raw = parse_json(config.file, config.text);
   const json_object json(config.file, raw, "");
 

@@ -73,6 +73,9 @@ struct model_config {
 // OPT with post-norm or projected embeddings, …).
 model_config read_config(const std::filesystem::path& directory);
 
+// The same for the text of a config.json; `file` is for messages.
+model_config parse_config(const std::filesystem::path& file, std::string text);
+
 std::string_view name_of(model_family family);
 
 // The object as written into config.json; read_config reads it back.

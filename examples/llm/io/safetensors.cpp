@@ -6,13 +6,13 @@
 #include <cstring>
 #include <limits>
 #include <optional>
-#include <string_view>
 #include <tuple>
 #include <utility>
 
 #include <nlohmann/json.hpp>
 
 #include "io/error.hpp"
+#include "io/json_text.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -246,6 +246,20 @@ std::vector<stored_tensor> read_safetensors(const std::filesystem::path& file,
                                " bytes follow the data of the last tensor");
   }
   return tensors;
+}
+
+std::map<std::string, std::vector<std::string>> read_index(const std::filesystem::path& file,
+                                                           std::string_view text) {
+  const nlohmann::json index = parse_json(file, text);
+  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
+    throw file_error(file, "has no object 'weight_map'");
+  }
+  std::map<std::string, std::vector<std::string>> names_of_shard;
+  for (const auto& [name, shard] : index["weight_map"].items()) {
+    if (!shard.is_string()) throw file_error(file, name, "its shard is not a file name");
+    names_of_shard[shard.get<std::string>()].push_back(name);
+  }
+  return names_of_shard;
 }
 
 } // namespace ressvd_llm

@@ -9,8 +9,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace ressvd_llm {
@@ -28,5 +30,10 @@ struct stored_tensor {
 // overlap, hole or excess. Memory is proportional to the header. Throws file_error.
 std::vector<stored_tensor> read_safetensors(const std::filesystem::path& file,
                                             std::span<const std::byte> content);
+
+// The text of an index, {"weight_map": {NAME: SHARD, …}, …}, as the names of each shard's tensors.
+// Nothing is known yet of the shards: their names are as in the file. Throws file_error.
+std::map<std::string, std::vector<std::string>> read_index(const std::filesystem::path& file,
+                                                           std::string_view text);
 
 } // namespace ressvd_llm

@@ -155,9 +155,14 @@ bool holds_token_ids(const std::filesystem::path& file) {
 
 std::vector<std::int32_t> read_tokens(const std::filesystem::path& file, std::int64_t vocab,
                                       const tokenizer* text_tokenizer) {
-  const std::filesystem::path extension = file.extension();
   const mapped_file mapping(file);
-  const std::span<const std::byte> content = mapping.bytes();
+  return parse_tokens(file, mapping.bytes(), vocab, text_tokenizer);
+}
+
+std::vector<std::int32_t> parse_tokens(const std::filesystem::path& file,
+                                       std::span<const std::byte> content, std::int64_t vocab,
+                                       const tokenizer* text_tokenizer) {
+  const std::filesystem::path extension = file.extension();
   if (extension == ".npy") return read_npy(file, vocab, content);
   if (extension == ".u16") return read_integers<std::uint16_t>(file, vocab, content);
   if (extension == ".u32") return read_integers<std::uint32_t>(file, vocab, content);

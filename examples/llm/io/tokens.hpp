@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <span>
@@ -16,6 +17,11 @@ namespace ressvd_llm {
 // is none (nullptr).
 std::vector<std::int32_t> read_tokens(const std::filesystem::path& file, std::int64_t vocab,
                                       const tokenizer* text_tokenizer);
+
+// The same for the content of a file, whose name tells its kind.
+std::vector<std::int32_t> parse_tokens(const std::filesystem::path& file,
+                                       std::span<const std::byte> content, std::int64_t vocab,
+                                       const tokenizer* text_tokenizer);
 
 // True for .npy, .u16 and .u32: no tokenizer is needed.
 bool holds_token_ids(const std::filesystem::path& file);

@@ -154,7 +154,7 @@ TEST_CASE("a file that cannot be used ends the program with status 2 and one lin
     expected = "its rank in the config is not that of the checkpoint";
   }
   SECTION("unwritable report") {
-    expected = "x/report.json: cannot be written: No such file or directory";
+    expected = "x/report.json.tmp: cannot be written: No such file or directory";
   }
   const auto before = tree(directory.path());
   const outcome result =
