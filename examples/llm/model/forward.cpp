@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -89,7 +90,39 @@ std::int64_t windows_of(std::int64_t tokens, std::int64_t window_length) {
   return tokens / window_length;
 }
 
+// How the windows of a pass are grouped, and how many groups are worked on at once.
+struct group_size {
+  std::int64_t windows = 1;
+  std::int64_t at_a_time = 1;
+};
+
+// Floats of the buffers a token.
+std::int64_t row_floats(const model_config& config) {
+  return 2 * config.hidden_size + 2 * (config.heads + config.kv_heads) * config.head_dim +
+         2 * config.intermediate_size;
+}
+
+group_size choose_group(const model_config& config, std::int64_t windows,
+                        std::int64_t window_length, std::int64_t threads,
+                        const forward_options& options) {
+  const std::int64_t own = std::max<std::int64_t>(1, options.private_tokens / window_length);
+  const auto bytes =
+      static_cast<std::uint64_t>(own * window_length * row_floats(config)) * sizeof(float);
+  const bool enough = (windows + own - 1) / own >= threads;
+  if (enough && bytes <= options.private_buffers) return {own, threads};
+  return {std::max<std::int64_t>(1, options.shared_tokens / window_length), 1};
+}
+
 } // namespace
+
+std::uint64_t forward_buffers(const model_config& config, std::int64_t window_length,
+                              std::int64_t threads, const forward_options& options) {
+  const group_size group = choose_group(config, std::numeric_limits<std::int32_t>::max(),
+                                        window_length, threads, options);
+  return static_cast<std::uint64_t>(group.at_a_time * group.windows * window_length *
+                                    row_floats(config)) *
+         sizeof(float);
+}
 
 layer_cache make_layer_cache(const model_config& config, std::int64_t sequences,
                              std::int64_t capacity) {
@@ -102,7 +135,7 @@ layer_cache make_layer_cache(const model_config& config, std::int64_t sequences,
 }
 
 cpu_forward::cpu_forward(const model_config& config, const forward_options& options)
-    : config_(config), options_(options), rope_(config) {}
+    : config_(config), options_(options), rope_(config), workspaces_(1) {}
 
 void cpu_forward::embed(const outer_weights& weights, std::span<const std::int32_t> ids,
                         std::int64_t window_length, float* hidden) {
@@ -137,10 +170,40 @@ void cpu_forward::embed_next(const outer_weights& weights, std::span<const std::
 void cpu_forward::layer(const layer_weights& weights, float* hidden, std::int64_t tokens,
                         std::int64_t window_length, const input_observer* observer) {
   const std::int64_t windows = windows_of(tokens, window_length);
-  const std::int64_t chunk = std::max<std::int64_t>(1, options_.chunk_tokens / window_length);
-  for (std::int64_t start = 0; start < windows; start += chunk)
+  const bool rotary = config_.family != model_family::opt;
+  if (rotary) rope_.reserve(window_length);
+  const group_size group = choose_group(config_, windows, window_length, thread_count(), options_);
+  const std::int64_t groups = (windows + group.windows - 1) / group.windows;
+  const bool gated = !weights[projection::gate].empty();
+  const auto run_group = [&](std::int64_t index, workspace& work) {
+    const std::int64_t start = index * group.windows;
     run(weights, hidden + start * window_length * config_.hidden_size,
-        std::min(chunk, windows - start), window_length, 0, nullptr, observer);
+        std::min(group.windows, windows - start), window_length, 0, nullptr, work);
+  };
+  const auto slots = static_cast<std::size_t>(group.at_a_time);
+  if (workspaces_.size() < slots) workspaces_.resize(slots);
+
+  if (observer == nullptr && group.at_a_time > 1) {
+    parallel_each(groups, [&](std::int64_t index) {
+      run_group(index, workspaces_[static_cast<std::size_t>(thread_index())]);
+    });
+    return;
+  }
+  for (std::int64_t first = 0; first < groups; first += group.at_a_time) {
+    const std::int64_t count = std::min(group.at_a_time, groups - first);
+    if (count == 1)
+      run_group(first, workspaces_[0]);
+    else
+      parallel_each(count, [&](std::int64_t i) {
+        run_group(first + i, workspaces_[static_cast<std::size_t>(i)]);
+      });
+    if (observer == nullptr) continue;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t start = (first + i) * group.windows;
+      observe(workspaces_[static_cast<std::size_t>(i)], gated,
+              std::min(group.windows, windows - start) * window_length, *observer);
+    }
+  }
 }
 
 void cpu_forward::layer_next(const layer_weights& weights, float* hidden, std::int64_t count,
@@ -148,105 +211,112 @@ void cpu_forward::layer_next(const layer_weights& weights, float* hidden, std::i
   if (first + count > cache.capacity)
     throw std::invalid_argument("forward: position " + std::to_string(first + count) +
                                 " beyond the cache of " + std::to_string(cache.capacity));
-  run(weights, hidden, cache.sequences, count, first, &cache, nullptr);
+  if (config_.family != model_family::opt) rope_.reserve(first + count);
+  run(weights, hidden, cache.sequences, count, first, &cache, workspaces_[0]);
 }
 
 void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t sequences,
                       std::int64_t count, std::int64_t first, layer_cache* cache,
-                      const input_observer* observer) {
+                      workspace& work) const {
   const std::int64_t tokens = sequences * count;
   const std::int64_t width = config_.hidden_size;
   const std::int64_t inner = config_.intermediate_size;
-  const std::int64_t head_dim = config_.head_dim;
-  const std::int64_t q_width = config_.heads * head_dim;
-  const std::int64_t kv_width = config_.kv_heads * head_dim;
-  const bool rotary = config_.family != model_family::opt;
-  const auto observe = [&](input_group group, const float* x, std::int64_t features) {
-    if (observer != nullptr) (*observer)(group, x, tokens, features);
-  };
-  grow(normed_, tokens * width);
-  grow(q_, tokens * q_width);
-  grow(k_, tokens * kv_width);
-  grow(v_, tokens * kv_width);
-  grow(mixed_, tokens * q_width);
-  grow(up_, tokens * inner);
-  if (rotary) rope_.reserve(first + count);
+  const std::int64_t q_width = config_.heads * config_.head_dim;
+  const std::int64_t kv_width = config_.kv_heads * config_.head_dim;
+  grow(work.attention_input, tokens * width);
+  grow(work.q, tokens * q_width);
+  grow(work.k, tokens * kv_width);
+  grow(work.v, tokens * kv_width);
+  grow(work.heads, tokens * q_width);
+  grow(work.mlp_input, tokens * width);
+  grow(work.up, tokens * inner);
 
-  normalise(weights.attention_norm, hidden, tokens, normed_.data());
-  observe(input_group::attention, normed_.data(), width);
-  weights[projection::q].apply(normed_.data(), tokens, q_.data());
-  weights[projection::k].apply(normed_.data(), tokens, k_.data());
-  weights[projection::v].apply(normed_.data(), tokens, v_.data());
-
+  normalise(weights.attention_norm, hidden, tokens, work.attention_input.data());
+  weights[projection::q].apply(work.attention_input.data(), tokens, work.q.data());
+  weights[projection::k].apply(work.attention_input.data(), tokens, work.k.data());
+  weights[projection::v].apply(work.attention_input.data(), tokens, work.v.data());
   parallel_for(tokens, row_grain(q_width), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
-      float* q = q_.data() + t * q_width;
-      float* k = k_.data() + t * kv_width;
+      float* q = work.q.data() + t * q_width;
+      float* k = work.k.data() + t * kv_width;
+      const std::int64_t position = first + t % count;
       if (config_.qk_norm) {
         rms_norm(weights.q_norm, config_.norm_eps, q, config_.heads, q);
         rms_norm(weights.k_norm, config_.norm_eps, k, config_.kv_heads, k);
       }
-      const std::int64_t position = first + t % count;
-      if (rotary) {
+      if (config_.family != model_family::opt) {
         rope_.rotate(q, config_.heads, position);
         rope_.rotate(k, config_.kv_heads, position);
       }
       if (cache != nullptr) {
+        const float* v = work.v.data() + t * kv_width;
         const std::int64_t row = (t / count * cache->capacity + position) * kv_width;
         std::copy(k, k + kv_width, cache->keys.data() + row);
-        const float* v = v_.data() + t * kv_width;
         std::copy(v, v + kv_width, cache->values.data() + row);
       }
     }
   });
+  attend_all(sequences, count, first, cache, work);
+  weights[projection::o].apply_add(work.heads.data(), tokens, hidden);
 
-  const float* keys = cache != nullptr ? cache->keys.data() : k_.data();
-  const float* values = cache != nullptr ? cache->values.data() : v_.data();
-  const std::int64_t positions = cache != nullptr ? cache->capacity : count;
-  const std::int64_t heads_per_kv = config_.heads / config_.kv_heads;
-  const std::int64_t head_work = 4 * count * (first + count) * head_dim;
-  parallel_for(sequences * config_.heads, std::max<std::int64_t>(1, 100'000 / head_work),
-               [&](std::int64_t begin, std::int64_t end) {
-                 std::vector<float> scratch;
-                 for (std::int64_t index = begin; index < end; ++index) {
-                   const std::int64_t sequence = index / config_.heads;
-                   const std::int64_t h = index % config_.heads;
-                   const std::int64_t kv =
-                       sequence * positions * kv_width + h / heads_per_kv * head_dim;
-                   const std::int64_t at = sequence * count * q_width + h * head_dim;
-                   attend({.head_dim = head_dim,
-                           .queries = count,
-                           .first = first,
-                           .sliding_window = config_.sliding_window.value_or(0),
-                           .q = q_.data() + at,
-                           .q_stride = q_width,
-                           .k = keys + kv,
-                           .v = values + kv,
-                           .kv_stride = kv_width,
-                           .out = mixed_.data() + at,
-                           .out_stride = q_width},
-                          scratch);
-                 }
-               });
-  observe(input_group::attention_output, mixed_.data(), q_width);
-  weights[projection::o].apply_add(mixed_.data(), tokens, hidden);
-
-  normalise(weights.mlp_norm, hidden, tokens, normed_.data());
-  observe(input_group::mlp, normed_.data(), width);
-  weights[projection::up].apply(normed_.data(), tokens, up_.data());
+  normalise(weights.mlp_norm, hidden, tokens, work.mlp_input.data());
+  weights[projection::up].apply(work.mlp_input.data(), tokens, work.up.data());
   const bool gated = !weights[projection::gate].empty();
   if (gated) {
-    grow(gate_, tokens * inner);
-    weights[projection::gate].apply(normed_.data(), tokens, gate_.data());
+    grow(work.gate, tokens * inner);
+    weights[projection::gate].apply(work.mlp_input.data(), tokens, work.gate.data());
   }
   // The gate, where there is one, goes through the activation and multiplies the other branch.
-  std::vector<float>& activated = gated ? gate_ : up_;
+  std::vector<float>& activated = gated ? work.gate : work.up;
   parallel_for(tokens * inner, elementwise_grain, [&](std::int64_t begin, std::int64_t end) {
-    activate(config_.activation, gated ? up_.data() + begin : nullptr, activated.data() + begin,
+    activate(config_.activation, gated ? work.up.data() + begin : nullptr, activated.data() + begin,
              end - begin);
   });
-  observe(input_group::mlp_output, activated.data(), inner);
   weights[projection::down].apply_add(activated.data(), tokens, hidden);
+}
+
+void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::int64_t first,
+                             const layer_cache* cache, workspace& work) const {
+  const std::int64_t head_dim = config_.head_dim;
+  const std::int64_t q_width = config_.heads * head_dim;
+  const std::int64_t kv_width = config_.kv_heads * head_dim;
+  const float* keys = cache != nullptr ? cache->keys.data() : work.k.data();
+  const float* values = cache != nullptr ? cache->values.data() : work.v.data();
+  const std::int64_t positions = cache != nullptr ? cache->capacity : count;
+  const std::int64_t heads_per_kv = config_.heads / config_.kv_heads;
+  const std::int64_t head_flops = 4 * count * (first + count) * head_dim;
+  const std::int64_t grain = std::max<std::int64_t>(1, 100'000 / head_flops);
+  parallel_for(sequences * config_.heads, grain, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<float> scratch;
+    for (std::int64_t index = begin; index < end; ++index) {
+      const std::int64_t sequence = index / config_.heads;
+      const std::int64_t h = index % config_.heads;
+      const std::int64_t kv = sequence * positions * kv_width + h / heads_per_kv * head_dim;
+      const std::int64_t at = sequence * count * q_width + h * head_dim;
+      attend({.head_dim = head_dim,
+              .queries = count,
+              .first = first,
+              .sliding_window = config_.sliding_window.value_or(0),
+              .q = work.q.data() + at,
+              .q_stride = q_width,
+              .k = keys + kv,
+              .v = values + kv,
+              .kv_stride = kv_width,
+              .out = work.heads.data() + at,
+              .out_stride = q_width},
+             scratch);
+    }
+  });
+}
+
+void cpu_forward::observe(const workspace& work, bool gated, std::int64_t tokens,
+                          const input_observer& observer) const {
+  const std::int64_t q_width = config_.heads * config_.head_dim;
+  observer(input_group::attention, work.attention_input.data(), tokens, config_.hidden_size);
+  observer(input_group::attention_output, work.heads.data(), tokens, q_width);
+  observer(input_group::mlp, work.mlp_input.data(), tokens, config_.hidden_size);
+  observer(input_group::mlp_output, (gated ? work.gate : work.up).data(), tokens,
+           config_.intermediate_size);
 }
 
 void cpu_forward::normalise(const norm_weights& norm, const float* x, std::int64_t tokens,
@@ -263,10 +333,11 @@ void cpu_forward::normalise(const norm_weights& norm, const float* x, std::int64
 void cpu_forward::logits(const outer_weights& weights, const float* hidden, std::int64_t tokens,
                          float* logits) {
   const std::int64_t width = config_.hidden_size;
-  grow(normed_, tokens * width);
-  normalise(weights.final_norm, hidden, tokens, normed_.data());
+  std::vector<float>& normed = workspaces_[0].attention_input;
+  grow(normed, tokens * width);
+  normalise(weights.final_norm, hidden, tokens, normed.data());
   std::fill(logits, logits + tokens * config_.vocab, 0.0f);
-  multiply_add(normed_.data(), tokens, weights.head, logits);
+  multiply_add(normed.data(), tokens, weights.head, logits);
 }
 
 } // namespace ressvd_llm

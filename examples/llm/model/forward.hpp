@@ -12,8 +12,8 @@
 
 namespace ressvd_llm {
 
-// Called with the input of every group of linear layers before they use it: x is tokens × features,
-// row-major, and valid during the call only.
+// Called with the input of every group of linear layers: x is tokens × features, row-major, and
+// valid during the call only.
 using input_observer = std::function<void(input_group group, const float* x, std::int64_t tokens,
                                           std::int64_t features)>;
 
@@ -32,7 +32,7 @@ class forward_engine {
 
   // One layer, in place. The observer, if any, is called on this thread, with windows in order
   // and one or more whole windows a call; the groups of those windows follow each other in the
-  // order of input_group.
+  // order of input_group. Equal calls see equal pieces.
   virtual void layer(const layer_weights& weights, float* hidden, std::int64_t tokens,
                      std::int64_t window_length, const input_observer* observer) = 0;
 
@@ -53,9 +53,13 @@ layer_cache make_layer_cache(const model_config& config, std::int64_t sequences,
                              std::int64_t capacity);
 
 struct forward_options {
-  // Windows pass through a layer in groups of about this many tokens: large products, and scratch
-  // of chunk_tokens·(hidden + q + k + v + 2·intermediate) floats.
-  std::int64_t chunk_tokens = 2048;
+  // Windows pass through a layer in groups of about this many tokens a thread, each thread a group
+  // of its own, where the buffers of a group stay below private_buffers (small models); results
+  // then do not depend on the number of threads. Otherwise all threads share the work on one group
+  // of about shared_tokens.
+  std::int64_t private_tokens = 512;
+  std::uint64_t private_buffers = std::uint64_t{32} << 20;
+  std::int64_t shared_tokens = 2048;
 };
 
 // The forward pass in float32 on the CPU, with the threads of OpenMP where available. One object
@@ -79,20 +83,34 @@ class cpu_forward final : public forward_engine {
                   std::int64_t first, layer_cache& cache);
 
  private:
+  // Buffers of one group of windows, each tokens × its width.
+  struct workspace {
+    std::vector<float> attention_input;
+    std::vector<float> q;
+    std::vector<float> k;
+    std::vector<float> v;
+    std::vector<float> heads; // their outputs side by side: the output projection's input
+    std::vector<float> mlp_input;
+    std::vector<float> gate;
+    std::vector<float> up;
+  };
+
   void run(const layer_weights& weights, float* hidden, std::int64_t sequences, std::int64_t count,
-           std::int64_t first, layer_cache* cache, const input_observer* observer);
+           std::int64_t first, layer_cache* cache, workspace& work) const;
+  void attend_all(std::int64_t sequences, std::int64_t count, std::int64_t first,
+                  const layer_cache* cache, workspace& work) const;
+  void observe(const workspace& work, bool gated, std::int64_t tokens,
+               const input_observer& observer) const;
   void normalise(const norm_weights& norm, const float* x, std::int64_t tokens, float* y) const;
 
   model_config config_;
   forward_options options_;
   rope_table rope_;
-  std::vector<float> normed_;
-  std::vector<float> q_;
-  std::vector<float> k_;
-  std::vector<float> v_;
-  std::vector<float> mixed_; // heads' outputs side by side
-  std::vector<float> gate_;
-  std::vector<float> up_;
+  std::vector<workspace> workspaces_;
 };
+
+// Bytes of the buffers that a pass over windows of this length takes with `threads` threads.
+std::uint64_t forward_buffers(const model_config& config, std::int64_t window_length,
+                              std::int64_t threads, const forward_options& options = {});
 
 } // namespace ressvd_llm

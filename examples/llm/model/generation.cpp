@@ -2,12 +2,15 @@
 #include "model/generation.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 
 #include <Eigen/Core>
+
+#include "model/parallel.hpp"
 
 namespace ressvd_llm {
 
@@ -30,6 +33,41 @@ void require_finite(std::span<const float> logits) {
     if (!std::isfinite(logits[i]))
       throw std::runtime_error("logit " + std::to_string(i) +
                                " is not finite: the model does not compute");
+}
+
+// Samples of one batch: enough for matrix products to run well; more would only push keys and
+// values out of the caches.
+constexpr std::int64_t min_batch = 16;
+constexpr std::int64_t max_batch = 32;
+
+// Samples [first, first + count), text: count × length. Calls advance() after every token of all.
+void draw_samples(const language_model& model, const sampling_options& sampling, std::int64_t first,
+                  std::int64_t count, std::int64_t length, std::int32_t* text,
+                  const std::function<void()>& advance) {
+  const model_config& config = model.config();
+  std::vector<draw_stream> draws;
+  std::vector<std::int32_t> tokens;
+  for (std::int64_t s = 0; s < count; ++s) {
+    draws.emplace_back(sampling.seed, static_cast<std::uint64_t>(first + s));
+    tokens.push_back(config.bos.value_or(
+        static_cast<std::int32_t>(draws.back().next() * static_cast<double>(config.vocab))));
+  }
+  decoder state(model, count, length);
+  for (std::int64_t at = 0; at < length; ++at) {
+    const std::span<const float> logits = state.append(tokens);
+    parallel_for(count, std::max<std::int64_t>(1, 16'384 / config.vocab),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t s = begin; s < end; ++s) {
+                     const auto index = static_cast<std::size_t>(s);
+                     tokens[index] =
+                         sample_token(logits.subspan(static_cast<std::size_t>(s * config.vocab),
+                                                     static_cast<std::size_t>(config.vocab)),
+                                      sampling, draws[index]);
+                     text[s * length + at] = tokens[index];
+                   }
+                 });
+    advance();
+  }
 }
 
 } // namespace
@@ -151,35 +189,40 @@ std::vector<std::int32_t> sample_texts(const language_model& model, const sample
   const auto bytes_each = static_cast<std::uint64_t>(2 * config.layers * options.length *
                                                      config.kv_heads * config.head_dim) *
                           sizeof(float);
-  const auto round = std::clamp<std::int64_t>(
-      static_cast<std::int64_t>(options.memory_limit / bytes_each), 1, options.count);
+  const auto affordable = static_cast<std::int64_t>(std::clamp<std::uint64_t>(
+      options.memory_limit / bytes_each, 1, static_cast<std::uint64_t>(options.count)));
+  // Each thread draws batches of its own where memory allows: nothing to wait for, and keys and
+  // values near its processor. Otherwise all threads share the work on one batch.
+  const std::int64_t threads = std::min(thread_count(), affordable);
+  const bool apart = threads > 1 && affordable / threads >= min_batch;
+  const std::int64_t batch = apart ? std::clamp((options.count + threads - 1) / threads, min_batch,
+                                                std::min(affordable / threads, max_batch))
+                                   : affordable;
+  const std::int64_t batches = (options.count + batch - 1) / batch;
+  // Loaded now: a model is for one thread at a time until everything is there.
+  for (std::int64_t layer = 0; layer < config.layers; ++layer)
+    model.layer(layer);
+  model.outer();
 
   std::vector<std::int32_t> result(static_cast<std::size_t>(options.count * options.length));
-  for (std::int64_t first = 0; first < options.count; first += round) {
-    const std::int64_t sequences = std::min(round, options.count - first);
-    std::vector<draw_stream> draws;
-    std::vector<std::int32_t> tokens;
-    for (std::int64_t s = 0; s < sequences; ++s) {
-      draws.emplace_back(options.sampling.seed, static_cast<std::uint64_t>(first + s));
-      tokens.push_back(config.bos.value_or(
-          static_cast<std::int32_t>(draws.back().next() * static_cast<double>(config.vocab))));
-    }
-    decoder state(model, sequences, options.length);
-    for (std::int64_t at = 0; at < options.length; ++at) {
-      const std::span<const float> logits = state.append(tokens);
-      for (std::int64_t s = 0; s < sequences; ++s) {
-        const auto index = static_cast<std::size_t>(s);
-        tokens[index] = sample_token(logits.subspan(static_cast<std::size_t>(s * config.vocab),
-                                                    static_cast<std::size_t>(config.vocab)),
-                                     options.sampling, draws[index]);
-        result[static_cast<std::size_t>((first + s) * options.length + at)] = tokens[index];
-      }
-      if (options.progress)
-        options.progress((static_cast<double>(first) + static_cast<double>(sequences) *
-                                                           static_cast<double>(at + 1) /
-                                                           static_cast<double>(options.length)) /
-                         static_cast<double>(options.count));
-    }
+  std::atomic<std::int64_t> drawn = 0;
+  const auto draw_batch = [&](std::int64_t index) {
+    const std::int64_t first = index * batch;
+    const std::int64_t sequences = std::min(batch, options.count - first);
+    draw_samples(model, options.sampling, first, sequences, options.length,
+                 result.data() + first * options.length, [&] {
+                   drawn += sequences;
+                   // Only the thread that called may show progress.
+                   if (options.progress && thread_index() == 0)
+                     options.progress(static_cast<double>(drawn) /
+                                      static_cast<double>(options.count * options.length));
+                 });
+  };
+  if (apart) {
+    parallel_each(batches, draw_batch);
+  } else {
+    for (std::int64_t index = 0; index < batches; ++index)
+      draw_batch(index);
   }
   return result;
 }

@@ -83,7 +83,7 @@ struct sample_options {
   std::int64_t count = 128;
   std::int64_t length = 256;
   sampling_options sampling = {};
-  // Keys and values held at a time; the samples are drawn in as many rounds as that needs.
+  // Keys and values held at a time; the samples are drawn in as many batches as that needs.
   std::uint64_t memory_limit = std::uint64_t{2} << 30;
   progress_function progress = {};
 };

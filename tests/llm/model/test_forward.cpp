@@ -124,7 +124,7 @@ TEST_CASE("windows in a batch are computed as each by itself") {
     ids.insert(ids.end(), f.tokens.rbegin(), f.tokens.rend());
     const std::int64_t window = 10;
     const std::vector<float> together = run(model, ids, window);
-    cpu_forward narrow(model.config(), {.chunk_tokens = 39});
+    cpu_forward narrow(model.config(), {.private_tokens = 39});
     CHECK(relative_error(run(model, narrow, ids, window), together) < rounding);
     std::vector<float> singly;
     for (std::size_t start = 0; start < ids.size(); start += static_cast<std::size_t>(window)) {
@@ -192,7 +192,7 @@ TEST_CASE("observed windows come in order, whole, and once") {
   const std::int64_t window = 8;
   const auto tokens = static_cast<std::int64_t>(f.tokens.size());
   const auto inputs = [&](std::int64_t chunk) {
-    cpu_forward engine(model.config(), {.chunk_tokens = chunk});
+    cpu_forward engine(model.config(), {.private_tokens = chunk});
     std::vector<float> hidden(static_cast<std::size_t>(tokens * f.config.hidden_size));
     engine.embed(model.outer(), f.tokens, window, hidden.data());
     std::array<std::vector<float>, input_group_count> all;
