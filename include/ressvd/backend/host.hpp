@@ -426,6 +426,7 @@ class host_backend {
   void for_token_chunks(matrix_view<const U> x, matrix_view<const U> y, F f) {
     using P = product_type<U>;
     constexpr index_t chunk = 2048;
+    const bool same = x.data == y.data && x.rows == y.rows && x.ld == y.ld && x.order == y.order;
     typename Derived::template rebind<P> products(derived());
     for (index_t t = 0; t < x.cols; t += chunk) {
       const index_t count = (std::min)(chunk, x.cols - t);
@@ -443,7 +444,7 @@ class host_backend {
         }
       };
       const auto xs = as_products(x.part(0, t, x.rows, count));
-      const auto ys = x.data == y.data ? xs : as_products(y.part(0, t, y.rows, count));
+      const auto ys = same ? xs : as_products(y.part(0, t, y.rows, count));
       f(products, xs, ys);
     }
   }
