@@ -93,12 +93,14 @@ void add_row_sums(cuda_context& context, row_sum what, device_view<const U> x, T
 template <compute_scalar T>
 void fill(cuda_context& context, device_block<T> c, T alpha) {
   if (c.empty()) return;
+  c = flattened(c);
   launch<T>(context, over(c.rows, c.cols), "fill", c.data, c.ld, c.rows, c.cols, alpha);
 }
 
 template <compute_scalar T>
 void scale(cuda_context& context, T alpha, device_block<T> c) {
   if (c.empty()) return;
+  c = flattened(c);
   launch<T>(context, over(c.rows, c.cols), "scale", c.data, c.ld, c.rows, c.cols, alpha);
 }
 

@@ -199,7 +199,7 @@ __global__ void dot(const T* a, index a_ld, const T* b, index b_ld, index rows, 
 // sum(i) += the sum over t of |x(i, t)|, or of x(i, t) squared. A block of 32 x 32 threads takes 32
 // rows; neighbouring threads follow the direction in which x is contiguous.
 template <class U, class T, bool squared>
-__global__ void add_row_sums(const U* x, index row_stride, index col_stride, index rows,
+__global__ void __launch_bounds__(1024) add_row_sums(const U* x, index row_stride, index col_stride, index rows,
                              index cols, T* sum) {
   __shared__ double part[32][33];
   const bool down = row_stride == 1;

@@ -35,7 +35,7 @@ inline int* take_info(cuda_context& context) {
 
 /// The older interface counts in int.
 inline int as_int(index_t n) {
-  require<backend_error>(n <= std::numeric_limits<int>::max(), "a dimension of ", n,
+  require<backend_error>(n <= (std::numeric_limits<int>::max)(), "a dimension of ", n,
                          " exceeds cuSOLVER's 32-bit interface");
   return static_cast<int>(n);
 }
