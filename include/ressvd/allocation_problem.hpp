@@ -27,7 +27,7 @@
 
 namespace ressvd::inline v0 {
 
-inline constexpr index_t unlimited = std::numeric_limits<index_t>::max();
+inline constexpr index_t unlimited = (std::numeric_limits<index_t>::max)();
 
 /// What a matrix may become: the solver's choice, always two factors, or always itself.
 enum class storage : std::uint8_t { free, low_rank, dense };
@@ -97,7 +97,7 @@ inline void check_matrix(const allocation_matrix& matrix, std::size_t j) {
     fail(name(), " has the shape ", matrix.rows, " x ", matrix.cols);
   require_shape(matrix.rows, matrix.cols);
   const auto count = static_cast<index_t>(e.size());
-  if (count > std::min(matrix.rows, matrix.cols))
+  if (count > (std::min)(matrix.rows, matrix.cols))
     fail(name(), " of ", matrix.rows, " x ", matrix.cols, " has ", count, " energies");
   // Descending from a finite first value to a last one of at least 0: no NaN can hide in between.
   const auto bad = std::ranges::adjacent_find(e, [](double a, double b) { return !(a >= b); });
@@ -109,7 +109,7 @@ inline void check_matrix(const allocation_matrix& matrix, std::size_t j) {
     fail<nonfinite_error>(name(), ": the energies are not finite");
   if ((count > 0 && e.back() < 0) || matrix.tail_energy < 0)
     fail(name(), ": negative energy ",
-         count > 0 ? std::min(e.back(), matrix.tail_energy) : matrix.tail_energy);
+         count > 0 ? (std::min)(e.back(), matrix.tail_energy) : matrix.tail_energy);
   if (std::isnan(matrix.sensitivity)) fail<nonfinite_error>(name(), ": the sensitivity is nan");
   if (matrix.sensitivity < 0) fail(name(), ": negative sensitivity ", matrix.sensitivity);
   const double largest = count > 0 ? e.front() * static_cast<double>(count) : 0;
@@ -197,7 +197,7 @@ inline std::vector<stored_rank> last_layers_ranks(std::span<const allocation_mat
   std::vector<stored_rank> ranks = uniform_ranks(matrices, ratio);
   for (std::size_t j = 0; j < matrices.size(); ++j)
     if (matrices[j].layer < layers - last_layers)
-      ranks[j] = {.rank = std::min(matrices[j].rows, matrices[j].cols), .dense = true};
+      ranks[j] = {.rank = (std::min)(matrices[j].rows, matrices[j].cols), .dense = true};
   return ranks;
 }
 

@@ -46,7 +46,7 @@ namespace detail {
 inline constexpr double ratio_epsilon = 64 * std::numeric_limits<double>::epsilon();
 
 inline void require_shape(index_t rows, index_t cols) {
-  constexpr index_t largest = std::numeric_limits<std::int32_t>::max();
+  constexpr index_t largest = (std::numeric_limits<std::int32_t>::max)();
   require(rows > 0 && cols > 0 && rows <= largest && cols <= largest, "a matrix of ", rows, " x ",
           cols, " has no compression ratio; both sizes must be in [1, ", largest, "]");
 }
@@ -108,8 +108,8 @@ inline index_t largest_saving_rank(index_t rows, index_t cols) {
 /// 1 − r/α. Negative where the factors cost more than the matrix.
 inline double ratio_of_rank(index_t rows, index_t cols, index_t rank) {
   detail::require_shape(rows, cols);
-  detail::require(rank >= 0 && rank <= std::min(rows, cols), "rank ", rank, " of a ", rows, " x ",
-                  cols, " matrix is outside [0, ", std::min(rows, cols), "]");
+  detail::require(rank >= 0 && rank <= (std::min)(rows, cols), "rank ", rank, " of a ", rows, " x ",
+                  cols, " matrix is outside [0, ", (std::min)(rows, cols), "]");
   return 1 - static_cast<double>(rank) / break_even_rank(rows, cols);
 }
 
@@ -126,7 +126,7 @@ inline rank_choice rank_for_ratio(index_t rows, index_t cols, double ratio,
   const index_t rank = options.multiple * std::max<index_t>(rounded, 1);
 
   if (ratio == 0 || rank > largest_saving_rank(rows, cols))
-    return {.rank = std::min(rows, cols),
+    return {.rank = (std::min)(rows, cols),
             .dense = true,
             .clamped = rounded < 1 && ratio > 0,
             .requested_ratio = ratio,

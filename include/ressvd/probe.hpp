@@ -85,7 +85,7 @@ inline double fitted_sensitivity(std::span<const probe_point> points) {
   const double scale = points.front().truncated_energy; // squares neither overflow nor vanish
   for (const probe_point& point : points) {
     const double energy = point.truncated_energy / scale;
-    products += std::max(point.error, 0.0) * energy;
+    products += (std::max)(point.error, 0.0) * energy;
     squares += energy * energy;
   }
   return products / squares / scale;
@@ -185,7 +185,7 @@ inline curved_spectrum curve_spectrum(const allocation_matrix& matrix, double ex
   result.energies.resize(matrix.energies.size());
   double smallest = 0; // differences of nearly equal powers may miss the order by rounding
   for (std::size_t i = result.energies.size(); i > 0; --i) {
-    smallest = std::max(smallest, curved(tails[i - 1]) - curved(tails[i]));
+    smallest = (std::max)(smallest, curved(tails[i - 1]) - curved(tails[i]));
     result.energies[i - 1] = smallest;
   }
   return result;

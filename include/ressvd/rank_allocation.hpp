@@ -130,7 +130,7 @@ inline allocation_limit limit_of(const loss_curve& curve, const stored_rank& sto
   if (!curve.has_factors() || (factors_only && curve.lowest() == curve.highest()))
     return allocation_limit::only_choice;
   if (stored.dense) return allocation_limit::none;
-  if (stored.rank == curve.lowest() && curve.saving(stored.rank) < std::max(price, layer_price))
+  if (stored.rank == curve.lowest() && curve.saving(stored.rank) < (std::max)(price, layer_price))
     return allocation_limit::lowest_rank;
   if (factors_only && stored.rank == curve.highest()) return allocation_limit::highest_rank;
   if (curve.next(stored, false).saving == 0) return allocation_limit::none;
@@ -177,7 +177,7 @@ inline allocation allocate_ranks(std::span<const allocation_matrix> matrices,
     if (part.split)
       open.push({.fixed = fixed, .split = *part.split, .bound = part.bound});
     else
-      settled = std::min(settled, part.bound);
+      settled = (std::min)(settled, part.bound);
   };
   keep(*root, std::vector<std::pair<std::size_t, storage>>{});
   while (!open.empty() && nodes + 1 < options.max_nodes &&
@@ -201,15 +201,16 @@ inline allocation allocate_ranks(std::span<const allocation_matrix> matrices,
     }
   }
 
-  allocation result{.ranks = std::move(best),
-                    .limits = {},
-                    .loss = loss,
-                    .loss_bound = std::min({loss, settled, open.empty() ? loss : open.top().bound}),
-                    .parameters = 0,
-                    .budget = options.budget,
-                    .price = root->price,
-                    .layer_prices = root->layer_prices,
-                    .nodes = nodes};
+  allocation result{
+      .ranks = std::move(best),
+      .limits = {},
+      .loss = loss,
+      .loss_bound = (std::min)({loss, settled, open.empty() ? loss : open.top().bound}),
+      .parameters = 0,
+      .budget = options.budget,
+      .price = root->price,
+      .layer_prices = root->layer_prices,
+      .nodes = nodes};
   for (std::size_t j = 0; j < matrices.size(); ++j) {
     const bool in_layer = !result.layer_prices.empty() && matrices[j].layer >= 0;
     result.parameters += curves[j].cost(result.ranks[j]);

@@ -59,7 +59,7 @@ inline index_t neighbouring_rank(const allocation_matrix& matrix, const stored_r
   const auto count = static_cast<index_t>(matrix.energies.size());
   const index_t reference =
       stored.dense ? static_cast<index_t>(break_even_rank(matrix.rows, matrix.cols)) : stored.rank;
-  if (reference >= 2) return std::min(reference / 2, count);
+  if (reference >= 2) return (std::min)(reference / 2, count);
   const index_t rank = stored.dense ? 1 : 2;
   return rank <= count ? rank : 0;
 }

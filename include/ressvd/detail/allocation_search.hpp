@@ -117,7 +117,7 @@ class allocation_search {
     result.layer_prices = std::move(layer_prices);
     const auto price_of = [&](std::size_t j) {
       const auto layer = layer_of(j);
-      return layer ? std::max(price, result.layer_prices[*layer]) : price;
+      return layer ? (std::max)(price, result.layer_prices[*layer]) : price;
     };
     index_t left = options_.budget;
     std::vector<index_t> layer_left(options_.layer_budgets.begin(), options_.layer_budgets.end());
@@ -140,8 +140,8 @@ class allocation_search {
     result.bound -= price * static_cast<double>(left);
     for (std::size_t l = 0; l < layers_.size(); ++l)
       result.bound -=
-          std::max(result.layer_prices[l] - price, 0.0) * static_cast<double>(layer_left[l]);
-    result.bound = std::max(result.bound, 0.0);
+          (std::max)(result.layer_prices[l] - price, 0.0) * static_cast<double>(layer_left[l]);
+    result.bound = (std::max)(result.bound, 0.0);
 
     std::vector<bool> refused(curves.size(), false);              // the jump to dense did not fit
     std::priority_queue<std::pair<double, std::ptrdiff_t>> steps; // saving, −j: first one first

@@ -26,15 +26,15 @@ class loss_curve {
         step_{matrix.rank_multiple},
         rank_cost_{matrix.rows + matrix.cols},
         dense_cost_{matrix.rows * matrix.cols},
-        full_rank_{std::min(matrix.rows, matrix.cols)},
+        full_rank_{(std::min)(matrix.rows, matrix.cols)},
         saving_per_energy_{matrix.sensitivity / (static_cast<double>(matrix.rank_multiple) *
                                                  static_cast<double>(matrix.rows + matrix.cols))},
         may_be_dense_{matrix.stored != storage::low_rank} {
     const double alpha = break_even_rank(matrix.rows, matrix.cols);
-    const index_t usable =
-        std::min({matrix.max_rank, static_cast<index_t>(energies_.size()),
-                  largest_saving_rank(matrix.rows, matrix.cols),
-                  round_with_slack(max_rank_share * alpha, ratio_epsilon * alpha, rounding::down)});
+    const index_t usable = (std::min)(
+        {matrix.max_rank, static_cast<index_t>(energies_.size()),
+         largest_saving_rank(matrix.rows, matrix.cols),
+         round_with_slack(max_rank_share * alpha, ratio_epsilon * alpha, rounding::down)});
     lowest_ = (matrix.min_rank - 1) / step_ * step_ + step_;
     highest_ = usable / step_ * step_;
     if (pinned_dense(matrix)) highest_ = 0;
