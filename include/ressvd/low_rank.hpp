@@ -80,12 +80,15 @@ void apply(B& be, matrix_view<const typename B::scalar, typename B::space> u,
   detail::check_view(y, "y");
   detail::check_shape(x, v.cols, x.cols, "x");
   detail::check_shape(y, u.rows, x.cols, "y");
+  const bool biased = bias.data != nullptr || !bias.empty();
+  if (biased) {
+    detail::check_view(bias, "bias");
+    detail::check_shape(bias, u.rows, 1, "bias");
+  }
   if (x.cols == 0) return;
   auto frame = be.frame();
   T keep{0};
-  if (bias.data != nullptr) {
-    detail::check_view(bias, "bias");
-    detail::check_shape(bias, u.rows, 1, "bias");
+  if (biased) {
     const auto ones = be.scratch(1, x.cols);
     be.fill(ones, T{1});
     detail::product(be, bias, block<const T, typename B::space>(ones).view(), T{0}, y);
@@ -209,6 +212,8 @@ loss activation_loss(B& be, matrix_view<U, typename B::space> w,
   detail::check_shape(w, pair.rows(), pair.cols(), "W");
   detail::check_nonempty(gram, "the Gram");
   detail::check_shape(gram, w.cols, w.cols, "the Gram");
+  detail::require_finite(be, detail::as_const_view(w), "W");
+  detail::require_finite(be, detail::as_const_view(gram), "the Gram");
   wide be64(be);
   auto frame = be64.frame();
   const auto g = be64.scratch(gram.rows, gram.cols);

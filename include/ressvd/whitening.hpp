@@ -42,7 +42,7 @@ struct whitening_options {
 
 struct whitening_report {
   whitening_path path = whitening_path::cholesky;
-  double damping = 0;          ///< δ added to the diagonal, in the units of G
+  double damping = 0;          ///< δ added to the diagonal, ridge included, in the units of G
   double relative_damping = 0; ///< δ / mean(diag G)
   int attempts = 0;            ///< Cholesky factorisations tried
   /// Estimate of G's condition number after damping: from the pivots a lower bound, from
@@ -158,6 +158,8 @@ whitening<B> whiten(B& be, matrix_view<U, typename B::space> gram,
 
   whitening<B> result{.factor = be64.allocate(g.rows, g.cols)};
   whitening_report& report = result.report;
+  report.relative_damping = options.ridge;
+  report.damping = options.ridge * mean;
   const auto s = result.factor.ref();
   for (double relative = 0; relative <= options.max_damping * (1 + 1e-9);
        relative = relative == 0 ? options.damping : 10 * relative) {
@@ -168,8 +170,8 @@ whitening<B> whiten(B& be, matrix_view<U, typename B::space> gram,
       std::vector<double> pivots(static_cast<std::size_t>(g.rows));
       be64.diagonal(s, pivots);
       report.path = relative > 0 ? whitening_path::damped_cholesky : whitening_path::cholesky;
-      report.relative_damping = relative;
-      report.damping = relative * mean;
+      report.relative_damping = options.ridge + relative;
+      report.damping = report.relative_damping * mean;
       report.condition = detail::pivot_condition(pivots);
       return result;
     }

@@ -157,7 +157,7 @@ TEMPLATE_LIST_TEST_CASE("beyond the allowed damping the factor comes from eigenv
   };
   const std::vector<example> examples{
       {random_normal(30, 11, 7), 11},
-      {activations(30, 200, 8, {.dead_channels = 4}), 26},
+      {activations(30, 12, 8, {.outlier_channels = 2, .dead_channels = 4}), 12},
       {dense(5, 9), 0},
   };
   for (std::size_t i = 0; i < examples.size(); ++i) {
