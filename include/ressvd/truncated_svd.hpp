@@ -6,7 +6,7 @@
 //   A = F_Lᵀ·W·F_R = UΣVᵀ (W: m × n). With orthonormal bases and no inverse:
 //     F_L = I    Ŵ_r = U_r·(U_rᵀW)
 //     F_R = I    Ŵ_r = (W·V_r)·V_rᵀ
-//     both       Ŵ_r = (W·F_R·V_r·Σ_r⁻¹)·(U_rᵀ·F_Lᵀ·W)
+//     both       Ŵ_r = (W·F_R·V_r)·(Σ_r⁻¹·U_rᵀ·F_Lᵀ·W)
 //   and the weighted loss is Σ_{i>r} σ_i² (Eckart–Young) for any, also singular, metrics.
 //
 //   cost        one product with each factor, then by algorithm (see svd_algorithm); a slice is one
@@ -62,8 +62,8 @@ struct svd_basis {
   using space = typename B::space;
 
   projection acts = projection::left;
-  matrix<scalar, space> q; ///< left: U, m × rank. right: V, n × rank. both: W·F_R·V·Σ⁻¹, m × rank
-  matrix<scalar, space> p;             ///< both: Uᵀ·F_Lᵀ·W, rank × n. Else empty
+  matrix<scalar, space> q; ///< left: U, m × rank. right: V, n × rank. both: W·F_R·V, m × rank
+  matrix<scalar, space> p; ///< both: Σ⁻¹·Uᵀ·F_Lᵀ·W, rank × n. Else empty
   std::vector<double> singular_values; ///< of A, descending, all min(m, columns of A)
   double total_energy = 0;             ///< ‖A‖_F²
   svd_report report;
@@ -124,6 +124,9 @@ void factor(B& be, matrix_view<const U, typename B::space> w, double unit,
   const auto a = be.scratch(left.width(w.rows), right.width(w.cols));
   weigh_both(be, w, unit, left, right, a);
   energy = be.dot(a, a);
+  require<nonfinite_error>(std::isfinite(energy), "W (", w.rows, " x ", w.cols,
+                           ") in its metric has norm ", std::sqrt(energy),
+                           ": a metric's factor has a non-finite element or is too large");
   values.resize(static_cast<std::size_t>((std::min)(a.rows, a.cols)));
   if constexpr (std::is_same_v<typename B::scalar, double>) {
     if (algorithm == svd_algorithm::gram) return gram_svd<B>(be, a, values, q);
@@ -131,12 +134,24 @@ void factor(B& be, matrix_view<const U, typename B::space> w, double unit,
   exact_svd<B>(be, a, values, q);
 }
 
+/// Refuses NaN and infinity in a factor. A triangle is not looked at, since what is above the
+/// diagonal may be anything: its product with W is checked instead.
+template <backend W>
+void require_finite_factor(W& be, const metric<typename W::space>& m, const char* name) {
+  if (m.kind == metric_kind::diagonal || m.kind == metric_kind::dense) {
+    require_finite(be, m.factor.view(), name);
+  }
+}
+
 inline index_t count_above(const std::vector<double>& values, double share) {
   return std::count_if(values.begin(), values.end(),
                        [&](double v) { return v > share * values.front(); });
 }
 
-/// The two-sided factors W·F_R·V·Σ⁻¹ and Uᵀ·F_Lᵀ·W, in double: they divide by singular values.
+/// The two-sided factors, in double. With Aᵀ·U = V·R (thin QR; R = Σ but for rounding)
+///   q = W·F_R·V,  p = R⁻ᵀ·Uᵀ·F_Lᵀ·W,  hence  F_Lᵀ·q·p·F_R = A·V·Vᵀ
+/// is an orthogonal projection of A however U was rounded, and so is every slice, because R is
+/// triangular. Beyond the numerical rank the factors are zero.
 template <backend B, class U>
 void two_sided_factors(B& be, matrix_view<const U, typename B::space> w, double unit,
                        const metric<typename B::space>& left,
@@ -155,22 +170,23 @@ void two_sided_factors(B& be, matrix_view<const U, typename B::space> w, double 
   const auto wr = be64.scratch(w.rows, right.width(w.cols));
   weigh_both(be64, w, unit, metric<typename B::space>::identity(), right, wr);
 
-  // V·Σ⁻¹ = Aᵀ·U·Σ⁻², the columns beyond the numerical rank zero.
-  std::vector<double> weights(static_cast<std::size_t>(r), 0.0);
-  for (index_t i = 0; i < (std::min)(r, basis.report.numerical_rank); ++i) {
-    const double s = basis.singular_values[static_cast<std::size_t>(i)];
-    weights[static_cast<std::size_t>(i)] = 1 / (s * s);
-  }
-  const auto d = be64.scratch(r, 1);
-  be64.upload({weights.data(), r, 1, r}, d);
-  const auto v = be64.scratch(a.cols, r);
-  be64.gemm(op::transpose, op::none, 1.0, a, u, 0.0, v);
-  be64.scale_cols(v, d);
-
+  const index_t k = (std::min)(r, basis.report.numerical_rank);
   const auto q = be64.scratch(w.rows, r);
   const auto p = be64.scratch(r, w.cols);
-  be64.gemm(op::none, op::none, 1.0, wr, v, 0.0, q);
-  be64.gemm(op::transpose, op::none, unit, u, lw, 0.0, p);
+  be64.fill(q, 0.0);
+  be64.fill(p, 0.0);
+  if (k > 0) {
+    const auto v = be64.scratch(a.cols, k);
+    const auto triangle = be64.scratch(k, k);
+    const auto lower = be64.scratch(k, k);
+    const auto rows = p.top_rows(k);
+    be64.gemm(op::transpose, op::none, 1.0, a, u.left_cols(k), 0.0, v);
+    be64.thin_qr(v, triangle);
+    be64.copy(const_block_of<wide>(triangle).view().transposed(), lower);
+    be64.gemm(op::none, op::none, unit, wr, v, 0.0, q.left_cols(k));
+    be64.gemm(op::transpose, op::none, 1.0, u.left_cols(k), lw, 0.0, rows);
+    be64.trsm(side::left, op::none, lower, rows);
+  }
   basis.q = be.allocate(w.rows, r);
   basis.p = be.allocate(r, w.cols);
   be.copy(const_block_of<wide>(q).view(), basis.q.ref());
@@ -203,8 +219,8 @@ svd_basis<B> truncated_svd(B& be, matrix_view<U, typename B::space> weights,
                   " of a ", w.rows, " x ", w.cols, " matrix is outside [1, ", largest_rank, "]");
   const double unit = detail::power_of_two_above(detail::require_finite(be, w, "W"));
   wide be64(be);
-  if (!left.is_identity()) detail::require_finite(be64, left.factor.view(), "the left metric");
-  if (!right.is_identity()) detail::require_finite(be64, right.factor.view(), "the right metric");
+  detail::require_finite_factor(be64, left, "the left metric");
+  detail::require_finite_factor(be64, right, "the right metric");
 
   constexpr bool is_double = std::is_same_v<typename B::scalar, double>;
   svd_basis<B> basis;
@@ -250,6 +266,8 @@ low_rank<typename B::scalar, typename B::space> slice(B& be,
   detail::require((left ? w.rows : w.cols) == basis.q.rows(), "W is ", w.rows, " x ", w.cols,
                   ", but the basis was made for ", left ? "rows" : "columns", " of ",
                   basis.q.rows());
+  detail::require(basis.acts != projection::both || w.cols == basis.p.cols(), "W is ", w.rows,
+                  " x ", w.cols, ", but the basis was made for columns of ", basis.p.cols());
   auto frame = be.frame();
   const auto q = basis.q.ref().left_cols(rank);
   low_rank<T, typename B::space> pair{be.allocate(w.rows, rank), be.allocate(rank, w.cols)};

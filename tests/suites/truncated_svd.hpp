@@ -1,0 +1,599 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Truncated SVD of a weighted matrix: the loss of every slice is the tail of the singular values
+// of A = F_Lᵀ·W·F_R as a textbook SVD finds them.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ressvd/truncated_svd.hpp"
+#include "ressvd/whitening.hpp"
+#include "support/catch.hpp"
+#include "support/compare.hpp"
+#include "support/dense.hpp"
+#include "support/placed.hpp"
+#include "support/problem.hpp"
+
+namespace svd_suite {
+
+using namespace support;
+using ressvd::metric_kind;
+using ressvd::projection;
+using ressvd::svd_algorithm;
+
+inline constexpr double double_eps = std::numeric_limits<double>::epsilon();
+inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
+inline constexpr std::array algorithms{svd_algorithm::automatic, svd_algorithm::exact,
+                                       svd_algorithm::gram};
+
+/// A metric in the backend's memory, and its factor as a full matrix.
+template <class B>
+struct placed_metric {
+  metric_kind kind = metric_kind::identity;
+  dense factor; ///< n × width
+  placed<double, B> stored;
+
+  ressvd::metric<typename B::space> metric() const {
+    if (kind == metric_kind::identity) return {};
+    return {kind, stored.block()};
+  }
+};
+
+/// A metric for n channels whose factor has about the given condition number.
+template <class B>
+placed_metric<B> make_metric(B& be, metric_kind kind, index_t n, double condition,
+                             std::uint64_t seed, index_t width = 0) {
+  const auto place = [&](const dense& a) { return placed<double, B>(be, a, layout::col_major, 2); };
+  switch (kind) {
+    case metric_kind::diagonal: {
+      const std::vector<double> d = geometric_spectrum(n, condition);
+      return {kind, diagonal_matrix(d), place(column(d))};
+    }
+    case metric_kind::triangular: {
+      const dense f = with_spectrum(n, 2 * n, geometric_spectrum(n, condition), seed);
+      const dense l = cholesky(f * transpose(f));
+      dense stored = l;
+      for (index_t j = 0; j < n; ++j) {
+        for (index_t i = 0; i < j; ++i)
+          stored(i, j) = not_a_number; // never read
+      }
+      return {kind, l, place(stored)};
+    }
+    case metric_kind::dense: {
+      const index_t columns = width > 0 ? width : n;
+      const dense f =
+          with_spectrum(n, columns, geometric_spectrum((std::min)(n, columns), condition), seed);
+      return {kind, f, place(f)};
+    }
+    default:
+      return {metric_kind::identity, identity(n), place(dense(1, 1))};
+  }
+}
+
+inline const char* name_of(metric_kind kind) {
+  switch (kind) {
+    case metric_kind::identity:
+      return "identity";
+    case metric_kind::diagonal:
+      return "diagonal";
+    case metric_kind::triangular:
+      return "triangular";
+    default:
+      return "dense";
+  }
+}
+
+/// F_Lᵀ·(W − U·V)·F_R.
+inline dense weighed(const dense& left, const dense& a, const dense& right) {
+  return transpose(left) * a * right;
+}
+
+/// Bound on the error of the weighed residual for a slice of rank r.
+template <class B>
+double residual_error(const dense& left, const dense& w, const dense& right,
+                      const pair_values& pair) {
+  const dense a = weighed(left, w, right);
+  const double terms = std::sqrt(static_cast<double>(w.rows() + w.cols()));
+  const double scale = spectral_norm(left) * spectral_norm(right);
+  // Forming A and the factors: sums of m or n terms; then orthogonal transformations of A.
+  return 4 * terms * eps<B> * frobenius(w) * scale + scale * storage_error(pair, 4 * eps<B>) +
+         2 *
+             householder_tolerance(std::max(a.rows(), a.cols()), std::min(a.rows(), a.cols()),
+                                   eps<B>) *
+             frobenius(a);
+}
+
+} // namespace svd_suite
+
+TEMPLATE_LIST_TEST_CASE("the loss of every slice is the tail of the singular values",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  struct example {
+    index_t m, n;
+    metric_kind left, right;
+    index_t left_width = 0, right_width = 0;
+  };
+  const auto identity_kind = metric_kind::identity;
+  const std::vector<example> examples{
+      {12, 20, identity_kind, identity_kind},
+      {20, 12, identity_kind, identity_kind},
+      {1, 9, identity_kind, identity_kind},
+      {9, 1, identity_kind, identity_kind},
+      {16, 16, identity_kind, metric_kind::triangular},
+      {12, 30, identity_kind, metric_kind::triangular},
+      {30, 12, identity_kind, metric_kind::triangular},
+      {18, 14, identity_kind, metric_kind::diagonal},
+      {14, 18, metric_kind::diagonal, identity_kind},
+      {18, 14, metric_kind::triangular, identity_kind},
+      {15, 22, identity_kind, metric_kind::dense},
+      {15, 22, identity_kind, metric_kind::dense, 0, 9},
+      {15, 22, identity_kind, metric_kind::dense, 0, 40},
+      {22, 15, metric_kind::dense, identity_kind, 9, 0},
+      {16, 21, metric_kind::diagonal, metric_kind::triangular},
+      {21, 16, metric_kind::triangular, metric_kind::triangular},
+      {16, 21, metric_kind::dense, metric_kind::dense, 12, 30},
+      {21, 16, metric_kind::dense, metric_kind::diagonal},
+      {150, 70, identity_kind, metric_kind::triangular},
+      {70, 150, identity_kind, metric_kind::triangular},
+  };
+  for (const auto& [m, n, left_kind, right_kind, left_width, right_width] : examples) {
+    const problem<TestType> p(be, random_normal(m, n, 1), dense(n, 1));
+    const auto left = make_metric(be, left_kind, m, 20, 2, left_width);
+    const auto right = make_metric(be, right_kind, n, 20, 3, right_width);
+    const dense a = weighed(left.factor, p.w, right.factor);
+    const std::vector<double> sigma = svd(a).s;
+    const auto count = static_cast<index_t>(sigma.size());
+    const index_t largest = (std::min)({m, n, count});
+    for (const svd_algorithm algorithm : algorithms) {
+      INFO(m << " x " << n << ", " << name_of(left_kind) << " and " << name_of(right_kind) << ", "
+             << support::name_of(algorithm));
+      const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(),
+                                               {.rank = largest, .algorithm = algorithm});
+      CHECK(basis.rank() == largest);
+      CHECK(basis.report.algorithm != svd_algorithm::automatic);
+      REQUIRE(static_cast<index_t>(basis.singular_values.size()) == count);
+      CHECK(std::is_sorted(basis.singular_values.rbegin(), basis.singular_values.rend()));
+      // Full-rank examples whose condition is far from any rounding.
+      CHECK(basis.report.numerical_rank == count);
+
+      const bool gram = basis.report.algorithm == svd_algorithm::gram;
+      const bool two_sided =
+          left_kind != metric_kind::identity && right_kind != metric_kind::identity;
+      CHECK(basis.acts == (two_sided                            ? projection::both
+                           : left_kind != metric_kind::identity ? projection::right
+                                                                : projection::left));
+      if (!two_sided) {
+        CHECK(orthonormality_error(values_of(be, basis.q)) <=
+              householder_tolerance((std::max)(m, n), largest, eps<TestType>));
+      }
+      double before = std::numeric_limits<double>::infinity();
+      for (index_t r = 1; r <= largest; r += (std::max)(index_t{1}, largest / 5)) {
+        INFO("rank " << r);
+        const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, r));
+        REQUIRE(pair.u.cols() == r);
+        const double exact = sum_of_squares_from(sigma, r);
+        const double error = residual_error<TestType>(left.factor, p.w, right.factor, pair);
+        const double lost = squared_norm(weighed(left.factor, p.w - pair.product(), right.factor));
+        const double algorithm_loss = gram ? gram_algorithm_loss(a, r) : 0;
+        CHECK_THAT(lost, WithinAbs(exact, loss_tolerance(exact, error) + algorithm_loss));
+        CHECK_THAT(basis.truncation_loss(r),
+                   WithinAbs(exact, loss_tolerance(exact, error) + algorithm_loss));
+        CHECK(lost <= before + loss_tolerance(exact, error) + algorithm_loss);
+        before = lost;
+      }
+      CHECK_THAT(basis.total_energy,
+                 WithinRel(squared_norm(a),
+                           loss_tolerance(squared_norm(a),
+                                          residual_error<TestType>(left.factor, p.w, right.factor,
+                                                                   {dense(m, 1), dense(1, n)})) /
+                               squared_norm(a)));
+      CHECK_THAT(basis.truncation_loss(0), WithinRel(basis.total_energy, 100 * eps<TestType>));
+      CHECK(p.placed_w.unchanged(be));
+      CHECK(left.stored.unchanged(be));
+      CHECK(right.stored.unchanged(be));
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("two ill-conditioned metrics do not amplify rounding", "[truncated_svd]",
+                        test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  // Singular values of A spread over about 1e6: dividing by their squares would magnify a rounding
+  // of float by 1e12.
+  const problem<TestType> p(be, random_normal(20, 24, 4), dense(24, 1));
+  const auto left = make_metric(be, metric_kind::triangular, 20, 1e3, 5);
+  const auto right = make_metric(be, metric_kind::triangular, 24, 1e3, 6);
+  const dense a = weighed(left.factor, p.w, right.factor);
+  const std::vector<double> sigma = svd(a).s;
+  for (const svd_algorithm algorithm : algorithms) {
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(),
+                                             {.rank = 16, .algorithm = algorithm});
+    for (const index_t r : {1, 4, 8, 16}) {
+      INFO(support::name_of(algorithm) << ", rank " << r);
+      const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, r));
+      const double exact = sum_of_squares_from(sigma, r);
+      // The rounding of stored factors stays in proportion to their sizes.
+      const dense fu = transpose(left.factor) * pair.u;
+      const dense vf = pair.v * right.factor;
+      CHECK(all_finite(pair.product()));
+      const double error =
+          residual_error<TestType>(left.factor, p.w, right.factor, {pair.u, pair.v}) +
+          storage_error({fu, vf}, eps<TestType>);
+      const double lost = squared_norm(weighed(left.factor, p.w - pair.product(), right.factor));
+      CHECK(lost <= exact + loss_tolerance(exact, error) + gram_algorithm_loss(a, r));
+      // And it is small against the whole, or the check above would say nothing.
+      CHECK(error <= 1e4 * eps<TestType> * frobenius(p.w) * frobenius(left.factor) *
+                         frobenius(right.factor));
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("activation loss of the whitened truncation is the tail for any Gram",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  using wide = ressvd::wide_backend<TestType>;
+  auto be = make_backend<TestType>();
+  struct example {
+    const char* name;
+    dense x;
+  };
+  const std::vector<example> examples{
+      {"full rank", random_normal(24, 90, 7)},
+      {"outlier channels", activations(24, 90, 8, {.outlier_channels = 2})},
+      {"fewer tokens than features", random_normal(24, 10, 9)},
+      {"one token", random_normal(24, 1, 10)},
+      {"dead channels", activations(24, 90, 11, {.dead_channels = 3})},
+      {"copied channels", activations(24, 90, 12, {.copied_channels = 3})},
+  };
+  for (const auto& [name, x] : examples) {
+    for (const index_t m : {16, 40}) {
+      const problem<TestType> p(be, random_normal(m, 24, 13), x);
+      const std::vector<double> sigma = svd(p.w * x).s;
+      const placed<double, TestType> px(be, x);
+      ressvd::qr_accumulator<wide> accumulator(wide(be), 24);
+      accumulator.add(px.view(), ressvd::token_order::features_by_tokens);
+      const auto by_cholesky = ressvd::whiten(be, p.placed_g.view());
+      const auto by_qr = ressvd::whiten(be, accumulator);
+      for (const auto* whitening : {&by_cholesky, &by_qr}) {
+        for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
+          const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening->metric(),
+                                                   {.rank = 12, .algorithm = algorithm});
+          for (const index_t r : {1, 5, 12}) {
+            INFO(name << ", " << m << " x 24, " << (whitening == &by_qr ? "QR" : "Cholesky") << ", "
+                      << support::name_of(algorithm) << ", rank " << r);
+            const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, r));
+            const double exact =
+                r < static_cast<index_t>(sigma.size()) ? sum_of_squares_from(sigma, r) : 0;
+            // The factor's metric is G + δI: at the optimum for it the loss under G itself is
+            // above the tail by at most δ·‖W‖². Its own rounding is that of G.
+            const double delta = whitening->report.damping;
+            const double damped = delta * squared_norm(p.w);
+            const double factor_rounding =
+                householder_tolerance(48, 24, double_eps) * squared_norm(x) * squared_norm(p.w);
+            const double error = projection_error(p.w, x, eps<TestType>) +
+                                 spectral_norm(x) * storage_error(pair, eps<TestType>);
+            const double algorithm_loss = gram_algorithm_loss(p.w * x, r);
+            const double lost = loss_of(p.w, pair.product(), x);
+            CHECK_THAT(lost, WithinAbs(exact, loss_tolerance(exact, error) + damped +
+                                                  factor_rounding + algorithm_loss));
+            CHECK_THAT(basis.truncation_loss(r),
+                       WithinAbs(exact, loss_tolerance(exact, error) + damped + factor_rounding +
+                                            algorithm_loss));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("no perturbation of the factors lowers the loss", "[truncated_svd]",
+                        test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  const dense x = activations(18, 60, 14, {.outlier_channels = 1});
+  const problem<TestType> p(be, random_normal(14, 18, 15), x);
+  const auto whitening = ressvd::whiten(be, p.placed_g.view());
+  for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(),
+                                             {.rank = 6, .algorithm = algorithm});
+    const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, 6));
+    const double optimum = loss_of(p.w, pair.product(), x);
+    const double tolerance = loss_tolerance(optimum, projection_error(p.w, x, eps<TestType>)) +
+                             gram_algorithm_loss(p.w * x, 6);
+    for (int trial = 0; trial < 60; ++trial) {
+      const double size = std::pow(10.0, -(trial % 6));
+      const auto seed = static_cast<std::uint64_t>(100 + 2 * trial);
+      const dense u = pair.u + size * random_normal(14, 6, seed);
+      const dense v = pair.v + size * random_normal(6, 18, seed + 1);
+      CHECK(loss_of(p.w, u * v, x) >= optimum - tolerance);
+      CHECK(loss_of(p.w, u * pair.v, x) >= optimum - tolerance);
+      CHECK(loss_of(p.w, pair.u * v, x) >= optimum - tolerance);
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("slicing at a rank equals factoring at that rank", "[truncated_svd]",
+                        test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  for (const auto& [m, n] : {std::pair<index_t, index_t>{20, 30}, {30, 20}}) {
+    // σ_i = 2^-i: every subspace is well determined.
+    const problem<TestType> p(be, with_spectrum(m, n, geometric_spectrum(20, 0x1p19), 16),
+                              dense(n, 1));
+    const auto left = make_metric(be, metric_kind::diagonal, m, 3, 17);
+    const auto right = make_metric(be, metric_kind::triangular, n, 3, 18);
+    for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
+      for (const int sides : {0, 1, 2}) {
+        const auto l = sides == 0 ? ressvd::metric<typename TestType::space>{} : left.metric();
+        const auto r = sides == 1 ? ressvd::metric<typename TestType::space>{} : right.metric();
+        const auto large = ressvd::truncated_svd(be, p.placed_w.view(), l, r,
+                                                 {.rank = 12, .algorithm = algorithm});
+        for (const index_t rank : {1, 3, 6}) {
+          INFO(m << " x " << n << ", " << support::name_of(algorithm) << ", metrics " << sides
+                 << ", rank " << rank);
+          const auto small = ressvd::truncated_svd(be, p.placed_w.view(), l, r,
+                                                   {.rank = rank, .algorithm = algorithm});
+          const auto sliced = values_of(be, ressvd::slice(be, p.placed_w.view(), large, rank));
+          const auto direct = values_of(be, ressvd::slice(be, p.placed_w.view(), small, rank));
+          // Both take the same computed vectors, up to the rounding of making them orthonormal
+          // again, which σ_1/σ_r ≤ 9·2^r magnifies.
+          const double tolerance = std::ldexp(9.0, static_cast<int>(rank)) *
+                                   static_cast<double>(m + n) * eps<TestType> * frobenius(p.w);
+          CHECK(distance(sliced.product(), direct.product()) <= tolerance);
+        }
+      }
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("matrices of lower rank are served beyond it", "[truncated_svd]",
+                        test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  const auto check = [&](const dense& w, index_t rank, metric_kind left_kind,
+                         metric_kind right_kind) {
+    const problem<TestType> p(be, w, dense(w.cols(), 1));
+    const auto left = make_metric(be, left_kind, w.rows(), 5, 19);
+    const auto right = make_metric(be, right_kind, w.cols(), 5, 20);
+    for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
+      INFO(w.rows() << " x " << w.cols() << " of rank " << rank << ", "
+                    << support::name_of(algorithm) << ", " << name_of(left_kind) << " and "
+                    << name_of(right_kind));
+      const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(),
+                                               {.rank = 9, .algorithm = algorithm});
+      CHECK(basis.report.numerical_rank == rank);
+      const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, 9));
+      CHECK(all_finite(pair.u));
+      CHECK(all_finite(pair.v));
+      if (basis.acts != projection::both) {
+        CHECK(orthonormality_error(values_of(be, basis.q)) <=
+              householder_tolerance((std::max)(w.rows(), w.cols()), 9, eps<TestType>));
+      }
+      const dense lost = weighed(left.factor, p.w - pair.product(), right.factor);
+      const dense a = weighed(left.factor, p.w, right.factor);
+      const double error = residual_error<TestType>(left.factor, p.w, right.factor, pair);
+      CHECK(squared_norm(lost) <= error * error + gram_algorithm_loss(a, 9));
+    }
+  };
+  const auto identity_kind = metric_kind::identity;
+  for (const metric_kind left : {identity_kind, metric_kind::diagonal}) {
+    for (const metric_kind right : {identity_kind, metric_kind::triangular}) {
+      // Products of small integers: the rank is exact in every scalar.
+      dense u(14, 3);
+      dense v(3, 11);
+      for (index_t i = 0; i < 14; ++i)
+        u(i, i % 3) = static_cast<double>(1 + i % 4);
+      for (index_t j = 0; j < 11; ++j)
+        v(j % 3, j) = static_cast<double>(1 + j % 5);
+      check(u * v, 3, left, right);
+      check(transpose(u * v), 3, left, right);
+      check(dense(12, 15), 0, left, right);
+      check(dense(15, 12), 0, left, right);
+    }
+  }
+  dense one(10, 12);
+  one(4, 7) = -3;
+  check(one, 1, identity_kind, identity_kind);
+}
+
+TEMPLATE_LIST_TEST_CASE("scaling the weights by a power of two scales the result",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  const dense w = rounded<typename TestType::scalar>(random_normal(15, 20, 21));
+  const problem<TestType> plain(be, w, dense(20, 1));
+  const auto right = make_metric(be, metric_kind::triangular, 20, 10, 22);
+  for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
+    const auto factor = [&](const problem<TestType>& p) {
+      return ressvd::truncated_svd(be, p.placed_w.view(), {}, right.metric(),
+                                   {.rank = 8, .algorithm = algorithm});
+    };
+    const auto expected = factor(plain);
+    for (const int exponent : {-100, 100}) {
+      const double scale = std::ldexp(1.0, exponent);
+      const problem<TestType> scaled(be, scale * w, dense(20, 1));
+      const auto basis = factor(scaled);
+      CHECK(values_of(be, basis.q) == values_of(be, expected.q));
+      CHECK(column(basis.singular_values) == scale * column(expected.singular_values));
+      CHECK(basis.total_energy == scale * scale * expected.total_energy);
+      CHECK(basis.report.numerical_rank == expected.report.numerical_rank);
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("storage and layout of W do not change the factorisation",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  const auto right = make_metric(be, metric_kind::triangular, 17, 10, 23);
+  const auto left = make_metric(be, metric_kind::diagonal, 13, 10, 24);
+  for_each_storage([&]<class U>(U) {
+    const dense w = rounded<typename TestType::scalar>(rounded<U>(random_normal(13, 17, 25)));
+    const problem<TestType> reference(be, w, dense(17, 1));
+    for (const int sides : {0, 1, 2}) {
+      const auto l = sides == 0 ? ressvd::metric<typename TestType::space>{} : left.metric();
+      const auto r = sides == 1 ? ressvd::metric<typename TestType::space>{} : right.metric();
+      const auto expected = ressvd::truncated_svd(be, reference.placed_w.view(), l, r, {.rank = 6});
+      const auto expected_pair =
+          values_of(be, ressvd::slice(be, reference.placed_w.view(), expected, 6));
+      for (const layout order : {layout::row_major, layout::col_major}) {
+        for (const index_t padding : {0, 5}) {
+          INFO(storage_name<U>() << ", metrics " << sides);
+          const placed<U, TestType> pw(be, w, order, padding);
+          const auto basis = ressvd::truncated_svd(be, pw.view(), l, r, {.rank = 6});
+          CHECK(values_of(be, basis.q) == values_of(be, expected.q));
+          CHECK(basis.singular_values == expected.singular_values);
+          // The second factor is a product whose order of summation may depend on the layout.
+          const auto pair = values_of(be, ressvd::slice(be, pw.view(), basis, 6));
+          const dense bound = (34 * eps<TestType>)*(
+              absolute(expected_pair.u) * dense(6, 17, max_abs(expected_pair.v) + frobenius(w)));
+          CHECK(error_in_bounds(pair.product(), expected_pair.product(), bound) <= 1);
+          CHECK(pw.unchanged(be));
+        }
+      }
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("float agrees with double", "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  using wide = ressvd::wide_backend<TestType>;
+  auto be = make_backend<TestType>();
+  wide be64(be);
+  const dense x = activations(30, 100, 26, {.outlier_channels = 2});
+  const problem<TestType> p(be, random_normal(25, 30, 27), x);
+  const placed<double, wide> pw(be64, p.w);
+  const auto whitening = ressvd::whiten(be, p.placed_g.view());
+  for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
+    const auto narrow = ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(),
+                                              {.rank = 10, .algorithm = algorithm});
+    const auto broad = ressvd::truncated_svd(be64, pw.view(), {}, whitening.metric(),
+                                             {.rank = 10, .algorithm = algorithm});
+    const double error = projection_error(p.w, x, eps<TestType>);
+    CHECK(distance(column(narrow.singular_values), column(broad.singular_values)) <= 2 * error);
+    const auto a = values_of(be, ressvd::slice(be, p.placed_w.view(), narrow, 10));
+    const auto b = values_of(be64, ressvd::slice(be64, pw.view(), broad, 10));
+    const double exact = loss_of(p.w, b.product(), x);
+    CHECK_THAT(loss_of(p.w, a.product(), x),
+               WithinAbs(exact, loss_tolerance(exact, error) + gram_algorithm_loss(p.w * x, 10)));
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("the curve of losses is the loss of every slice in any metric",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  const problem<TestType> p(be, random_normal(16, 13, 28), dense(13, 1));
+  const auto check = [&](const ressvd::svd_basis<TestType>& basis,
+                         const ressvd::metric<typename TestType::space>& metric,
+                         const dense& factor) {
+    const auto curve = ressvd::truncation_losses(be, p.placed_w.view(), basis, metric);
+    REQUIRE(curve.size() == 10);
+    CHECK(std::is_sorted(curve.rbegin(), curve.rend()));
+    // Differences of squares: each of 9 subtractions, and sums of at most 16 + 13 terms in them,
+    // round to eps of ‖W‖²‖F‖².
+    const double tolerance = (9 + 29) * eps<TestType> * squared_norm(p.w) * squared_norm(factor);
+    CHECK_THAT(curve.front(), WithinAbs(squared_norm(p.w * factor), tolerance));
+    for (index_t r = 1; r <= 9; ++r) {
+      const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, r));
+      CHECK_THAT(curve[static_cast<std::size_t>(r)],
+                 WithinAbs(loss_of(p.w, pair.product(), factor), tolerance));
+    }
+  };
+  const auto right = make_metric(be, metric_kind::triangular, 13, 30, 29);
+  const auto other = make_metric(be, metric_kind::diagonal, 13, 4, 30);
+  const auto left = make_metric(be, metric_kind::dense, 16, 30, 31);
+  const auto on_left =
+      ressvd::truncated_svd(be, p.placed_w.view(), {}, right.metric(), {.rank = 9});
+  check(on_left, {}, identity(13));
+  check(on_left, right.metric(), right.factor);
+  check(on_left, other.metric(), other.factor);
+  const auto on_right =
+      ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), {}, {.rank = 9});
+  check(on_right, {}, identity(13));
+
+  const auto both =
+      ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(), {.rank = 3});
+  CHECK_THROWS_WITH(ressvd::truncation_losses(be, p.placed_w.view(), both),
+                    contains_text("truncation losses need a basis that acts on the left"));
+  CHECK_THROWS_WITH(ressvd::truncation_losses(be, p.placed_w.view(), on_right, right.metric()),
+                    contains_text("or the identity as metric"));
+}
+
+TEMPLATE_LIST_TEST_CASE("wrong calls of the truncated SVD are refused", "[truncated_svd]",
+                        test_backends) {
+  using namespace svd_suite;
+  using T = typename TestType::scalar;
+  using view = ressvd::matrix_view<const T, typename TestType::space>;
+  using metric = ressvd::metric<typename TestType::space>;
+  auto be = make_backend<TestType>();
+  const placed<T, TestType> w(be, random_normal(6, 8, 31), layout::row_major, 1);
+  const placed<double, TestType> square(be, identity(8));
+  const placed<double, TestType> narrow(be, random_normal(8, 2, 32));
+  const auto factor = [&](view a, const metric& left, const metric& right, index_t rank) {
+    return ressvd::truncated_svd(be, a, left, right, {.rank = rank});
+  };
+  for (const index_t rank : {-1, 0, 7}) {
+    CHECK_THROWS_WITH(
+        factor(w.view(), {}, {}, rank),
+        contains_text("rank " + std::to_string(rank) + " of a 6 x 8 matrix is outside [1, 6]"));
+  }
+  CHECK_THROWS_WITH(factor(w.view(), {}, metric::dense(narrow.block()), 3),
+                    contains_text("rank 3 of a 6 x 8 matrix is outside [1, 2]"));
+  CHECK_THROWS_WITH(factor(w.view(), metric::dense(square.block()), {}, 3),
+                    contains_text("the left metric's factor has 8 rows, expected 6"));
+  CHECK_THROWS_WITH(factor(w.view(), {}, metric::diagonal(square.block()), 3),
+                    contains_text("the right metric's factor is 8 x 8, expected 8 x 1"));
+  CHECK_THROWS_WITH(factor(w.view(), {}, metric::triangular(narrow.block()), 3),
+                    contains_text("the right metric's factor is 8 x 2, expected 8 x 8"));
+  CHECK_THROWS_WITH(factor(w.view(), {}, metric{metric_kind::dense, {}}, 3),
+                    contains_text("the right metric's factor is empty"));
+  CHECK_THROWS_WITH(factor(w.view(), {}, metric::dense({nullptr, 8, 8, 8}), 3),
+                    contains_text("the right metric's factor (8 x 8) has a null data pointer"));
+  CHECK_THROWS_WITH(factor(view{}, {}, {}, 1), contains_text("W is empty (0 x 0)"));
+  CHECK_THROWS_WITH(factor(view{nullptr, 6, 8, 8}, {}, {}, 1),
+                    contains_text("W (6 x 8) has a null data pointer"));
+  view short_rows = w.view();
+  short_rows.ld = 7;
+  CHECK_THROWS_WITH(factor(short_rows, {}, {}, 1),
+                    contains_text("W (6 x 8, row-major) has leading dimension 7, less than 8"));
+
+  dense spoiled = random_normal(6, 8, 31);
+  spoiled(4, 5) = not_a_number;
+  const placed<T, TestType> bad(be, spoiled, layout::row_major, 1);
+  CHECK_THROWS_AS(factor(bad.view(), {}, {}, 1), ressvd::nonfinite_error);
+  CHECK_THROWS_WITH(factor(bad.view(), {}, {}, 1), contains_text("W (6 x 8) has "));
+  if constexpr (std::is_same_v<typename TestType::space, ressvd::host_space>) {
+    CHECK_THROWS_WITH(factor(bad.view(), {}, {}, 1), contains_text("at row 4, column 5"));
+  }
+  dense bad_factor = identity(8);
+  bad_factor(7, 2) = std::numeric_limits<double>::infinity();
+  const placed<double, TestType> pf(be, bad_factor);
+  CHECK_THROWS_AS(factor(w.view(), {}, metric::dense(pf.block()), 1), ressvd::nonfinite_error);
+  CHECK_THROWS_WITH(factor(w.view(), {}, metric::dense(pf.block()), 1),
+                    contains_text("the right metric"));
+
+  const auto basis = factor(w.view(), {}, {}, 4);
+  const placed<T, TestType> other(be, random_normal(7, 8, 33));
+  for (const index_t rank : {0, 5}) {
+    CHECK_THROWS_WITH(
+        ressvd::slice(be, w.view(), basis, rank),
+        contains_text("rank " + std::to_string(rank) + " cannot be sliced from a basis of rank 4"));
+  }
+  CHECK_THROWS_WITH(ressvd::slice(be, other.view(), basis, 2),
+                    contains_text("W is 7 x 8, but the basis was made for rows of 6"));
+  const placed<double, TestType> six(be, identity(6));
+  const auto both = factor(w.view(), metric::dense(six.block()), metric::dense(square.block()), 4);
+  const placed<T, TestType> wider(be, random_normal(6, 9, 34));
+  CHECK_THROWS_WITH(ressvd::slice(be, wider.view(), both, 2), contains_text("W is 6 x 9"));
+  CHECK_THROWS_WITH(basis.truncation_loss(7), contains_text("rank 7 of 6 singular values"));
+  CHECK_THROWS_WITH(basis.truncation_loss(-1), contains_text("rank -1"));
+}
