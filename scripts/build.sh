@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2119,SC2120
 # SPDX-License-Identifier: Apache-2.0
 #
 # Sourced from the repository's root. Sets preset, build_dir and jobs, and defines

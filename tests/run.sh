@@ -4,14 +4,16 @@
 # Installs what is missing, builds and runs all tests. Fails on any failure.
 #
 #   bash tests/run.sh [arguments for ctest]
-#   PRESET=gcc-debug bash tests/run.sh       (presets: see CMakePresets.json; default: release)
-#   JOBS=4 bash tests/run.sh                 (default: the number of processors)
+#
+# Environment: PRESET, a name of CMakePresets.json (default: release); OPTIONS, for CMake, e.g.
+# "-D RESSVD_CUDA=OFF"; JOBS (default: the number of processors).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/build.sh
 
 bash scripts/install_dependencies.sh build
-configure
+# shellcheck disable=SC2086
+configure ${OPTIONS:-}
 compile
 
 results=$build_dir/results.xml
