@@ -48,17 +48,28 @@ void orthonormalize(B& be, block_of<B> c) {
 }
 
 /// c ← orthonormal basis of c's columns within the complement of q's (q orthonormal, m × p,
-/// p + k ≤ m). Twice, for what the first projection leaves of rounding.
+/// p + k ≤ m), completed where they span less. Projected twice, for what the first projection
+/// leaves of rounding. A completion knows nothing of q and may lie in its span; then Householder QR
+/// of [q, c] finds the columns, 4m(p + k)² flops.
 template <backend B>
 void orthonormalize_against(B& be, const_block_of<B> q, block_of<B> c) {
   using T = typename B::scalar;
+  auto frame = be.frame();
+  const auto overlap = be.scratch(q.cols, c.cols);
   for (int pass = 0; pass < 2; ++pass) {
-    auto frame = be.frame();
-    const auto overlap = be.scratch(q.cols, c.cols);
     be.gemm(op::transpose, op::none, T{1}, q, c, T{0}, overlap);
     be.gemm(op::none, op::none, T{-1}, q, overlap, T{1}, c);
     orthonormalize(be, c);
   }
+  be.gemm(op::transpose, op::none, T{1}, q, c, T{0}, overlap);
+  const double rounding =
+      16 * std::sqrt(static_cast<double>(q.rows)) * std::numeric_limits<T>::epsilon();
+  if (be.max_abs(const_block_of<B>(overlap).view()) <= rounding) return;
+  const auto both = be.scratch(q.rows, q.cols + c.cols);
+  be.copy(q.view(), both.left_cols(q.cols));
+  be.copy(const_block_of<B>(c).view(), both.col_range(q.cols, c.cols));
+  be.thin_qr(both, be.scratch(both.cols, both.cols));
+  be.copy(const_block_of<B>(both.col_range(q.cols, c.cols)).view(), c);
 }
 
 } // namespace ressvd::inline v0::detail

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Residual compensation: the result of the two explicit stages of the paper, computed with an
+// inverse in double, and the properties that follow from Ŵ = Q·Qᵀ·W.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "ressvd/residual_compensation.hpp"
+#include "ressvd/whitening.hpp"
+#include "support/catch.hpp"
+#include "support/compare.hpp"
+#include "support/dense.hpp"
+#include "support/placed.hpp"
+#include "support/problem.hpp"
+
+namespace residual_suite {
+
+using namespace support;
+using ressvd::residual_options;
+using ressvd::svd_algorithm;
+
+inline constexpr double double_eps = std::numeric_limits<double>::epsilon();
+inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
+
+/// Algorithm 2 of the paper as it is written: W_i = SVD_{r_i}(W·S)·S⁻¹, R_r = SVD_{r_r}(W − W_i).
+struct two_stages {
+  dense result;
+  double tolerance = 0; ///< how far rounding of A = W·S by eps·‖A‖ may move the result
+};
+
+inline two_stages explicit_stages(const dense& w, const dense& g, index_t ri, index_t rr,
+                                  double epsilon) {
+  const dense s = cholesky(g);
+  const dense a = w * s;
+  const dense first = best_of_rank(a, ri) * inverse(s);
+  const dense residual = w - first;
+  const dense second = rr > 0 ? best_of_rank(residual, rr) : dense(w.rows(), w.cols());
+
+  // Davis and Kahan: a change E of A turns its leading subspace by at most 2‖E‖/gap, and the
+  // projection of W on it by that times ‖W‖; the residual inherits this change.
+  const auto gap = [](const dense& m, index_t rank) {
+    const std::vector<double> sigma = svd(m).s;
+    const auto i = static_cast<std::size_t>(rank);
+    return i < sigma.size() ? sigma[i - 1] - sigma[i] : sigma[i - 1];
+  };
+  const double relative =
+      householder_tolerance(std::max(w.rows(), w.cols()), std::min(w.rows(), w.cols()), epsilon);
+  const double first_change = (2 * relative * frobenius(a) / gap(a, ri) + relative) * frobenius(w);
+  double change = first_change;
+  if (rr > 0) {
+    change += (2 * first_change / gap(residual, rr) + relative) * frobenius(residual);
+  }
+  // The explicit inverse has an error of its own.
+  const double inverse_error = 10 * double_eps * spectral_norm(s) * spectral_norm(inverse(s));
+  return {first + second, change + inverse_error * frobenius(w)};
+}
+
+template <class B>
+struct compensated {
+  ressvd::compensated_basis<B> basis;
+  pair_values pair;
+};
+
+/// W, X and everything up to the first stage.
+template <class B>
+struct staged {
+  problem<B> p;
+  ressvd::whitening<B> whitening;
+  ressvd::svd_basis<B> stage1;
+
+  staged(B& be, const dense& w, const dense& x, index_t rank,
+         svd_algorithm algorithm = svd_algorithm::automatic)
+      : p(be, w, x),
+        whitening(ressvd::whiten(be, p.placed_g.view())),
+        stage1(ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(),
+                                     {.rank = rank, .algorithm = algorithm})) {}
+
+  dense compensate(B& be, const residual_options& options,
+                   const ressvd::metric<typename B::space>& second = {}) {
+    auto basis = ressvd::residual_compensation(be, p.placed_w.view(), stage1, options, second);
+    const dense q = values_of(be, basis.q);
+    CHECK(orthonormality_error(q) <= householder_tolerance(q.rows(), q.cols(), eps<B>));
+    CHECK(basis.intermediate_rank == ressvd::intermediate_rank(options));
+    const auto pair = values_of(be, ressvd::project(be, p.placed_w.view(), std::move(basis.q)));
+    CHECK(pair.u == q);
+    return pair.product();
+  }
+  dense direct(B& be, index_t rank) {
+    return values_of(be, ressvd::slice(be, p.placed_w.view(), stage1, rank)).product();
+  }
+};
+
+} // namespace residual_suite
+
+TEMPLATE_LIST_TEST_CASE("both stages give what the explicit computation gives", "[residual]",
+                        test_backends) {
+  using namespace residual_suite;
+  auto be = make_backend<TestType>();
+  struct example {
+    index_t m, n, rank, residual;
+  };
+  for (const auto [m, n, rank, residual] :
+       {example{12, 18, 6, 2}, {18, 12, 6, 1}, {15, 15, 9, 4}, {14, 30, 5, 0}, {10, 12, 10, 3}}) {
+    for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
+      INFO(m << " x " << n << ", rank " << rank << " of which " << residual << ", "
+             << name_of(algorithm));
+      const dense x = activations(n, 4 * n, 1, {.condition = 3});
+      staged<TestType> s(be, random_normal(m, n, 2), x, rank, algorithm);
+      const auto expected = explicit_stages(s.p.w, s.p.g, rank - residual, residual, eps<TestType>);
+      const dense actual =
+          s.compensate(be, {.rank = rank, .residual_rank = residual, .algorithm = algorithm});
+      CHECK(distance(actual, expected.result) <= expected.tolerance);
+      CHECK(s.p.placed_w.unchanged(be));
+      // The tolerance leaves room for no other result.
+      CHECK(expected.tolerance < 0.1 * frobenius(s.p.w));
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("with the same metric twice the result is the direct truncation",
+                        "[residual]", test_backends) {
+  using namespace residual_suite;
+  auto be = make_backend<TestType>();
+  for (const auto& [m, n] : {std::pair<index_t, index_t>{12, 18}, {18, 12}}) {
+    const dense x = activations(n, 80, 3, {.outlier_channels = 1});
+    staged<TestType> s(be, random_normal(m, n, 4), x, 8);
+    const double error = projection_error(s.p.w, x, eps<TestType>);
+    for (const index_t residual : {1, 3, 7}) {
+      const dense twice =
+          s.compensate(be, {.rank = 8, .residual_rank = residual}, s.whitening.metric());
+      const double direct = loss_of(s.p.w, s.direct(be, 8), x);
+      CHECK_THAT(loss_of(s.p.w, twice, x),
+                 WithinAbs(direct, loss_tolerance(direct, 2 * error) +
+                                       2 * gram_algorithm_loss(s.p.w * x, 8)));
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("the plain second stage trades activation loss for weight loss",
+                        "[residual]", test_backends) {
+  using namespace residual_suite;
+  auto be = make_backend<TestType>();
+  const std::vector<dense> inputs{
+      random_normal(20, 60, 5), activations(20, 60, 6, {.outlier_channels = 2}),
+      activations(20, 60, 7, {.outlier_channels = 1, .dead_channels = 2}), random_normal(20, 8, 8)};
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    for (const index_t m : {13, 31}) {
+      const dense& x = inputs[i];
+      staged<TestType> s(be, random_normal(m, 20, 9), x, 10);
+      const dense direct = s.direct(be, 10);
+      for (const index_t residual : {0, 1, 4, 9}) {
+        INFO("input " << i << ", " << m << " x 20, residual rank " << residual);
+        const dense compensated = s.compensate(be, {.rank = 10, .residual_rank = residual});
+        const double damped = s.whitening.report.damping * squared_norm(s.p.w);
+        const double activation = loss_of(s.p.w, direct, x);
+        CHECK(loss_of(s.p.w, compensated, x) >=
+              activation - damped - gram_algorithm_loss(s.p.w * x, 10) -
+                  loss_tolerance(activation, projection_error(s.p.w, x, eps<TestType>)));
+        const double weight = squared_norm(s.p.w - direct);
+        CHECK(squared_norm(s.p.w - compensated) <=
+              weight + gram_algorithm_loss(s.p.w, 10) +
+                  loss_tolerance(weight, projection_error(s.p.w, identity(20), eps<TestType>)));
+      }
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("nothing is counted twice where the residual vanishes", "[residual]",
+                        test_backends) {
+  using namespace residual_suite;
+  auto be = make_backend<TestType>();
+  dense axes(9, 12); // its singular vectors are axes, as are those of a zero residual
+  axes(0, 0) = 3;
+  axes(1, 1) = 2;
+  dense sparse(12, 9);
+  sparse(11, 4) = 1;
+  sparse(10, 3) = -2;
+  sparse(3, 3) = 5;
+  const std::vector<dense> cases{axes,
+                                 sparse,
+                                 dense(9, 12),
+                                 dense(12, 9),
+                                 with_spectrum(12, 14, {4, 2, 1}, 10),
+                                 with_spectrum(14, 12, {4, 2, 1}, 11)};
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const dense& w = cases[i];
+    const index_t full = (std::min)(w.rows(), w.cols());
+    for (const bool white : {false, true}) {
+      const dense x = white ? identity(w.cols()) : random_normal(w.cols(), 40, 12);
+      for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
+        staged<TestType> s(be, w, x, full, algorithm);
+        for (const auto& [rank, residual] :
+             {std::pair<index_t, index_t>{7, 3}, {7, 1}, {full, 4}, {full, full - 1}}) {
+          INFO("case " << i << ", rank " << rank << " of which " << residual << ", "
+                       << name_of(algorithm));
+          const dense actual =
+              s.compensate(be, {.rank = rank, .residual_rank = residual, .algorithm = algorithm});
+          // rank(W) ≤ 3. Where r_i covers it Ŵ is W, and with r ≥ 6 the two stages together do.
+          const double error = projection_error(s.p.w, identity(w.cols()), eps<TestType>);
+          CHECK(squared_norm(s.p.w - actual) <= error * error + gram_algorithm_loss(s.p.w, rank));
+        }
+      }
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("one first stage serves all divisions of the rank", "[residual]",
+                        test_backends) {
+  using namespace residual_suite;
+  auto be = make_backend<TestType>();
+  const dense x = activations(16, 60, 13);
+  staged<TestType> s(be, random_normal(20, 16, 14), x, 9);
+  double before = std::numeric_limits<double>::infinity();
+  for (const index_t ri : {3, 6, 9}) {
+    const auto basis = ressvd::residual_compensation(be, s.p.placed_w.view(), s.stage1,
+                                                     {.rank = 9, .intermediate_rank = ri});
+    CHECK(basis.intermediate_rank == ri);
+    const double exact = squared_norm(s.p.w - s.direct(be, ri));
+    CHECK_THAT(basis.residual_energy,
+               WithinAbs(exact, loss_tolerance(
+                                    exact, projection_error(s.p.w, identity(16), eps<TestType>))));
+    CHECK(basis.residual_energy <= before);
+    before = basis.residual_energy;
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("the rank is divided as the options say", "[residual]", test_backends) {
+  using namespace residual_suite;
+  const auto ri = [](residual_options options) { return ressvd::intermediate_rank(options); };
+  CHECK(ri({.rank = 100}) == 95);
+  CHECK(ri({.rank = 1}) == 1);
+  CHECK(ri({.rank = 19}) == 19);
+  CHECK(ri({.rank = 20}) == 19);
+  CHECK(ri({.rank = 100, .beta = 0.07}) == 93); // 0.07·100 is 7.000000000000001
+  CHECK(ri({.rank = 100, .beta = 0.29}) == 71); // 0.29·100 is 28.999999999999996
+  CHECK(ri({.rank = 10, .beta = 0}) == 10);
+  CHECK(ri({.rank = 10, .residual_rank = 4}) == 6);
+  CHECK(ri({.rank = 10, .residual_rank = 0}) == 10);
+  CHECK(ri({.rank = 10, .intermediate_rank = 3}) == 3);
+  CHECK_THROWS_WITH(ri({.rank = 0}), contains_text("residual compensation of rank 0"));
+  CHECK_THROWS_WITH(ri({.rank = 5, .beta = 1}), contains_text("beta 1 is outside [0, 1)"));
+  CHECK_THROWS_WITH(ri({.rank = 5, .beta = -0.1}), contains_text("beta -0.1"));
+  CHECK_THROWS_WITH(ri({.rank = 5, .beta = not_a_number}), contains_text("outside [0, 1)"));
+  CHECK_THROWS_WITH(ri({.rank = 5, .residual_rank = 5}),
+                    contains_text("intermediate rank 0 is outside [1, 5]"));
+  CHECK_THROWS_WITH(ri({.rank = 5, .residual_rank = -1}),
+                    contains_text("intermediate rank 6 is outside [1, 5]"));
+  CHECK_THROWS_WITH(ri({.rank = 5, .intermediate_rank = 6}),
+                    contains_text("intermediate rank 6 is outside [1, 5]"));
+  CHECK_THROWS_WITH(ri({.rank = 5, .residual_rank = 2, .intermediate_rank = 3}),
+                    contains_text("both given"));
+}
+
+TEMPLATE_LIST_TEST_CASE("wrong calls of residual compensation are refused", "[residual]",
+                        test_backends) {
+  using namespace residual_suite;
+  using T = typename TestType::scalar;
+  auto be = make_backend<TestType>();
+  staged<TestType> s(be, random_normal(6, 8, 15), random_normal(8, 30, 16), 4);
+  const placed<T, TestType> other(be, random_normal(7, 8, 17));
+  const placed<T, TestType> bad(be, dense(6, 8, not_a_number));
+  const placed<double, TestType> left(be, dense(6, 1, 2.0));
+  const auto w = s.p.placed_w.view();
+  CHECK_THROWS_WITH(ressvd::residual_compensation(be, w, s.stage1, {.rank = 7}),
+                    contains_text("rank 7 of a 6 x 8 matrix is outside [1, 6]"));
+  CHECK_THROWS_WITH(ressvd::residual_compensation(be, w, s.stage1, {.rank = 6, .residual_rank = 1}),
+                    contains_text("intermediate rank 5 exceeds the first stage's rank 4"));
+  CHECK_THROWS_WITH(ressvd::residual_compensation(be, other.view(), s.stage1, {.rank = 3}),
+                    contains_text("identity as left metric, made for 7 rows"));
+  const auto right = ressvd::truncated_svd(
+      be, w, ressvd::metric<typename TestType::space>::diagonal(left.block()), {}, {.rank = 4});
+  CHECK_THROWS_WITH(ressvd::residual_compensation(be, w, right, {.rank = 3}),
+                    contains_text("identity as left metric"));
+  CHECK_THROWS_AS(
+      ressvd::residual_compensation(be, bad.view(), s.stage1, {.rank = 4, .residual_rank = 1}),
+      ressvd::nonfinite_error);
+  CHECK_THROWS_WITH(ressvd::project(be, w, be.allocate(5, 2)),
+                    contains_text("the basis has 5 rows, W has 6"));
+}
