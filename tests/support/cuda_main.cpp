@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The entry point of the CUDA tests. Without a device no test runs: the program names the tests it
-// skipped and returns 77, which ctest reports as skipped, never as passed.
+// skipped and returns 4, which ctest reports as skipped, never as passed.
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -15,7 +15,7 @@
 
 namespace {
 
-constexpr int skipped = 77;
+constexpr int skipped = 4; // what Catch2 3 returns, and tells ctest, for skipped tests
 
 bool only_lists(const Catch::ConfigData& config) {
 #if __has_include(<catch2/catch_session.hpp>)
@@ -41,5 +41,5 @@ int main(int argc, char** argv) {
       return skipped;
     }
   }
-  return session.run();
+  return session.run() == 0 ? 0 : 1; // Catch2 2 returns the number of failures, which may be 4
 }
