@@ -6,6 +6,10 @@
 const char* version_of_the_other();
 ressvd::index_t rows_of_the_other(const ressvd::matrix_view<const float>& a);
 
-const char* version_of_the_other() { return RESSVD_VERSION_STRING; }
+const char* version_of_the_other() {
+  return RESSVD_VERSION_STRING;
+}
 
-ressvd::index_t rows_of_the_other(const ressvd::matrix_view<const float>& a) { return a.rows; }
+ressvd::index_t rows_of_the_other(const ressvd::matrix_view<const float>& a) {
+  return a.rows;
+}

@@ -36,7 +36,8 @@ int main(int argc, char** argv) {
     const cudaError_t status = cudaGetDeviceCount(&devices);
     if (status != cudaSuccess || devices == 0) {
       std::printf("Skipped, no CUDA device (%s):\n", cudaGetErrorString(status));
-      for (const std::string& test : config.testsOrTags) std::printf("  %s\n", test.c_str());
+      for (const std::string& test : config.testsOrTags)
+        std::printf("  %s\n", test.c_str());
       if (config.testsOrTags.empty()) std::printf("  all tests of this program\n");
       return skipped;
     }
