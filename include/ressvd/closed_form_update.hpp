@@ -9,11 +9,13 @@
 //
 //   cost        left: 2mn² + 2rn² + 4mnr + r³/3 + 2mr² flops; right: 4mnr + r³/3. In double.
 //   workspace   left: n² + 2mn + 3rn + 2mr + r² doubles. Blocks.
-//   errors      std::invalid_argument for shapes that do not fit
+//   errors      std::invalid_argument for shapes that do not fit, nonfinite_error for NaN or
+//               infinity in W or in a Gram; the pair is unchanged then
 //   source      SVD-LLM, arXiv 2403.07378, section 3.2 (left); AdaSVD, arXiv 2502.01403, eqs. 8–11
 #pragma once
 
 #include "ressvd/core/backend.hpp"
+#include "ressvd/detail/finite.hpp"
 #include "ressvd/detail/psd_solve.hpp"
 #include "ressvd/low_rank.hpp"
 
@@ -29,12 +31,18 @@ index_t update_left(B& be, matrix_view<U, typename B::space> weights,
   using wide = wide_backend<B>;
   const index_t n = pair.cols();
   const index_t r = pair.rank();
-  detail::check_nonempty(weights, "W");
-  detail::check_shape(gram, n, n, "the shifted Gram");
   const auto& target = cross.empty() ? gram : cross;
-  detail::check_shape(target, weights.cols, n, "the cross-Gram");
+  const char* target_name = cross.empty() ? "the shifted Gram" : "the cross-Gram";
+  detail::check_nonempty(weights, "W");
+  detail::check_nonempty(gram.view(), "the shifted Gram");
+  detail::check_nonempty(target.view(), target_name);
+  detail::check_shape(gram, n, n, "the shifted Gram");
+  detail::check_shape(target, weights.cols, n, target_name);
   detail::check_shape(weights, pair.rows(), weights.cols, "W");
   wide be64(be);
+  detail::require_finite(be, detail::as_const_view(weights), "W");
+  detail::require_finite(be64, gram.view(), "the shifted Gram");
+  if (!cross.empty()) detail::require_finite(be64, cross.view(), "the cross-Gram");
   auto frame = be64.frame();
   const auto w = be64.scratch(weights.rows, weights.cols);
   const auto v = be64.scratch(r, n);
@@ -62,6 +70,7 @@ index_t update_right(B& be, matrix_view<U, typename B::space> weights,
   const index_t r = pair.rank();
   detail::check_nonempty(weights, "W");
   detail::check_shape(weights, pair.rows(), pair.cols(), "W");
+  detail::require_finite(be, detail::as_const_view(weights), "W");
   wide be64(be);
   auto frame = be64.frame();
   const auto w = be64.scratch(weights.rows, weights.cols);

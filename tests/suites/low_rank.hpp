@@ -23,20 +23,6 @@ using namespace support;
 inline constexpr double double_eps = std::numeric_limits<double>::epsilon();
 inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
-template <class B>
-ressvd::low_rank<typename B::scalar, typename B::space> make_pair(B& be, const dense& u,
-                                                                  const dense& v) {
-  using T = typename B::scalar;
-  const placed<T, B> pu(be, u);
-  const placed<T, B> pv(be, v);
-  ressvd::low_rank<T, typename B::space> pair{be.allocate(u.rows(), u.cols()),
-                                              be.allocate(v.rows(), v.cols())};
-  be.copy(pu.view(), pair.u.ref());
-  be.copy(pv.view(), pair.v.ref());
-  be.synchronize();
-  return pair;
-}
-
 inline double column_norm(const dense& a, index_t j) {
   return frobenius(part(a, 0, j, a.rows(), 1));
 }

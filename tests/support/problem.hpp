@@ -29,6 +29,21 @@ pair_values values_of(B& be, const ressvd::low_rank<typename B::scalar, typename
   return {values_of(be, pair.u), values_of(be, pair.v)};
 }
 
+/// An owned pair of these factors.
+template <class B>
+ressvd::low_rank<typename B::scalar, typename B::space> make_pair(B& be, const dense& u,
+                                                                  const dense& v) {
+  using T = typename B::scalar;
+  const placed<T, B> pu(be, u);
+  const placed<T, B> pv(be, v);
+  ressvd::low_rank<T, typename B::space> pair{be.allocate(u.rows(), u.cols()),
+                                              be.allocate(v.rows(), v.cols())};
+  be.copy(pu.view(), pair.u.ref());
+  be.copy(pv.view(), pair.v.ref());
+  be.synchronize();
+  return pair;
+}
+
 /// W (m × n), X (n × T) and G = X·Xᵀ. W is stored as U, G as double.
 template <class B, class U = typename B::scalar>
 struct problem {
