@@ -236,7 +236,7 @@ TEST_CASE("contexts in two threads do not disturb each other", "[cuda]") {
   CHECK(together.second == alone.second);
 }
 
-TEST_CASE("running out of memory is an error with the sizes, and no more than that", "[cuda]") {
+TEST_CASE("running out of memory is an error with the sizes", "[cuda]") {
   cuda_backend<double> be(cuda_context::owning({.memory_limit = 1 << 20}));
   const auto held = be.allocate(256, 256); // half of the limit
   CHECK_THROWS_WITH(be.allocate(512, 256),

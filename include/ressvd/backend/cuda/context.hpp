@@ -171,8 +171,6 @@ class cuda_context {
     detail::cuda::check(cudaGetDevice(&current));
     detail::require(current == device_, "a CUDA context on device ", device_,
                     " is used while device ", current, " is current");
-    // Other streams name the driver's context; the default ones need it current in this thread.
-    if (is_default_stream()) detail::cuda::check(cudaFree(nullptr));
   }
 
  private:
@@ -197,11 +195,6 @@ class cuda_context {
       detail::cuda::check(cublasSetStream(made, this->stream()));
       detail::cuda::cublas_lease::configure(made);
     }
-  }
-
-  bool is_default_stream() const {
-    const cudaStream_t s = stream();
-    return s == nullptr || s == cudaStreamLegacy || s == cudaStreamPerThread;
   }
 
   workspace<detail::cuda::cuda_memory> make_scratch() {

@@ -144,9 +144,17 @@ class cuda_kernels {
                   "kernels take pointers, scalars, index_t and std::uint64_t");
     void* arguments[] = {&args...};
     const auto kernel = reinterpret_cast<CUfunction>(find(name)); // as cuLaunchKernel documents it
-    check_driver(driver_.launch(kernel, shape.grid.x, shape.grid.y, 1, shape.block.x, shape.block.y,
-                                1, 0, stream, arguments, nullptr),
-                 name);
+    const auto start = [&] {
+      return driver_.launch(kernel, shape.grid.x, shape.grid.y, 1, shape.block.x, shape.block.y, 1,
+                            0, stream, arguments, nullptr);
+    };
+    CUresult status = start();
+    if (status == CUDA_ERROR_INVALID_CONTEXT) {
+      // A thread's first use of the device, on a default stream (others name their context).
+      check(cudaFree(nullptr)); // makes the device's context current in this thread
+      status = start();
+    }
+    check_driver(status, name);
   }
 
  private:
