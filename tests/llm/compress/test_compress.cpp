@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/catch.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <spawn.h>
+#include <sys/wait.h>
+
+#include <nlohmann/json.hpp>
+
+#include "compress/calibration.hpp"
+#include "compress/compress.hpp"
+#include "compress/output.hpp"
+#include "compress/scratch_file.hpp"
+#include "compress/workbench.hpp"
+#include "io/error.hpp"
+#include "llm/io/temporary.hpp"
+#include "llm/model/fixture.hpp"
+
+extern char** environ;
+
+namespace ressvd_llm {
+namespace {
+
+using llm_test::temporary_directory;
+using testing::fixture;
+
+// A short compression of a fixture that calibrates on itself.
+compress_options options_for(const std::filesystem::path& model,
+                             const std::filesystem::path& output) {
+  compress_options o;
+  o.model = model;
+  o.output = output;
+  o.ratio = 0.4;
+  o.method = method::svd_llm;
+  o.allocation = allocation::uniform;
+  o.samples = 24;
+  o.seqlen = 16;
+  o.search_samples = 8;
+  o.heldout_samples = 4;
+  o.probe_samples = 4;
+  o.type = dtype::f32;
+  o.seed = 7;
+  return o;
+}
+
+std::map<std::string, std::string> files_of(const std::filesystem::path& directory) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    std::ifstream in(entry.path(), std::ios::binary);
+    files[entry.path().filename().string()] = {std::istreambuf_iterator<char>(in), {}};
+  }
+  return files;
+}
+
+double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  return relative_error(a, b);
+}
+
+std::vector<float> logits_of(const std::filesystem::path& directory, const fixture& f) {
+  return testing::run(language_model::open(directory), f.tokens, f.window());
+}
+
+// W of the original and Ŵ of a factored checkpoint, as ‖W−Ŵ‖².
+double squared_distance(const checkpoint& original, const checkpoint& factored,
+                        const linear_module& m, std::int64_t rank) {
+  const auto w = read_f64(original, m.weight_name(), {m.out, m.in});
+  const auto u = read_f64(factored, m.u_name(), {m.out, rank});
+  const auto v = read_f64(factored, m.v_name(), {rank, m.in});
+  double sum = 0;
+  for (std::int64_t i = 0; i < m.out; ++i) {
+    for (std::int64_t j = 0; j < m.in; ++j) {
+      double e = w[static_cast<std::size_t>(i * m.in + j)];
+      for (std::int64_t k = 0; k < rank; ++k) {
+        e -= u[static_cast<std::size_t>(i * rank + k)] * v[static_cast<std::size_t>(k * m.in + j)];
+      }
+      sum += e * e;
+    }
+  }
+  return sum;
+}
+
+const std::vector<method> methods_without_files = {
+    method::svd, method::asvd, method::svd_llm, method::adasvd, method::ressvd, method::tempered};
+
+} // namespace
+
+TEST_CASE("Ratio 0 keeps every tensor of every family", "[compress]") {
+  for (const std::string& family : testing::families) {
+    INFO(family);
+    const fixture f(family);
+    const temporary_directory dir;
+    auto o = options_for(f.directory, dir / "out");
+    o.ratio = 0;
+    o.type.reset();
+    const auto report = compress(o);
+    CHECK(report["achieved_ratio"] == 0.0);
+    const checkpoint before = checkpoint::open(f.directory);
+    const checkpoint after = checkpoint::open(o.output);
+    REQUIRE(before.names() == after.names());
+    for (const std::string& name : before.names()) {
+      const tensor_view& a = before.at(name);
+      const tensor_view& b = after.at(name);
+      INFO(name);
+      CHECK(a.shape == b.shape);
+      CHECK((a.bytes() == b.bytes() && std::equal(a.data, a.data + a.bytes(), b.data)));
+    }
+    CHECK(relative_difference(logits_of(f.directory, f), logits_of(o.output, f)) == 0);
+  }
+}
+
+TEST_CASE("Factored and dense outputs of one run agree, for every family and method",
+          "[compress]") {
+  for (const std::string& family : testing::families) {
+    const fixture f(family);
+    for (const method m : methods_without_files) {
+      INFO(family << ", " << name_of(m));
+      const temporary_directory dir;
+      auto o = options_for(f.directory, dir / "factored");
+      o.method = m;
+      o.power = 0.6;
+      const auto report = compress(o);
+      CHECK(report["achieved_ratio"].get<double>() >= o.ratio);
+
+      const auto factored = logits_of(o.output, f);
+      o.output = dir / "dense";
+      o.format = output_format::dense;
+      compress(o);
+      // The product is rounded to float32 once more: a few units of its last place.
+      CHECK(relative_difference(factored, logits_of(o.output, f)) < 1e-4);
+
+      // The dense output has the original's names, and the compression has changed something.
+      const checkpoint original = checkpoint::open(f.directory);
+      CHECK(checkpoint::open(o.output).names() == original.names());
+      CHECK(relative_difference(factored, logits_of(f.directory, f)) > 1e-3);
+    }
+  }
+}
+
+TEST_CASE("The report's figures are those of the written checkpoint", "[compress]") {
+  const fixture f("llama");
+  for (const method m : {method::svd, method::svd_llm, method::ressvd, method::tempered}) {
+    INFO(name_of(m));
+    const temporary_directory dir;
+    auto o = options_for(f.directory, dir / "out");
+    o.method = m;
+    o.power = 0.5;
+    o.beta = 0.3; // ranks are small: some of it must go to the residual
+    o.allocation = allocation::last_layers;
+    const auto report = compress(o);
+    const checkpoint before = checkpoint::open(f.directory);
+    const checkpoint after = checkpoint::open(o.output);
+    const model_config written = read_config(o.output);
+    REQUIRE(written.compressed);
+
+    std::int64_t kept = 0;
+    std::int64_t all = 0;
+    std::size_t index = 0;
+    for (std::int64_t layer = 0; layer < f.config.layers; ++layer) {
+      for (const linear_module& module : linear_modules(f.config, layer)) {
+        const auto& entry = report["matrices"][index++];
+        CHECK(entry["name"] == module.prefix);
+        all += module.out * module.in;
+        if (entry["rank"].is_null()) {
+          CHECK(written.compressed->ranks.count(module.prefix) == 0);
+          kept += module.out * module.in;
+          continue;
+        }
+        const std::int64_t rank = entry["rank"];
+        CHECK(written.compressed->ranks.at(module.prefix) == rank);
+        kept += rank * (module.out + module.in);
+        // Energies are sums over float products: eps of the total.
+        const double total = entry["weight_loss"]["absolute"].get<double>() /
+                             entry["weight_loss"]["relative"].get<double>();
+        CHECK_THAT(entry["weight_loss"]["absolute"].get<double>(),
+                   WithinAbs(squared_distance(before, after, module, rank), 1e-5 * total));
+        CHECK(entry["activation_loss"]["relative"].get<double>() >= 0);
+        CHECK(entry["activation_loss"]["relative"].get<double>() < 1);
+        if (m == method::ressvd) CHECK(entry["intermediate_rank"] < entry["rank"]);
+      }
+    }
+    CHECK_THAT(report["achieved_ratio"].get<double>(),
+               WithinAbs(1 - static_cast<double>(kept) / static_cast<double>(all), 1e-12));
+
+    // The final-layer error of the chosen k, recomputed from the files.
+    const language_model original = language_model::open(f.directory);
+    const language_model compressed = language_model::open(o.output);
+    const sample_set search = make_samples(o, original).calibration.first(o.search_samples);
+    workbench bench(o, original);
+    workbench other(o, compressed);
+    const double error = relative_error(bench.final_original(search), other.final_original(search));
+    const std::int64_t k = report["allocation"]["last_layers"];
+    double smallest = 1e300;
+    for (const auto& s : report["allocation"]["search"]) {
+      const double reported = s["final_layer_error"];
+      smallest = (std::min)(smallest, reported);
+      if (s["last_layers"] == k) CHECK_THAT(error, WithinRel(reported, 1e-4));
+    }
+    CHECK_THAT(error, WithinRel(smallest, 1e-4));
+
+    const auto windows = cut_windows(make_samples(o, original).heldout.ids, {.length = o.seqlen});
+    cpu_forward engine(written);
+    CHECK_THAT(report["heldout"]["compressed_perplexity"].get<double>(),
+               WithinRel(perplexity(compressed, engine, windows).perplexity, 1e-6));
+  }
+}
+
+TEST_CASE("Allocations keep to the budget", "[compress]") {
+  const fixture f("qwen2");
+  for (const allocation a : {allocation::last_layers, allocation::uniform, allocation::importance,
+                             allocation::sensitivity}) {
+    for (const std::int64_t multiple : {1, 4}) {
+      INFO(name_of(a) << ", multiple " << multiple);
+      const temporary_directory dir;
+      auto o = options_for(f.directory, dir / "out");
+      o.method = method::ressvd;
+      o.allocation = a;
+      o.rank_multiple = multiple;
+      o.ratio = 0.3;
+      const auto report = compress(o);
+      CHECK(report["achieved_ratio"].get<double>() >= o.ratio - 1e-12);
+      for (const auto& m : report["matrices"]) {
+        if (!m["rank"].is_null()) CHECK(m["rank"].get<std::int64_t>() % multiple == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("The ratio may count the parameters that stay", "[compress]") {
+  const fixture f("llama");
+  const temporary_directory dir;
+  auto o = options_for(f.directory, dir / "out");
+  o.ratio = 0.2;
+  o.count_all = true;
+  compress(o);
+  const auto parameters = [](const std::filesystem::path& d) {
+    const checkpoint c = checkpoint::open(d);
+    std::int64_t sum = 0;
+    for (const std::string& name : c.names())
+      sum += c.describe(name).elements;
+    return static_cast<double>(sum);
+  };
+  CHECK(1 - parameters(o.output) / parameters(f.directory) >= 0.2);
+}
+
+TEST_CASE("An update on inputs that are still the original's changes nothing", "[compress]") {
+  // The first compressed matrices read what intact layers produce: their factors are already the
+  // least-squares solution there.
+  const fixture f("llama");
+  const temporary_directory dir;
+  auto o = options_for(f.directory, dir / "plain");
+  o.allocation = allocation::last_layers;
+  o.last_layers = 1;
+  o.ratio = 0.2;
+  compress(o);
+  const auto plain = o.output;
+  o.output = dir / "updated";
+  o.update = true;
+  o.update_target = 0.5; // both targets are the same here
+  compress(o);
+  const std::int64_t layer = f.config.layers - 1;
+  std::set<projection> same{projection::q, projection::k, projection::v};
+  bool changed = false;
+  for (const linear_module& m : linear_modules(f.config, layer)) {
+    const auto read = [&](const std::filesystem::path& d) {
+      const language_model model = language_model::open(d);
+      const linear& l = model.layer(layer)[m.kind];
+      std::vector<float> x(static_cast<std::size_t>(m.in * m.in), 0.0f);
+      for (std::int64_t i = 0; i < m.in; ++i)
+        x[static_cast<std::size_t>(i * m.in + i)] = 1;
+      std::vector<float> y(static_cast<std::size_t>(m.in * m.out));
+      l.apply(x.data(), m.in, y.data());
+      return y;
+    };
+    const double difference = relative_difference(read(plain), read(o.output));
+    INFO(name_of(m.kind));
+    // Solving with V·G·Vᵀ costs its condition number times double's eps.
+    if (same.contains(m.kind)) {
+      CHECK(difference < 1e-4);
+    } else {
+      changed = changed || difference > 1e-3;
+    }
+  }
+  CHECK(changed);
+}
+
+TEST_CASE("A Fisher file of ones makes fwsvd plain SVD", "[compress]") {
+  const fixture f("llama");
+  const temporary_directory dir;
+  auto o = options_for(f.directory, dir / "svd");
+  o.method = method::svd;
+  compress(o);
+  const auto plain = logits_of(o.output, f);
+
+  o.method = method::fwsvd;
+  o.output = dir / "fwsvd";
+  CHECK_THROWS_WITH(compress(o), contains_text("--fisher"));
+  CHECK_FALSE(std::filesystem::exists(o.output));
+  std::vector<scratch_matrix> ones;
+  for (std::int64_t layer = 0; layer < f.config.layers; ++layer) {
+    for (const linear_module& m : linear_modules(f.config, layer)) {
+      ones.push_back({m.weight_name(),
+                      {m.out, m.in},
+                      std::vector<float>(static_cast<std::size_t>(m.out * m.in), 1.0f)});
+    }
+  }
+  o.fisher = dir / "fisher.safetensors";
+  write_scratch(o.fisher, ones);
+  compress(o);
+  // Two roads to the same projection, Ŵ = QQᵀW and WQQᵀ: they part where singular values are close.
+  CHECK(relative_difference(plain, logits_of(o.output, f)) < 1e-3);
+}
+
+TEST_CASE("Requests that cannot be carried out are refused and leave nothing", "[compress]") {
+  const fixture f("llama");
+  const temporary_directory dir;
+  const auto refused = [&](compress_options o, const std::string& message) {
+    CHECK_THROWS_WITH(compress(o), contains_text(message));
+    for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+      CHECK(entry.path().extension() != ".partial");
+    }
+  };
+  auto o = options_for(f.directory, dir / "out");
+  o.output = f.directory;
+  refused(o, "llama");
+  o = options_for(f.directory, dir / "out");
+  o.ratio = 1;
+  refused(o, "ratio");
+  o = options_for(f.directory, dir / "out");
+  o.last_layers = 1;
+  o.allocation = allocation::last_layers;
+  o.ratio = 0.9;
+  refused(o, "cannot reach the overall ratio 0.9");
+  o = options_for(f.directory, dir / "out");
+  o.calibration = f.directory / "tokens.u16";
+  o.seqlen = 64;
+  o.windows = window_choice::first;
+  refused(o, "tokens.u16");
+  o = options_for(f.directory, dir / "out");
+  o.calibration = dir / "none.u16";
+  refused(o, "none.u16");
+
+  o = options_for(f.directory, dir / "out");
+  compress(o);
+  auto again = options_for(dir / "out", dir / "twice");
+  refused(again, "factored checkpoint already");
+}
+
+TEST_CASE("A killed run resumes to the same bytes", "[compress]") {
+  const fixture f("llama3");
+  const temporary_directory dir;
+  const std::string whole = (dir / "whole").string();
+  const std::string killed = (dir / "killed").string();
+  const auto start = [&](const std::string& output, bool resume) {
+    std::vector<std::string> words{RESSVD_LLM_PROGRAM,
+                                   "compress",
+                                   f.directory.string(),
+                                   output,
+                                   "--ratio",
+                                   "0.4",
+                                   "--method",
+                                   "svd-llm",
+                                   "--update",
+                                   "--samples",
+                                   "24",
+                                   "--seqlen",
+                                   "16",
+                                   "--heldout-samples",
+                                   "4",
+                                   "--search-samples",
+                                   "8",
+                                   "--threads",
+                                   "1"};
+    if (resume) words.push_back("--resume");
+    std::vector<char*> arguments;
+    for (std::string& word : words)
+      arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    pid_t child = 0;
+    posix_spawn_file_actions_t quiet;
+    posix_spawn_file_actions_init(&quiet);
+    posix_spawn_file_actions_addopen(&quiet, 1, "/dev/null", 1, 0);
+    posix_spawn_file_actions_addopen(&quiet, 2, "/dev/null", 1, 0);
+    REQUIRE(posix_spawn(&child, words[0].c_str(), &quiet, nullptr, arguments.data(), environ) == 0);
+    posix_spawn_file_actions_destroy(&quiet);
+    return child;
+  };
+  const auto wait = [](pid_t child) {
+    int status = 0;
+    waitpid(child, &status, 0);
+    return status;
+  };
+  const auto began = std::chrono::steady_clock::now();
+  REQUIRE(wait(start(whole, false)) == 0);
+  const auto duration = std::chrono::steady_clock::now() - began;
+  const auto expected = files_of(whole);
+
+  // At six moments of the run; where it is already over, there is nothing to resume.
+  for (int moment = 1; moment <= 6; ++moment) {
+    const pid_t child = start(killed, false);
+    std::this_thread::sleep_for(duration * moment / 7);
+    kill(child, SIGKILL);
+    wait(child);
+    if (!std::filesystem::exists(killed)) REQUIRE(wait(start(killed, true)) == 0);
+    CHECK(files_of(killed) == expected);
+    CHECK_FALSE(std::filesystem::exists(killed + ".partial"));
+    std::filesystem::remove_all(killed);
+  }
+}
+
+} // namespace ressvd_llm
