@@ -194,35 +194,14 @@ void two_sided_factors(B& be, matrix_view<const U, typename B::space> w, double 
   basis.acts = projection::both;
 }
 
-} // namespace detail
-
-/// Factors W (m × n, any layout and storage type) once, up to options.rank.
-/// Throws std::invalid_argument for an empty W, a rank outside [1, min(m, n)], metrics that do not
-/// fit; nonfinite_error for NaN or infinity in W or in a metric.
+/// The basis for checked arguments; a left metric alone has been turned into a right one.
 template <backend B, class U>
-svd_basis<B> truncated_svd(B& be, matrix_view<U, typename B::space> weights,
-                           const metric<typename B::space>& left,
-                           const metric<typename B::space>& right, const svd_options& options) {
+svd_basis<B> factor_basis(B& be, matrix_view<const U, typename B::space> w, double unit,
+                          const metric<typename B::space>& left,
+                          const metric<typename B::space>& right, const svd_options& options) {
   using wide = wide_backend<B>;
-  const auto w = detail::as_const_view(weights);
-  detail::check_nonempty(w, "W");
-  detail::check_metric(left, w.rows, "the left metric's factor");
-  detail::check_metric(right, w.cols, "the right metric's factor");
-  if (!left.is_identity() && right.is_identity()) {
-    auto basis = truncated_svd(be, w.transposed(), right, left, options);
-    basis.acts = projection::right;
-    return basis;
-  }
-  const index_t rows = left.width(w.rows);
-  const index_t largest_rank = (std::min)({w.rows, w.cols, rows, right.width(w.cols)});
-  detail::require(options.rank >= 1 && options.rank <= largest_rank, "rank ", options.rank,
-                  " of a ", w.rows, " x ", w.cols, " matrix is outside [1, ", largest_rank, "]");
-  const double unit = detail::power_of_two_above(detail::require_finite(be, w, "W"));
-  wide be64(be);
-  detail::require_finite_factor(be64, left, "the left metric");
-  detail::require_finite_factor(be64, right, "the right metric");
-
   constexpr bool is_double = std::is_same_v<typename B::scalar, double>;
+  const index_t rows = left.width(w.rows);
   svd_basis<B> basis;
   svd_report& report = basis.report;
   report.algorithm = options.algorithm != svd_algorithm::automatic ? options.algorithm
@@ -232,23 +211,53 @@ svd_basis<B> truncated_svd(B& be, matrix_view<U, typename B::space> weights,
   const auto longest = static_cast<double>((std::max)(rows, right.width(w.cols)));
   double resolution = longest * std::numeric_limits<typename B::scalar>::epsilon();
   if (report.algorithm == svd_algorithm::exact) {
-    detail::factor(be, w, unit, left, right, report.algorithm, basis.singular_values,
-                   basis.total_energy, basis.q.ref());
+    factor(be, w, unit, left, right, report.algorithm, basis.singular_values, basis.total_energy,
+           basis.q.ref());
   } else {
+    wide be64(be);
     auto frame = be64.frame();
     const auto q = be64.scratch(rows, options.rank);
-    detail::factor(be64, w, unit, left, right, report.algorithm, basis.singular_values,
-                   basis.total_energy, q);
+    factor(be64, w, unit, left, right, report.algorithm, basis.singular_values, basis.total_energy,
+           q);
     be.copy(const_block_of<wide>(q).view(), basis.q.ref());
     resolution = std::sqrt(longest * std::numeric_limits<double>::epsilon());
   }
-  report.numerical_rank = detail::count_above(basis.singular_values, resolution);
+  report.numerical_rank = count_above(basis.singular_values, resolution);
 
-  if (!left.is_identity()) detail::two_sided_factors(be, w, unit, left, right, basis);
+  if (!left.is_identity()) two_sided_factors(be, w, unit, left, right, basis);
   for (double& s : basis.singular_values)
     s *= unit;
   basis.total_energy *= unit * unit;
   return basis;
+}
+
+} // namespace detail
+
+/// Factors W (m × n, any layout and storage type) once, up to options.rank.
+/// Throws std::invalid_argument for an empty W, a rank outside [1, min(m, n)], metrics that do not
+/// fit; nonfinite_error for NaN or infinity in W or in a metric.
+template <backend B, class U>
+svd_basis<B> truncated_svd(B& be, matrix_view<U, typename B::space> weights,
+                           const metric<typename B::space>& left,
+                           const metric<typename B::space>& right, const svd_options& options) {
+  const auto w = detail::as_const_view(weights);
+  detail::check_nonempty(w, "W");
+  detail::check_metric(left, w.rows, "the left metric's factor");
+  detail::check_metric(right, w.cols, "the right metric's factor");
+  const index_t largest_rank =
+      (std::min)({w.rows, w.cols, left.width(w.rows), right.width(w.cols)});
+  detail::require(options.rank >= 1 && options.rank <= largest_rank, "rank ", options.rank,
+                  " of a ", w.rows, " x ", w.cols, " matrix is outside [1, ", largest_rank, "]");
+  const double unit = detail::power_of_two_above(detail::require_finite(be, w, "W"));
+  wide_backend<B> be64(be);
+  detail::require_finite_factor(be64, left, "the left metric");
+  detail::require_finite_factor(be64, right, "the right metric");
+  if (!left.is_identity() && right.is_identity()) {
+    auto basis = detail::factor_basis(be, w.transposed(), unit, right, left, options);
+    basis.acts = projection::right;
+    return basis;
+  }
+  return detail::factor_basis(be, w, unit, left, right, options);
 }
 
 /// The rank-r pair of a factorisation, r ≤ basis.rank(). W as it was factored; it is read once more

@@ -42,19 +42,15 @@ inline two_stages explicit_stages(const dense& w, const dense& g, index_t ri, in
   const dense residual = w - first;
   const dense second = rr > 0 ? best_of_rank(residual, rr) : dense(w.rows(), w.cols());
 
-  // Davis and Kahan: a change E of A turns its leading subspace by at most 2‖E‖/gap, and the
-  // projection of W on it by that times ‖W‖; the residual inherits this change.
-  const auto gap = [](const dense& m, index_t rank) {
-    const std::vector<double> sigma = svd(m).s;
-    const auto i = static_cast<std::size_t>(rank);
-    return i < sigma.size() ? sigma[i - 1] - sigma[i] : sigma[i - 1];
-  };
-  const double relative =
-      householder_tolerance(std::max(w.rows(), w.cols()), std::min(w.rows(), w.cols()), epsilon);
-  const double first_change = (2 * relative * frobenius(a) / gap(a, ri) + relative) * frobenius(w);
+  // The residual inherits what the first stage moves.
+  const double first_change = truncation_change(w, a, ri, epsilon);
   double change = first_change;
   if (rr > 0) {
-    change += (2 * first_change / gap(residual, rr) + relative) * frobenius(residual);
+    const std::vector<double> sigma = svd(residual).s;
+    const auto r = static_cast<std::size_t>(rr);
+    const double gap = r < sigma.size() ? sigma[r - 1] - sigma[r] : sigma[r - 1];
+    change += truncation_change(residual, residual, rr, epsilon) +
+              2 * first_change / gap * frobenius(residual);
   }
   // The explicit inverse has an error of its own.
   const double inverse_error = 10 * double_eps * spectral_norm(s) * spectral_norm(inverse(s));

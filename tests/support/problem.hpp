@@ -95,6 +95,17 @@ inline double gram_algorithm_loss(const dense& a, index_t rank) {
   return 2 * static_cast<double>(rank) * relative * squared_norm(a);
 }
 
+/// How far the projection of W on the leading rank-r subspace of A may turn by rounding, in norm:
+/// a backward error E of the SVD turns the subspace by at most 2‖E‖/(σ_r − σ_{r+1}) (Davis, Kahan).
+inline double truncation_change(const dense& w, const dense& a, index_t rank, double epsilon) {
+  const std::vector<double> sigma = svd(a).s;
+  const auto r = static_cast<std::size_t>(rank);
+  const double gap = r < sigma.size() ? sigma[r - 1] - sigma[r] : sigma[r - 1];
+  const double relative =
+      householder_tolerance(std::max(a.rows(), a.cols()), std::min(a.rows(), a.cols()), epsilon);
+  return (2 * relative * frobenius(a) / gap + relative) * frobenius(w);
+}
+
 /// ‖(W − Ŵ)·F‖_F².
 inline double loss_of(const dense& w, const dense& approximation, const dense& f) {
   return squared_norm((w - approximation) * f);

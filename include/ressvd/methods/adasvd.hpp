@@ -24,7 +24,7 @@ template <backend B, class U>
 compressed_matrix<B> adasvd(B& be, matrix_view<U, typename B::space> w, const calibration<B>& data,
                             const adasvd_options& options) {
   const detail::stopwatch watch;
-  const index_t rank = detail::wanted_rank(options.target, w.rows, w.cols);
+  const index_t rank = detail::wanted_rank(options.target, w);
   detail::require(options.iterations >= 0, "AdaSVD with ", options.iterations, " iterations");
   const auto gram = data.shifted_gram.empty() ? data.gram : data.shifted_gram;
   detail::require(!gram.empty(), "AdaSVD needs the calibration Gram or the shifted Gram");

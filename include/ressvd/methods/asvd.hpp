@@ -37,7 +37,7 @@ template <backend B, class U>
 compressed_matrix<B> asvd(B& be, matrix_view<U, typename B::space> w, const calibration<B>& data,
                           const asvd_options& options) {
   const detail::stopwatch watch;
-  const index_t rank = detail::wanted_rank(options.target, w.rows, w.cols);
+  const index_t rank = detail::wanted_rank(options.target, w);
   return detail::slice_and_finish(be, w, data, asvd_basis(be, w, data, rank, options), watch);
 }
 

@@ -27,8 +27,8 @@ template <backend B>
 struct calibration {
   using space = typename B::space;
 
-  /// Factor of the Gram XXᵀ. Methods that do not need it report the activation loss when it is
-  /// there.
+  /// Factor of the Gram XXᵀ, or of a power of it. Methods that do not need it report the
+  /// activation loss when it is there; for a power they need the Gram to do so.
   const ressvd::whitening<B>* whitening = nullptr;
   block<const double, space> gram = {};           ///< XXᵀ itself, n × n
   block<const double, space> mean_abs = {};       ///< mean_t |x_it|, n × 1
@@ -56,7 +56,8 @@ struct method_report {
   index_t intermediate_rank = 0; ///< = rank where there is no residual stage
   double compression_ratio = 0;  ///< 1 − r(m+n)/(mn), negative when the factors cost more than W
   loss weight_loss = {};         ///< ‖W−Ŵ‖_F²
-  std::optional<loss> activation_loss = std::nullopt; ///< ‖(W−Ŵ)X‖_F², where whitening was given
+  /// ‖(W−Ŵ)X‖_F², where a factor of the Gram or the Gram itself was given.
+  std::optional<loss> activation_loss = std::nullopt;
   std::optional<whitening_report> whitening = std::nullopt;
   svd_report svd = {};
   std::optional<index_t> update_rank = std::nullopt; ///< rank of the last closed-form update
@@ -71,16 +72,16 @@ struct compressed_matrix {
 
 namespace detail {
 
-inline index_t wanted_rank(const rank_target& target, index_t rows, index_t cols) {
+template <class U, class Space>
+index_t wanted_rank(const rank_target& target, const matrix_view<U, Space>& w) {
+  check_nonempty(w, "W");
   require(target.rank.has_value() != target.ratio.has_value(),
           "a method needs a rank or a compression ratio, and not both");
-  if (target.rank) {
-    const index_t largest = (std::min)(rows, cols);
-    require(*target.rank >= 1 && *target.rank <= largest, "rank ", *target.rank, " of a ", rows,
-            " x ", cols, " matrix is outside [1, ", largest, "]");
-    return *target.rank;
-  }
-  return rank_for_ratio(rows, cols, *target.ratio, target.rounding).rank;
+  if (!target.rank) return rank_for_ratio(w.rows, w.cols, *target.ratio, target.rounding).rank;
+  const index_t largest = (std::min)(w.rows, w.cols);
+  require(*target.rank >= 1 && *target.rank <= largest, "rank ", *target.rank, " of a ", w.rows,
+          " x ", w.cols, " matrix is outside [1, ", largest, "]");
+  return *target.rank;
 }
 
 template <backend B>
@@ -119,6 +120,23 @@ class stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+/// ‖(W−Ŵ)X‖_F² from what is known of X. The metric of a damped factor is G + δI: the loss under G
+/// is that in the metric less δ·‖W−Ŵ‖_F².
+template <backend B, class U>
+std::optional<loss> known_activation_loss(
+    B& be, matrix_view<U, typename B::space> w, const calibration<B>& data,
+    const low_rank<typename B::scalar, typename B::space>& pair, const loss& plain) {
+  const bool has_factor = data.whitening != nullptr && data.whitening->report.power == 1;
+  if (!has_factor && data.gram.empty()) return std::nullopt;
+  if (!has_factor) return activation_loss(be, w, pair, data.gram.view());
+  const auto norm = [](const loss& l) { return l.relative > 0 ? l.absolute / l.relative : 0.0; };
+  const double delta = data.whitening->report.damping;
+  const loss damped = weighted_loss(be, w, pair, data.whitening->metric());
+  const double lost = (std::max)(damped.absolute - delta * plain.absolute, 0.0);
+  const double total = norm(damped) - delta * norm(plain);
+  return loss{lost, total > 0 ? lost / total : 0};
+}
+
 /// Completes the report of a pair: sizes, losses, time.
 template <backend B, class U>
 compressed_matrix<B> finish(B& be, matrix_view<U, typename B::space> w, const calibration<B>& data,
@@ -130,19 +148,8 @@ compressed_matrix<B> finish(B& be, matrix_view<U, typename B::space> w, const ca
   if (report.intermediate_rank == 0) report.intermediate_rank = report.rank;
   report.compression_ratio = ratio_of_rank(w.rows, w.cols, pair.rank());
   report.weight_loss = weight_loss(be, w, pair);
-  if (data.whitening != nullptr) {
-    report.whitening = data.whitening->report;
-    // The factor's metric is G + δI; the loss under G itself is what is reported.
-    const auto damped = weighted_loss(be, w, pair, data.whitening->metric());
-    const double energy = damped.relative > 0 ? damped.absolute / damped.relative : 0;
-    const double weights = report.weight_loss.relative > 0
-                               ? report.weight_loss.absolute / report.weight_loss.relative
-                               : 0;
-    const double delta = report.whitening->damping;
-    const double lost = (std::max)(damped.absolute - delta * report.weight_loss.absolute, 0.0);
-    const double total = energy - delta * weights;
-    report.activation_loss = loss{lost, total > 0 ? lost / total : 0};
-  }
+  report.activation_loss = known_activation_loss(be, w, data, pair, report.weight_loss);
+  if (data.whitening != nullptr) report.whitening = data.whitening->report;
   report.seconds = watch.seconds();
   return {std::move(pair), std::move(report)};
 }

@@ -45,7 +45,7 @@ template <backend B, class U>
 compressed_matrix<B> ressvd(B& be, matrix_view<U, typename B::space> w, const calibration<B>& data,
                             const ressvd_options& options) {
   const detail::stopwatch watch;
-  const index_t rank = detail::wanted_rank(options.target, w.rows, w.cols);
+  const index_t rank = detail::wanted_rank(options.target, w);
   const index_t stage1_rank = intermediate_rank({.rank = rank,
                                                  .beta = options.beta,
                                                  .residual_rank = options.residual_rank,

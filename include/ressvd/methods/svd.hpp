@@ -22,7 +22,7 @@ template <backend B, class U>
 compressed_matrix<B> svd(B& be, matrix_view<U, typename B::space> w, const calibration<B>& data,
                          const method_options& options) {
   const detail::stopwatch watch;
-  const index_t rank = detail::wanted_rank(options.target, w.rows, w.cols);
+  const index_t rank = detail::wanted_rank(options.target, w);
   return detail::slice_and_finish(be, w, data, svd_basis_of(be, w, rank, options.algorithm), watch);
 }
 

@@ -26,7 +26,7 @@ template <backend B, class U>
 compressed_matrix<B> svd_llm(B& be, matrix_view<U, typename B::space> w, const calibration<B>& data,
                              const method_options& options) {
   const detail::stopwatch watch;
-  const index_t rank = detail::wanted_rank(options.target, w.rows, w.cols);
+  const index_t rank = detail::wanted_rank(options.target, w);
   const auto basis = svd_llm_basis(be, w, data, rank, options.algorithm);
   auto pair = slice(be, w, basis, rank);
   method_report report{.svd = basis.report};
