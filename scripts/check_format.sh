@@ -10,7 +10,16 @@ tool=$(command -v clang-format-14 || command -v clang-format) || {
   echo "clang-format is not installed" >&2
   exit 1
 }
-mode=(--dry-run -Werror)
-[ "${1:-}" != --fix ] || mode=(-i)
-git ls-files -z --cached --others --exclude-standard '*.cpp' '*.hpp' |
-  xargs -0 -r "$tool" --style=file "${mode[@]}"
+mapfile -d '' files < <(git ls-files -z --cached --others --exclude-standard '*.cpp' '*.hpp')
+if [ "${1:-}" = --fix ]; then
+  "$tool" -i "${files[@]}"
+  exit
+fi
+
+# A comparison, since --dry-run reports the closing comments of inline namespaces that it would
+# leave as they are.
+status=0
+for file in "${files[@]}"; do
+  "$tool" "$file" | diff -u --label "$file" --label "$file, formatted" "$file" - || status=1
+done
+exit $status
