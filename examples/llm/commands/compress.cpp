@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -15,8 +17,10 @@
 #endif
 
 #include "compress/compress.hpp"
+#include "io/checkpoint.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
+#include "ui/chart.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -110,9 +114,43 @@ void print(const nlohmann::ordered_json& report) {
   }
 }
 
+// The final-layer error of every k that was tried.
+chart search_chart(const nlohmann::ordered_json& report) {
+  chart_line line{.label = report["options"]["method"].get<std::string>(), .x = {}, .y = {}};
+  for (const auto& s : report["allocation"]["search"]) {
+    line.x.push_back(s["last_layers"].get<double>());
+    line.y.push_back(s["final_layer_error"].get<double>());
+  }
+  return {.title = "Final-layer error against the number of last layers compressed",
+          .x_label = "k",
+          .y_label = "final-layer error",
+          .y_from_zero = true,
+          .lines = {std::move(line)}};
+}
+
+void add_size(nlohmann::ordered_json& report, const std::filesystem::path& directory) {
+  const checkpoint written = checkpoint::open(directory);
+  std::int64_t parameters = 0;
+  for (const std::string& name : written.names())
+    parameters += written.describe(name).elements;
+  report["parameters"] = parameters;
+  report["bytes"] = written.file_bytes();
+}
+
 void run(command_line& line) {
   resolve(line);
-  const auto report = compress(line.options);
+  const bool searched = line.options.allocation == allocation::last_layers ||
+                        line.options.allocation == allocation::uniform;
+  if (!line.options.chart.empty() && !searched) {
+    throw usage_error(
+        "--chart shows the search over last layers; there is none with --allocation " +
+        std::string(name_of(line.options.allocation)));
+  }
+  auto report = compress(line.options);
+  add_size(report, line.options.output);
+  if (!line.options.chart.empty()) {
+    write_whole_file(line.options.chart, to_svg(search_chart(report)));
+  }
   if (!line.options.json.empty()) {
     write_whole_file(line.options.json, report.dump(2) + "\n");
   }
@@ -210,6 +248,8 @@ void add_compress(CLI::App& app) {
   command->add_option("--threads", line->threads, "Threads (default: all)");
   command->add_flag("--resume", o.resume, "Go on from an interrupted run with the same options");
   command->add_option("--json", o.json, "Write a report into this file");
+  command->add_option("--chart", o.chart,
+                      "Write an SVG chart of the final-layer error against k into this file");
   command->callback([line] { run(*line); });
 }
 
