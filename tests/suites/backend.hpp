@@ -234,7 +234,8 @@ TEMPLATE_LIST_TEST_CASE("potrf is the Cholesky factor in the lower triangle", "[
   using namespace backend_suite;
   using T = typename TestType::scalar;
   auto be = make_backend<TestType>();
-  for (const index_t n : {1, 5, 64, 65, 150, 300}) {
+  // 530 passes the panels between the blocks of the recursion.
+  for (const index_t n : {1, 5, 64, 65, 150, 530}) {
     INFO("order " << n);
     const dense x = random_normal(n, n, 8);
     const dense a = rounded<T>((1 / static_cast<double>(n)) * (x * transpose(x)) + identity(n));
@@ -328,6 +329,46 @@ TEMPLATE_LIST_TEST_CASE("triangularize keeps the Gram", "[backend]", test_backen
       CHECK(pc.surroundings_unchanged(be));
       CHECK(pr.surroundings_unchanged(be));
     }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("factorisations do not depend on the scale", "[backend]", test_backends) {
+  using namespace backend_suite;
+  using T = typename TestType::scalar;
+  auto be = make_backend<TestType>();
+  // Squares of these leave the range of float, for double those of the second pair.
+  const int far = std::numeric_limits<T>::max_exponent - 28;
+  for (const int exponent : {-100, 100, -far, far}) {
+    INFO("scaled by 2^" << exponent);
+    const double scale = std::ldexp(1.0, exponent);
+    const dense c = rounded<T>(random_normal(20, 9, 40));
+    const dense scaled = scale * c;
+    const double tolerance = householder_tolerance(20, 9, eps<TestType>);
+    const auto relative = [&](const dense& a) { return (1 / scale) * a; };
+    placed<T, TestType> pq(be, scaled);
+    placed<T, TestType> pr(be, dense(9, 9));
+    be.thin_qr(pq.block(), pr.block());
+    CHECK(orthonormality_error(pq.values(be)) <= tolerance);
+    CHECK(distance(pq.values(be) * relative(pr.values(be)), c) <= tolerance * frobenius(c));
+
+    placed<T, TestType> pc(be, scaled);
+    be.triangularize(pc.block(), pr.block());
+    const dense r = relative(pr.values(be));
+    CHECK(distance(transpose(r) * r, transpose(c) * c) <= 2 * tolerance * squared_norm(c));
+
+    placed<T, TestType> pa(be, scaled);
+    placed<T, TestType> pu(be, dense(20, 9));
+    std::vector<double> values(9);
+    be.svd(pa.block(), values, pu.block());
+    CHECK(distance(relative(column(values)), column(svd(c).s)) <= 3 * tolerance * frobenius(c));
+    CHECK(orthonormality_error(pu.values(be)) <= tolerance);
+
+    const dense symmetric = part(c, 0, 0, 9, 9) + transpose(part(c, 0, 0, 9, 9));
+    const dense stored = rounded<T>(symmetric);
+    placed<T, TestType> pe(be, scale * stored);
+    be.eigh(pe.block(), values);
+    CHECK(distance(relative(column(values)), column(eigh(stored).values)) <=
+          3 * tolerance * frobenius(stored));
   }
 }
 

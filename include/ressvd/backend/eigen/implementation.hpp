@@ -5,6 +5,9 @@
 #pragma once
 
 #include <Eigen/Dense>
+#include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "ressvd/backend/eigen.hpp"
 
@@ -21,6 +24,20 @@ auto as_eigen(block<T> a) {
                          eigen_matrix<T>>;
   return Eigen::Map<matrix_type, 0, Eigen::OuterStride<>>(a.data, a.rows, a.cols,
                                                           Eigen::OuterStride<>(a.ld));
+}
+
+/// Divides a by a power of two near its largest element and returns that power: Eigen's Householder
+/// reflections square what they are given.
+template <class Matrix>
+auto take_scale(Matrix& a) {
+  using T = typename Matrix::Scalar;
+  const T largest = a.size() == 0 ? T{0} : a.cwiseAbs().maxCoeff();
+  if (largest == T{0} || !std::isfinite(largest)) return T{1};
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  const T unit = std::ldexp(T{1}, (std::min)(exponent, std::numeric_limits<T>::max_exponent - 1));
+  a /= unit;
+  return unit;
 }
 
 template <class Solver>
@@ -64,8 +81,11 @@ void eigen_backend<T>::gemm(op oa, op ob, T alpha, block<const T> a, block<const
 template <compute_scalar T>
 void eigen_backend<T>::thin_qr(block<T> c, block<T> r) {
   auto q = detail::as_eigen(c);
+  const T unit = detail::take_scale(q);
   const Eigen::HouseholderQR<detail::eigen_matrix<T>> qr(q);
-  detail::as_eigen(r) = qr.matrixQR().topRows(c.cols).template triangularView<Eigen::Upper>();
+  auto triangle = detail::as_eigen(r);
+  triangle = qr.matrixQR().topRows(c.cols).template triangularView<Eigen::Upper>();
+  triangle *= unit;
   q.setIdentity();
   q.applyOnTheLeft(qr.householderQ());
 }
@@ -75,10 +95,12 @@ void eigen_backend<T>::triangularize(block<T> c, block<T> r) {
   using stored = Eigen::Map<detail::eigen_matrix<T>, 0, Eigen::OuterStride<>>;
   stored in = detail::as_eigen(c);
   auto out = detail::as_eigen(r);
+  const T unit = detail::take_scale(in);
   const Eigen::HouseholderQR<Eigen::Ref<detail::eigen_matrix<T>>> qr(in);
   const index_t k = (std::min)(c.rows, c.cols);
   out.setZero();
   out.topRows(k) = in.topRows(k).template triangularView<Eigen::Upper>();
+  out *= unit;
 }
 
 template <compute_scalar T>
