@@ -10,8 +10,13 @@
 #include <CLI/CLI.hpp>
 #include <ressvd/version.hpp>
 
+#include "commands/compare.hpp"
 #include "commands/compress.hpp"
+#include "commands/generate.hpp"
 #include "commands/inspect.hpp"
+#include "commands/perplexity.hpp"
+#include "commands/sample.hpp"
+#include "commands/table.hpp"
 #include "io/error.hpp"
 
 namespace ressvd_llm {
@@ -32,7 +37,12 @@ int run_program(int argc, const char* const* argv) {
   app.set_version_flag("--version", RESSVD_VERSION_STRING);
   app.require_subcommand(1);
   add_compress(app);
+  add_perplexity(app);
+  add_compare(app);
+  add_generate(app);
   add_inspect(app);
+  add_sample(app);
+  add_table(app);
 
   try {
     app.parse(argc, argv);

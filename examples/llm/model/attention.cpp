@@ -19,15 +19,7 @@ using map = Eigen::Map<row_major, 0, Eigen::OuterStride<>>;
 // scores above the diagonal are computed for nothing.
 constexpr std::int64_t block_queries = 64;
 
-constexpr std::int64_t row_alignment = 16;
-
-// count floats within scratch, at a multiple of 64 bytes.
-float* aligned_block(std::vector<float>& scratch, std::int64_t count) {
-  const auto size = static_cast<std::size_t>(count + row_alignment);
-  if (scratch.size() < size) scratch.resize(size);
-  const auto misaligned = reinterpret_cast<std::uintptr_t>(scratch.data()) % 64 / sizeof(float);
-  return scratch.data() + (misaligned == 0 ? 0 : 16 - misaligned);
-}
+constexpr std::int64_t row_alignment = float_buffer::alignment / sizeof(float);
 
 double scaled_frequency(const rope_config& rope, double frequency) {
   if (rope.scaling == rope_scaling::linear) return frequency / rope.factor;
@@ -80,7 +72,7 @@ void rope_table::rotate(float* row, std::int64_t heads, std::int64_t position) c
   }
 }
 
-void attend(const attention_head& head, std::vector<float>& scratch) {
+void attend(const attention_head& head, float_buffer& scratch) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(head.head_dim));
   const auto first_key = [&](std::int64_t position) {
     return head.sliding_window == 0 ? 0
@@ -92,7 +84,8 @@ void attend(const attention_head& head, std::vector<float>& scratch) {
     const std::int64_t keys = head.first + start + rows - key_begin;
     // Rows of whole aligned packets: the exponentials run without scalar ends.
     const std::int64_t stride = (keys + row_alignment - 1) / row_alignment * row_alignment;
-    float* block = aligned_block(scratch, rows * stride);
+    scratch.reserve(rows * stride);
+    float* block = scratch.data();
 
     const const_map q(head.q + start * head.q_stride, rows, head.head_dim,
                       Eigen::OuterStride<>(head.q_stride));

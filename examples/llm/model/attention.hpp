@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "io/config.hpp"
+#include "model/buffer.hpp"
 
 namespace ressvd_llm {
 
@@ -49,6 +50,6 @@ struct attention_head {
 
 // Works through blocks of queries against the keys they can see: 4·queries·keys·head_dim flops and
 // one exponential a score; scratch grows to one block of scores.
-void attend(const attention_head& head, std::vector<float>& scratch);
+void attend(const attention_head& head, float_buffer& scratch);
 
 } // namespace ressvd_llm

@@ -2,8 +2,10 @@
 #include "model/forward.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -24,13 +26,29 @@ constexpr std::int64_t opt_position_offset = 2;
 // Elements of an element-wise operation worth handing to a thread.
 constexpr std::int64_t elementwise_grain = 16'384;
 
+constexpr std::int64_t aligned_floats = float_buffer::alignment / sizeof(float);
+
 std::int64_t row_grain(std::int64_t width) {
   return std::max<std::int64_t>(1, elementwise_grain / width);
 }
 
-void grow(std::vector<float>& buffer, std::int64_t size) {
-  if (static_cast<std::int64_t>(buffer.size()) < size)
-    buffer.resize(static_cast<std::size_t>(size));
+// Σ f(x_i), in an order that does not depend on where x lies: 16 sums of every 16th element, then
+// their sum in float64.
+template <class F>
+double strided_sum(const float* x, std::int64_t count, const F& f) {
+  constexpr std::int64_t lanes = 16;
+  std::array<float, lanes> sums{};
+  std::int64_t i = 0;
+  for (; i + lanes <= count; i += lanes)
+    for (std::int64_t lane = 0; lane < lanes; ++lane)
+      sums[static_cast<std::size_t>(lane)] += f(x[i + lane]);
+  for (; i < count; ++i)
+    sums[static_cast<std::size_t>(i % lanes)] += f(x[i]);
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
+float square(float x) {
+  return x * x;
 }
 
 // y = scale ∘ x / rms(x), over each of `count` consecutive vectors.
@@ -40,9 +58,10 @@ void rms_norm(const std::vector<float>& scale, double eps, const float* x, std::
   const const_array_map weight(scale.data(), width);
   for (std::int64_t i = 0; i < count; ++i) {
     const const_array_map in(x + i * width, width);
-    const float mean_square = in.square().mean();
+    const double mean_square =
+        strided_sum(x + i * width, width, square) / static_cast<double>(width);
     array_map(y + i * width, width) =
-        in * (1.0f / std::sqrt(mean_square + static_cast<float>(eps))) * weight;
+        in * static_cast<float>(1.0 / std::sqrt(mean_square + eps)) * weight;
   }
 }
 
@@ -54,9 +73,11 @@ void layer_norm(const norm_weights& norm, double eps, const float* x, std::int64
   for (std::int64_t i = 0; i < count; ++i) {
     const const_array_map in(x + i * width, width);
     array_map out(y + i * width, width);
-    out = in - in.mean();
-    const float variance = out.square().mean();
-    out = out * (1.0f / std::sqrt(variance + static_cast<float>(eps))) * scale + shift;
+    const auto mean = strided_sum(x + i * width, width, [](float value) { return value; }) /
+                      static_cast<double>(width);
+    out = in - static_cast<float>(mean);
+    const double variance = strided_sum(y + i * width, width, square) / static_cast<double>(width);
+    out = out * static_cast<float>(1.0 / std::sqrt(variance + eps)) * scale + shift;
   }
 }
 
@@ -221,15 +242,16 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
   const std::int64_t tokens = sequences * count;
   const std::int64_t width = config_.hidden_size;
   const std::int64_t inner = config_.intermediate_size;
-  const std::int64_t q_width = config_.heads * config_.head_dim;
-  const std::int64_t kv_width = config_.kv_heads * config_.head_dim;
-  grow(work.attention_input, tokens * width);
-  grow(work.q, tokens * q_width);
-  grow(work.k, tokens * kv_width);
-  grow(work.v, tokens * kv_width);
-  grow(work.heads, tokens * q_width);
-  grow(work.mlp_input, tokens * width);
-  grow(work.up, tokens * inner);
+  const std::int64_t head_dim = config_.head_dim;
+  const std::int64_t q_width = config_.heads * head_dim;
+  const std::int64_t kv_width = config_.kv_heads * head_dim;
+  work.attention_input.reserve(tokens * width);
+  work.q.reserve(tokens * q_width);
+  work.k.reserve(tokens * kv_width);
+  work.v.reserve(tokens * kv_width);
+  work.heads.reserve(tokens * q_width);
+  work.mlp_input.reserve(tokens * width);
+  work.up.reserve(tokens * inner);
 
   normalise(weights.attention_norm, hidden, tokens, work.attention_input.data());
   weights[projection::q].apply(work.attention_input.data(), tokens, work.q.data());
@@ -250,9 +272,12 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
       }
       if (cache != nullptr) {
         const float* v = work.v.data() + t * kv_width;
-        const std::int64_t row = (t / count * cache->capacity + position) * kv_width;
-        std::copy(k, k + kv_width, cache->keys.data() + row);
-        std::copy(v, v + kv_width, cache->values.data() + row);
+        for (std::int64_t h = 0; h < config_.kv_heads; ++h) {
+          const std::int64_t row =
+              ((t / count * config_.kv_heads + h) * cache->capacity + position) * head_dim;
+          std::copy_n(k + h * head_dim, head_dim, cache->keys.data() + row);
+          std::copy_n(v + h * head_dim, head_dim, cache->values.data() + row);
+        }
       }
     }
   });
@@ -263,15 +288,19 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
   weights[projection::up].apply(work.mlp_input.data(), tokens, work.up.data());
   const bool gated = !weights[projection::gate].empty();
   if (gated) {
-    grow(work.gate, tokens * inner);
+    work.gate.reserve(tokens * inner);
     weights[projection::gate].apply(work.mlp_input.data(), tokens, work.gate.data());
   }
   // The gate, where there is one, goes through the activation and multiplies the other branch.
-  std::vector<float>& activated = gated ? work.gate : work.up;
-  parallel_for(tokens * inner, elementwise_grain, [&](std::int64_t begin, std::int64_t end) {
-    activate(config_.activation, gated ? work.up.data() + begin : nullptr, activated.data() + begin,
-             end - begin);
-  });
+  float_buffer& activated = gated ? work.gate : work.up;
+  const std::int64_t blocks = (tokens * inner + aligned_floats - 1) / aligned_floats;
+  parallel_for(blocks, elementwise_grain / aligned_floats,
+               [&](std::int64_t begin, std::int64_t end) {
+                 const std::int64_t from = begin * aligned_floats;
+                 const std::int64_t to = std::min(end * aligned_floats, tokens * inner);
+                 activate(config_.activation, gated ? work.up.data() + from : nullptr,
+                          activated.data() + from, to - from);
+               });
   weights[projection::down].apply_add(activated.data(), tokens, hidden);
 }
 
@@ -282,16 +311,18 @@ void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::in
   const std::int64_t kv_width = config_.kv_heads * head_dim;
   const float* keys = cache != nullptr ? cache->keys.data() : work.k.data();
   const float* values = cache != nullptr ? cache->values.data() : work.v.data();
-  const std::int64_t positions = cache != nullptr ? cache->capacity : count;
   const std::int64_t heads_per_kv = config_.heads / config_.kv_heads;
   const std::int64_t head_flops = 4 * count * (first + count) * head_dim;
   const std::int64_t grain = std::max<std::int64_t>(1, 100'000 / head_flops);
   parallel_for(sequences * config_.heads, grain, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<float> scratch;
+    float_buffer scratch;
     for (std::int64_t index = begin; index < end; ++index) {
       const std::int64_t sequence = index / config_.heads;
       const std::int64_t h = index % config_.heads;
-      const std::int64_t kv = sequence * positions * kv_width + h / heads_per_kv * head_dim;
+      const std::int64_t kv_head = h / heads_per_kv;
+      const std::int64_t kv =
+          cache != nullptr ? (sequence * config_.kv_heads + kv_head) * cache->capacity * head_dim
+                           : sequence * count * kv_width + kv_head * head_dim;
       const std::int64_t at = sequence * count * q_width + h * head_dim;
       attend({.head_dim = head_dim,
               .queries = count,
@@ -301,7 +332,7 @@ void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::in
               .q_stride = q_width,
               .k = keys + kv,
               .v = values + kv,
-              .kv_stride = kv_width,
+              .kv_stride = cache != nullptr ? head_dim : kv_width,
               .out = work.heads.data() + at,
               .out_stride = q_width},
              scratch);
@@ -333,8 +364,8 @@ void cpu_forward::normalise(const norm_weights& norm, const float* x, std::int64
 void cpu_forward::logits(const outer_weights& weights, const float* hidden, std::int64_t tokens,
                          float* logits) {
   const std::int64_t width = config_.hidden_size;
-  std::vector<float>& normed = workspaces_[0].attention_input;
-  grow(normed, tokens * width);
+  float_buffer& normed = workspaces_[0].attention_input;
+  normed.reserve(tokens * width);
   normalise(weights.final_norm, hidden, tokens, normed.data());
   std::fill(logits, logits + tokens * config_.vocab, 0.0f);
   multiply_add(normed.data(), tokens, weights.head, logits);

@@ -8,6 +8,7 @@
 
 #include "io/config.hpp"
 #include "model/attention.hpp"
+#include "model/buffer.hpp"
 #include "model/layer.hpp"
 
 namespace ressvd_llm {
@@ -45,7 +46,7 @@ class forward_engine {
 struct layer_cache {
   std::int64_t sequences = 0;
   std::int64_t capacity = 0; // positions of each sequence
-  std::vector<float> keys;   // sequences × capacity × kv_heads·head_dim
+  std::vector<float> keys;   // sequences × kv_heads × capacity × head_dim: each head one stream
   std::vector<float> values;
 };
 
@@ -85,14 +86,14 @@ class cpu_forward final : public forward_engine {
  private:
   // Buffers of one group of windows, each tokens × its width.
   struct workspace {
-    std::vector<float> attention_input;
-    std::vector<float> q;
-    std::vector<float> k;
-    std::vector<float> v;
-    std::vector<float> heads; // their outputs side by side: the output projection's input
-    std::vector<float> mlp_input;
-    std::vector<float> gate;
-    std::vector<float> up;
+    float_buffer attention_input;
+    float_buffer q;
+    float_buffer k;
+    float_buffer v;
+    float_buffer heads; // their outputs side by side: the output projection's input
+    float_buffer mlp_input;
+    float_buffer gate;
+    float_buffer up;
   };
 
   void run(const layer_weights& weights, float* hidden, std::int64_t sequences, std::int64_t count,

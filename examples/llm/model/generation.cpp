@@ -38,7 +38,7 @@ void require_finite(std::span<const float> logits) {
 // Samples of one batch: enough for matrix products to run well; more would only push keys and
 // values out of the caches.
 constexpr std::int64_t min_batch = 16;
-constexpr std::int64_t max_batch = 32;
+constexpr std::int64_t max_batch = 64;
 
 // Samples [first, first + count), text: count × length. Calls advance() after every token of all.
 void draw_samples(const language_model& model, const sampling_options& sampling, std::int64_t first,

@@ -8,6 +8,7 @@
 
 #include <Eigen/Core>
 
+#include "model/buffer.hpp"
 #include "model/parallel.hpp"
 
 namespace ressvd_llm {
@@ -98,15 +99,15 @@ void multiply_add(const float* x, std::int64_t tokens, const weight_matrix& w, f
     return;
   }
   const std::int64_t panel = std::clamp<std::int64_t>(panel_elements / w.cols(), 1, w.rows());
-  const auto scratch =
-      std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(panel * w.cols()));
+  float_buffer scratch;
+  scratch.reserve(panel * w.cols());
   for (std::int64_t row = 0; row < w.rows(); row += panel) {
     const std::int64_t count = std::min(panel, w.rows() - row);
     parallel_for(count, std::max<std::int64_t>(1, 65'536 / w.cols()),
                  [&](std::int64_t first, std::int64_t last) {
-                   w.read_rows(row + first, last - first, scratch.get() + first * w.cols());
+                   w.read_rows(row + first, last - first, scratch.data() + first * w.cols());
                  });
-    multiply_add(x, tokens, w.cols(), scratch.get(), count, y + row, w.rows());
+    multiply_add(x, tokens, w.cols(), scratch.data(), count, y + row, w.rows());
   }
 }
 
@@ -128,7 +129,9 @@ void linear::apply_add(const float* x, std::int64_t tokens, float* y) const {
     multiply_add(x, tokens, dense, y);
     return;
   }
-  std::vector<float> inner(static_cast<std::size_t>(tokens * rank()));
+  float_buffer inner;
+  inner.reserve(tokens * rank());
+  std::fill_n(inner.data(), tokens * rank(), 0.0f);
   multiply_add(x, tokens, v, inner.data());
   multiply_add(inner.data(), tokens, u, y);
 }

@@ -69,7 +69,7 @@ TEST_CASE("attention over blocks equals its definition") {
                               .kv_stride = 20,
                               .out = out.data(),
                               .out_stride = head_dim};
-    std::vector<float> scratch;
+    float_buffer scratch;
     attend(head, scratch);
     CHECK(relative_error(out, reference(head)) < rounding);
   }
@@ -81,7 +81,7 @@ TEST_CASE("attention stands scores far apart") {
   const std::vector<float> k = {-5.0f, 0.0f, 5.0f, 0.0f};
   const std::vector<float> v = {1.0f, 2.0f, 3.0f, 4.0f};
   std::vector<float> out(4);
-  std::vector<float> scratch;
+  float_buffer scratch;
   attend({.head_dim = 2,
           .queries = 2,
           .q = q.data(),

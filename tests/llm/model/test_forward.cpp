@@ -114,6 +114,28 @@ TEST_CASE("a token changes no logits before it") {
   }
 }
 
+TEST_CASE("equal work gives equal bits, wherever the hidden states lie") {
+  for (const std::string& name : families) {
+    CAPTURE(name);
+    const fixture f(name);
+    const language_model model = language_model::open(f.directory);
+    const auto tokens = static_cast<std::int64_t>(f.tokens.size());
+    const auto size = static_cast<std::size_t>(tokens * f.config.hidden_size);
+    std::vector<std::vector<float>> results;
+    for (const std::size_t shift : {0, 1, 5}) {
+      cpu_forward engine(model.config());
+      std::vector<float> memory(size + shift);
+      float* hidden = memory.data() + shift;
+      engine.embed(model.outer(), f.tokens, f.window(), hidden);
+      for (std::int64_t layer = 0; layer < f.config.layers; ++layer)
+        engine.layer(model.layer(layer), hidden, tokens, f.window(), nullptr);
+      results.emplace_back(hidden, hidden + size);
+    }
+    CHECK(results[1] == results[0]);
+    CHECK(results[2] == results[0]);
+  }
+}
+
 TEST_CASE("windows in a batch are computed as each by itself") {
   for (const std::string& name : families) {
     CAPTURE(name);

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "commands/perplexity.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "commands/common.hpp"
+#include "io/error.hpp"
+#include "io/output_file.hpp"
+#include "io/tokenizer.hpp"
+#include "io/tokens.hpp"
+#include "model/evaluation.hpp"
+#include "model/forward.hpp"
+#include "model/language_model.hpp"
+#include "ui/progress.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+// The field's window length, for models that reach so far.
+constexpr std::int64_t usual_window = 2048;
+
+struct perplexity_command {
+  std::filesystem::path model;
+  std::filesystem::path text;
+  std::filesystem::path tokens;
+  window_options windows{.length = 0}; // 0: usual_window or the model's context
+  std::filesystem::path json;
+};
+
+void run(const perplexity_command& line) {
+  const language_model model = language_model::open(line.model);
+  const model_config& config = model.config();
+  const std::filesystem::path& file = line.text.empty() ? line.tokens : line.text;
+  std::unique_ptr<tokenizer> text;
+  if (!holds_token_ids(file)) text = open_tokenizer(line.model, config);
+  const std::vector<std::int32_t> ids = read_tokens(file, config.vocab, text.get());
+
+  window_options windows = line.windows;
+  if (windows.length == 0) windows.length = std::min(usual_window, config.max_positions);
+  require_window(file, ids, windows.length + windows.overlap);
+
+  cpu_forward engine(config);
+  perplexity_result result;
+  {
+    progress bar("perplexity", fraction_steps);
+    result =
+        perplexity(model, engine, cut_windows(ids, windows), {.progress = show_fractions(bar)});
+  }
+  const double speed = static_cast<double>(result.predicted) / result.seconds;
+  std::printf("perplexity %.4f\n", result.perplexity);
+  std::printf(
+      "%lld tokens predicted in %lld windows of %lld, overlap %lld; %.1f s, %.0f tokens/s\n",
+      static_cast<long long>(result.predicted), static_cast<long long>(result.windows),
+      static_cast<long long>(windows.length), static_cast<long long>(windows.overlap),
+      result.seconds, speed);
+  if (line.json.empty()) return;
+  const nlohmann::ordered_json report{
+      {"model", line.model.string()},  {"text", file.string()},
+      {"seqlen", windows.length},      {"overlap", windows.overlap},
+      {"windows", result.windows},     {"predicted_tokens", result.predicted},
+      {"mean_loss", result.mean_loss}, {"perplexity", result.perplexity},
+      {"seconds", result.seconds},     {"tokens_per_second", speed}};
+  write_whole_file(line.json, report.dump(2) + "\n");
+}
+
+} // namespace
+
+void add_perplexity(CLI::App& app) {
+  const auto line = std::make_shared<perplexity_command>();
+  CLI::App* const command = app.add_subcommand(
+      "perplexity",
+      "Measure how well a model predicts a text: exp of the mean negative log-likelihood.\n"
+      "The text's tokens are cut into windows of L, one after the other, the tail dropped; each\n"
+      "window predicts its last L - 1 tokens from those before them.");
+  command->add_option("MODEL", line->model, "Model directory")->required();
+  CLI::Option_group* const input = command->add_option_group("Text");
+  input->add_option("--text", line->text, "Text file (.txt)");
+  input->add_option("--tokens", line->tokens, "Token ids (.npy, .u16, .u32)");
+  input->require_option(1);
+  command
+      ->add_option("--seqlen", line->windows.length,
+                   "Window length L (default: 2048, or the model's context where it is shorter)")
+      ->check(CLI::Range(std::int64_t{2}, std::int64_t{1} << 31));
+  command
+      ->add_option("--overlap", line->windows.overlap,
+                   "1: each window also holds the first token of the next and predicts L tokens")
+      ->check(CLI::Range(0, 1))
+      ->capture_default_str();
+  command->add_option("--max-windows", line->windows.max_windows, "Use only the first so many")
+      ->check(CLI::PositiveNumber);
+  add_threads_option(*command);
+  command->add_option("--json", line->json, "Write a report into this file");
+  command->callback([line] { run(*line); });
+}
+
+} // namespace ressvd_llm

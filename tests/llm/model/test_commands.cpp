@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <nlohmann/json.hpp>
+
+#include "commands/program.hpp"
+#include "fixture.hpp"
+#include "io/checkpoint_writer.hpp"
+#include "llm/io/limits.hpp"
+#include "llm/io/temporary.hpp"
+#include "model/generation.hpp"
+#include "support/catch.hpp"
+
+using namespace ressvd_llm;
+using namespace ressvd_llm::testing;
+
+namespace {
+
+struct outcome {
+  int status = -1;
+  std::string out;
+  std::string err;
+};
+
+outcome run_command(const std::vector<std::string>& arguments) {
+  std::vector<const char*> argv{"ressvd-llm"};
+  for (const std::string& argument : arguments)
+    argv.push_back(argument.c_str());
+  outcome result;
+  result.err = llm_test::output_of(2, [&] {
+    result.out = llm_test::output_of(
+        1, [&] { result.status = run_program(static_cast<int>(argv.size()), argv.data()); });
+  });
+  return result;
+}
+
+nlohmann::json read_json(const std::filesystem::path& file) {
+  return nlohmann::json::parse(llm_test::read(file));
+}
+
+// A LLaMA of one layer whose tokens are bytes.
+void write_byte_model(const std::filesystem::path& directory, const std::filesystem::path& input) {
+  model_config config;
+  config.hidden_size = 8;
+  config.intermediate_size = 12;
+  config.heads = config.kv_heads = 2;
+  config.head_dim = 4;
+  const nlohmann::json text = {{"architectures", {"LlamaForCausalLM"}},
+                               {"hidden_size", config.hidden_size},
+                               {"intermediate_size", config.intermediate_size},
+                               {"num_hidden_layers", 1},
+                               {"num_attention_heads", config.heads},
+                               {"vocab_size", 256},
+                               {"max_position_embeddings", 32},
+                               {"rms_norm_eps", 1e-5},
+                               {"tie_word_embeddings", true},
+                               {"bos_token_id", 10},
+                               {"eos_token_id", 10},
+                               {"tokenizer", "bytes"}};
+  checkpoint_writer writer(directory, input);
+  const auto add = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
+    std::int64_t elements = 1;
+    for (const std::int64_t extent : shape)
+      elements *= extent;
+    writer.add(name, shape, random_values(elements, static_cast<unsigned>(elements)), dtype::f32);
+  };
+  add("model.embed_tokens.weight", {256, config.hidden_size});
+  add("model.norm.weight", {config.hidden_size});
+  add("model.layers.0.input_layernorm.weight", {config.hidden_size});
+  add("model.layers.0.post_attention_layernorm.weight", {config.hidden_size});
+  for (const linear_module& module : linear_modules(config, 0))
+    add(module.weight_name(), {module.out, module.in});
+  writer.add_file("config.json", text.dump());
+  writer.commit();
+}
+
+} // namespace
+
+TEST_CASE("perplexity reports what the library computes") {
+  const fixture f("mistral");
+  const llm_test::temporary_directory scratch;
+  const std::string model = f.directory.string();
+  const std::string tokens = (f.directory / "tokens.u16").string();
+  const std::string report = scratch / "report.json";
+  const language_model loaded = language_model::open(f.directory);
+  cpu_forward engine(f.config);
+  for (const int overlap : {0, 1}) {
+    const outcome result =
+        run_command({"perplexity", model, "--tokens", tokens, "--seqlen", "16", "--overlap",
+                     std::to_string(overlap), "--max-windows", "3", "--json", report});
+    REQUIRE(result.status == 0);
+    CHECK(result.err.empty());
+    const perplexity_result expected =
+        perplexity(loaded, engine,
+                   cut_windows(f.tokens, {.length = 16, .overlap = overlap, .max_windows = 3}));
+    const nlohmann::json json = read_json(report);
+    CHECK(json["perplexity"].get<double>() == Approx(expected.perplexity).epsilon(rounding));
+    CHECK(json["windows"] == 3);
+    CHECK(json["predicted_tokens"] == 3 * (15 + overlap));
+    CHECK_THAT(result.out, contains_text("perplexity " +
+                                         std::to_string(static_cast<int>(expected.perplexity))));
+  }
+  // By default windows reach as far as the model: 64 tokens.
+  REQUIRE(run_command({"perplexity", model, "--tokens", tokens, "--json", report}).status == 0);
+  CHECK(read_json(report)["seqlen"] == 64);
+}
+
+TEST_CASE("perplexity refuses what it cannot measure, in one line") {
+  const fixture f("opt");
+  const llm_test::temporary_directory scratch;
+  const std::string model = f.directory.string();
+  const std::string tokens = (f.directory / "tokens.u16").string();
+  const auto refused = [&](const std::vector<std::string>& arguments, const std::string& part) {
+    const outcome result = run_command(arguments);
+    CHECK(result.status == 2);
+    CHECK(result.out.empty());
+    CHECK_THAT(result.err, contains_text(part));
+    CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
+  };
+  refused({"perplexity", model, "--tokens", tokens, "--seqlen", "81"},
+          "80 tokens, fewer than one window of 81");
+  refused({"perplexity", model, "--tokens", tokens, "--seqlen", "80", "--overlap", "0"},
+          "learned 64 positions");
+  refused({"perplexity", model, "--text", (scratch / "none.txt").string()}, "tokenizer");
+  CHECK(run_command({"perplexity", model}).status == 2);
+  CHECK(run_command({"perplexity", model, "--tokens", tokens, "--overlap", "2"}).status == 2);
+}
+
+TEST_CASE("generate continues tokens and texts") {
+  const llm_test::temporary_directory scratch;
+  const std::string report = scratch / "report.json";
+  SECTION("token ids") {
+    const fixture f("qwen2");
+    const std::vector<std::string> arguments = {"generate",
+                                                f.directory.string(),
+                                                "--prompt-tokens",
+                                                (f.directory / "tokens.u16").string(),
+                                                "--tokens",
+                                                "12",
+                                                "--ignore-eos",
+                                                "--seed",
+                                                "5",
+                                                "--json",
+                                                report};
+    const outcome result = run_command(arguments);
+    REQUIRE(result.status == 0);
+    const std::vector<std::int32_t> expected =
+        generate(language_model::open(f.directory), f.tokens,
+                 {.tokens = 12, .sampling = {.temperature = 0.8, .seed = 5}});
+    CHECK(read_json(report)["tokens"].get<std::vector<std::int32_t>>() == expected);
+    CHECK(run_command(arguments).out == result.out);
+  }
+  SECTION("bytes") {
+    const std::filesystem::path model = scratch / "model";
+    write_byte_model(model, scratch.path());
+    const outcome result = run_command(
+        {"generate", model.string(), "--prompt", "word", "--tokens", "20", "--json", report});
+    REQUIRE(result.status == 0);
+    CHECK(result.out.starts_with("word"));
+    const nlohmann::json json = read_json(report);
+    // No token goes before the text, and none ends it.
+    CHECK(json["prompt_tokens"] == nlohmann::json({'w', 'o', 'r', 'd'}));
+    CHECK(json["tokens"].size() == 20);
+    std::string bytes = "word";
+    for (const std::int32_t id : json["tokens"].get<std::vector<std::int32_t>>())
+      bytes += static_cast<char>(id);
+    CHECK(result.out == bytes + "\n");
+    CHECK(run_command(
+              {"perplexity", model.string(), "--text", (model.parent_path() / "text.txt").string()})
+              .status == 2);
+    llm_test::write(scratch / "text.txt", std::string(70, 'x'));
+    CHECK(run_command({"perplexity", model.string(), "--text", (scratch / "text.txt").string()})
+              .status == 0);
+  }
+  SECTION("a prompt must be given, once") {
+    const std::string model = fixture("llama").directory.string();
+    CHECK(run_command({"generate", model}).status == 2);
+    CHECK(run_command({"generate", model, "--prompt", "a"}).status == 2); // no tokenizer
+    CHECK(run_command({"generate", model, "--prompt", "a", "--prompt-tokens", "b"}).status == 2);
+  }
+}
