@@ -122,7 +122,7 @@ TEST_CASE("equal work gives equal bits, wherever the hidden states lie") {
     const auto tokens = static_cast<std::int64_t>(f.tokens.size());
     const auto size = static_cast<std::size_t>(tokens * f.config.hidden_size);
     std::vector<std::vector<float>> results;
-    for (const std::size_t shift : {0, 1, 5}) {
+    for (const std::size_t shift : {std::size_t{0}, std::size_t{1}, std::size_t{5}}) {
       cpu_forward engine(model.config());
       std::vector<float> memory(size + shift);
       float* hidden = memory.data() + shift;
