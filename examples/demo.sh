@@ -1,13 +1,83 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Installs what is missing, builds and runs the demonstration. Fails on any failure.
+# Installs what is missing, builds the program and compresses the model in examples/models at
+# several ratios with several methods, calibrated on text that the model writes itself. Reports,
+# charts and models are left in build/demo. Fails on any failure.
+#
+# Environment: as for tests/run.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/build.sh
 
 bash scripts/install_dependencies.sh build
-configure
-compile 01_compress_matrix
+# shellcheck disable=SC2086
+configure ${OPTIONS:-}
+compile ressvd-llm
 
-"$build_dir/bin/01_compress_matrix"
+export program=$build_dir/bin/ressvd-llm
+export model=examples/models/bytes-llama-2m
+export out=build/demo
+# Threads that wait must not spin: several programs run at once.
+export OMP_WAIT_POLICY=passive
+ratios=(0.2 0.3 0.4)
+methods=(svd asvd svd-llm ressvd)
+rm -rf "$out"
+mkdir -p "$out"
+
+echo "Writing samples"
+calibration=16
+heldout=32
+"$program" sample "$model" "$out/samples.u16" --samples $((calibration + heldout)) --seqlen 256
+
+# Name and options of every run.
+runs() {
+  local ratio method
+  for ratio in "${ratios[@]}"; do
+    for method in "${methods[@]}"; do
+      echo "$method-$ratio-uniform --ratio $ratio --method $method --last-layers all"
+      echo "$method-$ratio-last --ratio $ratio --method $method --last-layers auto --step 2"
+    done
+    echo "tempered-$ratio --ratio $ratio --method tempered --power 0.6 --allocation sensitivity" \
+      "--probe-samples 4"
+  done
+}
+
+compress() {
+  local name=$1
+  shift
+  # The model is small: one thread each, several at once. 255 makes xargs stop.
+  "$program" compress "$model" "$out/$name" --json "$out/$name.json" --threads 1 "$@" \
+    >"$out/$name.log" 2>&1 || {
+    echo "$name failed" >&2
+    cat "$out/$name.log" >&2
+    exit 255
+  }
+}
+export -f compress
+
+echo "Compressing ($(runs | wc -l) runs)"
+runs | sed "s|\$| --calibration $out/samples.u16 --windows first --samples $calibration --seqlen 256 \
+--search-samples 8 --heldout-samples $heldout|" |
+  xargs -P "$jobs" -L 1 bash -c 'compress "$@"' compress
+
+"$program" compare "$model" "$out"/{svd,asvd,svd-llm,ressvd}-0.4-uniform \
+  "$out/tempered-0.4" --samples 8 --seed 1 --seqlen 256 --chart "$out/layer_errors.svg" \
+  >"$out/compare.txt"
+
+show() {
+  printf '\n%s writes:\n' "$1"
+  "$program" generate "$1" --prompt "Once upon a time there was a king who" --tokens 240 --seed 2
+}
+show "$model"
+show "$out/ressvd-0.4-last"
+
+mapfile -t reports < <(runs | sed "s|^\([^ ]*\) .*|$out/\1.json|")
+for ratio in "${ratios[@]}"; do
+  "$program" table "$out"/*-"$ratio"-last.json --search-chart "$out/error_against_k-$ratio.svg" \
+    >/dev/null
+done
+printf '\n'
+"$program" table "${reports[@]}" --ratio-chart "$out/perplexity_against_ratio.svg"
+printf '\nCharts:\n'
+ls "$out"/*.svg
