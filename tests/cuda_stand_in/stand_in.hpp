@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A stand-in for the CUDA libraries, on the host: enough of cudart, cuBLAS, cuSOLVER, NVRTC and the
+// driver for the CUDA tests to run, and strict where real devices are forgiving or merely fast.
+//
+//   - Device memory cannot be touched by the host: its addresses are mapped without access, the
+//     bytes lie elsewhere. Host memory is refused where device memory belongs, and the reverse.
+//   - Work runs when its stream is waited for, never earlier: what is read too early, or done on
+//     the wrong stream, shows.
+//   - New memory is NaN, freed memory is NaN again, its surroundings are watched, and no pointer
+//     into freed memory is accepted.
+//   - cuBLAS and cuSOLVER answer as their documentation says, by way of BLAS and LAPACK; arguments
+//     are checked, destroyed operands and workspaces are overwritten.
+//   - Kernels are compiled by the host's compiler, a block's threads taking turns at barriers.
+//
+// Misuse ends the program with a message. It says nothing about speed, and nothing that cuBLAS and
+// cuSOLVER do beyond their documentation: tests that pass here have not passed on a device.
+#pragma once
+
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+#include <cusolverDn.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace stand_in {
+
+/// What tests may set and ask.
+struct controls {
+  int failing_syevd = 0; ///< so many calls from now do not converge
+  int failing_syevj = 0;
+  int failing_gesvdp = 0;
+  int failing_gesvd = 0;
+  double gesvdp_perturbation = 0;
+  int compute_capability = 90;
+  long waits = 0; ///< cudaStreamSynchronize calls
+};
+extern controls control;
+
+std::size_t bytes_in_use();
+void* workspace_of(cublasHandle_t handle);
+
+/// Prints why and ends the program.
+[[noreturn, gnu::format(printf, 1, 2)]] void misuse(const char* format, ...);
+
+/// The bytes behind `size` bytes of device memory.
+char* device(const void* address, std::size_t size, const char* what);
+template <class T>
+T* device_array(const void* address, std::int64_t count, const char* what) {
+  if (reinterpret_cast<std::uintptr_t>(address) % alignof(T) != 0) misuse("%s: misaligned", what);
+  return reinterpret_cast<T*>(device(address, static_cast<std::size_t>(count) * sizeof(T), what));
+}
+/// The same for a column-major matrix, whose leading dimension is checked too.
+template <class T>
+T* device_matrix(const void* address, std::int64_t rows, std::int64_t cols, std::int64_t ld,
+                 const char* what) {
+  if (rows <= 0 || cols <= 0) misuse("%s: empty", what);
+  if (ld < rows) misuse("%s: leading dimension below the %lld rows", what, (long long)rows);
+  return device_array<T>(address, (cols - 1) * ld + rows, what);
+}
+
+/// `address`, unless it is null or device memory.
+void* host(const void* address, const char* what);
+
+void enqueue(cudaStream_t stream, std::function<void()> work);
+
+} // namespace stand_in

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// CUDA C++ for the host's compiler: put in front of the kernels' source. The threads of a block are
+// contexts (ucontext) that run one after the other and change at barriers; blocks run one after the
+// other. A barrier that not all threads of a block reach ends the program.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "cuda_stand_in/launch.hpp"
+#include "ressvd/core/scalar.hpp"
+
+namespace stand_in {
+
+struct index3 {
+  unsigned x, y, z;
+};
+
+struct thread {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  index3 index;
+  bool finished;
+};
+
+inline thread_local ucontext_t scheduler;
+inline thread_local thread* running = nullptr;
+
+} // namespace stand_in
+
+inline thread_local stand_in::index3 threadIdx, blockIdx, blockDim, gridDim;
+
+inline void __syncthreads() {
+  stand_in::thread* const self = stand_in::running;
+  swapcontext(&self->context, &stand_in::scheduler);
+  threadIdx = self->index;
+}
+
+inline double __shfl_down_sync(unsigned, double value, int step) {
+  static thread_local double lanes[1024];
+  const unsigned t = threadIdx.x + blockDim.x * threadIdx.y;
+  lanes[t] = value;
+  __syncthreads();
+  const double taken =
+      t % 32 + static_cast<unsigned>(step) < 32 ? lanes[t + static_cast<unsigned>(step)] : value;
+  __syncthreads();
+  return taken;
+}
+
+inline unsigned long long atomicMax(unsigned long long* address, unsigned long long value) {
+  return std::exchange(*address, std::max(*address, value));
+}
+
+template <class To, class From>
+To bits_as(From from) {
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+inline float __uint_as_float(unsigned bits) {
+  return bits_as<float>(bits);
+}
+inline unsigned __float_as_uint(float value) {
+  return bits_as<unsigned>(value);
+}
+inline long long __double_as_longlong(double value) {
+  return bits_as<long long>(value);
+}
+inline void sincospi(double x, double* sine, double* cosine) {
+  *sine = std::sin(M_PI * x);
+  *cosine = std::cos(M_PI * x);
+}
+inline float half_to_float(unsigned short bits) {
+  return static_cast<float>(bits_as<ressvd::half>(bits));
+}
+inline unsigned short float_to_half(float value) {
+  return ressvd::half(value).bits;
+}
+
+namespace stand_in {
+
+template <class Function>
+struct kernel;
+
+template <class... Args>
+struct kernel<void (*)(Args...)> {
+  using values = std::tuple<Args...>;
+  static inline thread_local void (*function)(Args...) = nullptr;
+  static inline thread_local values* arguments = nullptr;
+
+  template <class T>
+  static T take(const void* argument, const launch& l) {
+    T value;
+    std::memcpy(&value, argument, sizeof value);
+    if constexpr (std::is_pointer_v<T>) {
+      return static_cast<T>(l.translate(value));
+    } else {
+      return value;
+    }
+  }
+
+  template <std::size_t... I>
+  static void take_all(void** arguments_given, launch& l, std::index_sequence<I...>) {
+    static_assert(sizeof(values) <= sizeof l.arguments);
+    new (l.arguments) values(take<Args>(arguments_given[I], l)...);
+  }
+
+  static void body() {
+    threadIdx = running->index;
+    std::apply(function, *arguments);
+    running->finished = true;
+    swapcontext(&running->context, &scheduler);
+  }
+
+  static void start(thread& t, unsigned x, unsigned y) {
+    constexpr std::size_t stack_size = 64 * 1024;
+    if (!t.stack) t.stack.reset(new char[stack_size]);
+    t.index = {x, y, 0};
+    t.finished = false;
+    getcontext(&t.context);
+    t.context.uc_stack.ss_sp = t.stack.get();
+    t.context.uc_stack.ss_size = stack_size;
+    t.context.uc_link = nullptr;
+    makecontext(&t.context, &body, 0);
+  }
+
+  /// One round runs every thread of the block to its next barrier, or to its end.
+  static void run_block(std::vector<thread>& threads) {
+    for (;;) {
+      std::size_t finished = 0;
+      for (thread& t : threads) {
+        running = &t;
+        swapcontext(&scheduler, &t.context);
+        finished += t.finished ? 1 : 0;
+      }
+      if (finished == threads.size()) return;
+      if (finished > 0) {
+        std::fputs("CUDA stand-in: not all threads of a block reach a barrier\n", stderr);
+        std::abort();
+      }
+    }
+  }
+
+  static void run(launch& l) {
+    arguments = std::launder(reinterpret_cast<values*>(l.arguments));
+    gridDim = {l.grid[0], l.grid[1], 1};
+    blockDim = {l.block[0], l.block[1], 1};
+    static thread_local std::vector<thread> threads;
+    threads.resize(std::size_t{l.block[0]} * l.block[1]);
+    for (unsigned by = 0; by < l.grid[1]; ++by) {
+      for (unsigned bx = 0; bx < l.grid[0]; ++bx) {
+        blockIdx = {bx, by, 0};
+        for (unsigned k = 0; k < threads.size(); ++k)
+          start(threads[k], k % l.block[0], k / l.block[0]);
+        run_block(threads);
+      }
+    }
+  }
+};
+
+template <auto function>
+void enter(void** arguments, launch& l) {
+  using k = kernel<decltype(function)>;
+  k::take_all(arguments, l, std::make_index_sequence<std::tuple_size_v<typename k::values>>{});
+  l.run = [](launch& now) {
+    k::function = function;
+    k::run(now);
+  };
+}
+
+} // namespace stand_in
+
+#define __global__
+#define __launch_bounds__(threads)
+#define __shared__ static thread_local
+#define ressvd device // the kernels' namespace; the library's own was used above
