@@ -6,6 +6,8 @@
 #   compile [targets]            (all without any)
 preset=${PRESET:-release}
 build_dir=build/$preset
+# With ccache, one checkout's objects serve another.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 jobs=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 
 configure() {
