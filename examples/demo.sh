@@ -27,7 +27,7 @@ mkdir -p "$out"
 
 echo "Writing samples"
 calibration=16
-heldout=32
+heldout=16
 "$program" sample "$model" "$out/samples.u16" --samples $((calibration + heldout)) --seqlen 256
 
 # Name and options of every run.
