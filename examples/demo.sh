@@ -62,12 +62,13 @@ runs | sed "s|\$| --calibration $out/samples.u16 --windows first --samples $cali
   xargs -P "$jobs" -L 1 bash -c 'compress "$@"' compress
 
 "$program" compare "$model" "$out"/{svd,asvd,svd-llm,ressvd}-0.4-uniform \
-  "$out/tempered-0.4" --samples 8 --seed 1 --seqlen 256 --chart "$out/layer_errors.svg" \
-  >"$out/compare.txt"
+  "$out/tempered-0.4" --samples 8 --seed 1 --seqlen 256 --threads 1 \
+  --chart "$out/layer_errors.svg" >"$out/compare.txt"
 
 show() {
   printf '\n%s writes:\n' "$1"
-  "$program" generate "$1" --prompt "Once upon a time there was a king who" --tokens 240 --seed 2
+  "$program" generate "$1" --prompt "Once upon a time there was a king who" --tokens 240 \
+    --seed 2 --threads 1
 }
 show "$model"
 show "$out/ressvd-0.4-last"
