@@ -654,7 +654,9 @@ TEMPLATE_LIST_TEST_CASE("elementwise members of the backend", "[backend]", test_
   struct shape {
     index_t m, n;
   };
-  for (const auto [m, n] : {shape{1, 1}, {9, 6}, {70, 65}, {0, 3}, {3, 0}}) {
+  for (const shape s : {shape{1, 1}, {9, 6}, {70, 65}, {0, 3}, {3, 0}}) {
+    const index_t m = s.m;
+    const index_t n = s.n;
     INFO(m << " x " << n);
     const dense a = rounded<T>(random_normal(m, n, 29));
     const dense c = rounded<T>(random_normal(m, n, 30));
