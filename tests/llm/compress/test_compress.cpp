@@ -158,7 +158,7 @@ TEST_CASE("The report's figures are those of the written checkpoint", "[compress
     auto o = options_for(f.directory, dir / "out");
     o.method = m;
     o.power = 0.5;
-    o.beta = 0.3; // ranks are small: some of it must go to the residual
+    o.beta = 0.5; // ranks are small: some of it must go to the residual
     o.allocation = allocation::last_layers;
     const auto report = compress(o);
     const checkpoint before = checkpoint::open(f.directory);
@@ -189,7 +189,7 @@ TEST_CASE("The report's figures are those of the written checkpoint", "[compress
                    WithinAbs(squared_distance(before, after, module, rank), 1e-5 * total));
         CHECK(entry["activation_loss"]["relative"].get<double>() >= 0);
         CHECK(entry["activation_loss"]["relative"].get<double>() < 1);
-        if (m == method::ressvd) CHECK(entry["intermediate_rank"] < entry["rank"]);
+        if (m == method::ressvd && rank > 1) CHECK(entry["intermediate_rank"] < rank);
       }
     }
     CHECK_THAT(report["achieved_ratio"].get<double>(),
