@@ -7,8 +7,10 @@
 //           original inputs. Without C the target is W·X', that is C = G'.
 //   right   V = U⁺·W minimises ‖(W − U·V)X‖_F for every X.
 //
-//   cost        left: 2mn² + 2rn² + 4mnr + r³/3 + 2mr² flops; right: 4mnr + r³/3. In double.
-//   workspace   left: n² + 2mn + 3rn + 2mr + r² doubles. Blocks.
+//   cost        left: 2rn² + 2mnr + 2nr² + 2mr² + r³/3 flops, with C 2rn² more;
+//               right: 2mnr + 2mr² + 2nr² + r³/3. In double.
+//   workspace   left: mn + 2rn + mr + 2r² doubles, with C rn more; right: mn + mr + rn + 2r²
+//   blocks      yes
 //   errors      std::invalid_argument for shapes that do not fit, nonfinite_error for NaN or
 //               infinity in W or in a Gram; the pair is unchanged then
 //   source      SVD-LLM, arXiv 2403.07378, section 3.2 (left); AdaSVD, arXiv 2502.01403, eqs. 8–11
@@ -53,10 +55,11 @@ index_t update_left(B& be, matrix_view<U, typename B::space> weights,
   const auto vgv = be64.scratch(r, r);
   be64.gemm(op::none, op::none, 1.0, v, gram, 0.0, vg);
   be64.gemm(op::none, op::transpose, 1.0, vg, v, 0.0, vgv);
-  const auto wc = be64.scratch(w.rows, n);
+  // Uᵀ before the solution: V·Cᵀ·Wᵀ, where C = G' is symmetric.
+  const auto vc = cross.empty() ? vg : be64.scratch(r, w.cols);
   const auto ut = be64.scratch(r, w.rows);
-  be64.gemm(op::none, op::none, 1.0, w, target, 0.0, wc);
-  be64.gemm(op::none, op::transpose, 1.0, v, wc, 0.0, ut);
+  if (!cross.empty()) be64.gemm(op::none, op::transpose, 1.0, v, cross, 0.0, vc);
+  be64.gemm(op::none, op::transpose, 1.0, vc, w, 0.0, ut);
   const index_t used = detail::solve_semidefinite<wide>(be64, vgv, ut);
   be.copy(const_block_of<wide>(ut).view().transposed(), pair.u.ref());
   return used;

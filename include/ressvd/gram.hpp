@@ -4,13 +4,15 @@
 // tokens), and in the same pass, when asked, the cross-Gram C = Σ X°·Xᵀ with a second input X°
 // (the activations of the uncompressed model) and Σ_t |x_it| (ASVD's channel means).
 //
-//   cost        n²t flops a batch of t tokens on the CPU (the symmetry is used), 2n·n°t more for C
+//   cost        (n² + 512n)t flops a batch of t tokens on the CPU (the symmetry is used, by panels
+//               of 512 columns), 2n·n°t more for C
 //   memory      8n² bytes for G in double, 8n·n° for C, 8n for the means
 //   workspace   scratch for one chunk of at most 2048 tokens in the product type
 //   blocks      the finiteness check of add waits for its result, unless finite_check::deferred
 //   precision   products of float, half and bfloat16 are formed in float, 2048 at a time, and
-//               summed in the backend's scalar, double on the CPU; batches whose magnitude would
-//               leave float's range are formed in double
+//               summed in the backend's scalar, so this should be double; batches whose magnitude
+//               would leave float's range are formed in double (not under finite_check::deferred,
+//               which does not look at the magnitude)
 //   source      SVD-LLM, arXiv 2403.07378, section 3 (G); the means: ASVD, arXiv 2312.05821
 #pragma once
 

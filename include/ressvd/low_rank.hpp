@@ -6,7 +6,7 @@
 //   materialise   Ŵ = U·V            2mnr flops
 //   split         U·D, D⁻¹·V with a diagonal D that moves the rows' norms of V to either side
 //   losses        ‖(W−Ŵ)F‖_F² for any metric factor F, from the residual itself, so that a small
-//                 loss has no cancellation: 2mnr + 2mn² flops
+//                 loss has no cancellation: 2mnr + 4mn² flops, 2mnr + 2mn² for a triangular F
 #pragma once
 
 #include <algorithm>

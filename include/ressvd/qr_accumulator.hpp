@@ -6,8 +6,9 @@
 // Cholesky factor.
 //
 //   update      [R; batchᵀ] = Q·R' by Householder, R' the new factor; tokens are buffered until
-//               there are as many as features, so a long stream costs about 16/3·n² flops a token
+//               there are as many as features, so a long stream costs about 10/3·n² flops a token
 //   memory      8n² for R and 8n² for the buffer (n features, double)
+//   workspace   16n² to reduce both
 //   blocks      add waits for its finiteness check
 //   source      COALA, arXiv 2507.07580
 #pragma once

@@ -11,9 +11,11 @@
 // stage 2, at equal rank the activation loss on the calibration data is never lower than the direct
 // truncation's and the weight loss never higher.
 //
-//   cost        2·(2mn·r_i) flops for R, one truncated SVD of rank r_r, 8m·r_i·r_r to
-//   orthonormalise workspace   2mn scalars and the truncated SVD's blocks      yes source ResSVD,
-//   arXiv 2505.20112, Algorithm 1; the final version (ERC-SVD), Algorithm 2
+//   cost        4mn·r_i flops for R, one truncated SVD of rank r_r, 10m·r_i·r_r + 12m·r_r² to
+//               make U_R orthonormal beside U_i
+//   workspace   mn + n·r_i scalars and the truncated SVD's
+//   blocks      yes
+//   source      ResSVD, arXiv 2505.20112, Algorithm 1; the final version (ERC-SVD), Algorithm 2
 #pragma once
 
 #include <cmath>

@@ -36,7 +36,7 @@ namespace ressvd::inline v0 {
 
 enum class svd_algorithm : std::uint8_t {
   automatic, ///< gram for float, exact for double
-  exact,     ///< dense SVD of A in the backend's scalar; workspace 2mn
+  exact,     ///< dense SVD of A in the backend's scalar; workspace at most 3mn + n² scalars
   gram ///< eigendecomposition of AAᵀ or AᵀA in double; workspace 2 mn + min(m, n)² doubles
 };
 
@@ -299,12 +299,16 @@ double weighted_energy(B& be, matrix_view<U, typename B::space> weights,
                        const metric<typename B::space>& m = {}) {
   detail::check_nonempty(weights, "W");
   detail::check_metric(m, weights.cols, "the metric's factor");
+  using T = typename B::scalar;
+  const double unit =
+      detail::power_of_two_above(detail::require_finite(be, detail::as_const_view(weights), "W"));
   auto frame = be.frame();
   const auto w = be.scratch(weights.rows, weights.cols);
   const auto weighed = be.scratch(weights.rows, m.width(weights.cols));
   be.copy(detail::as_const_view(weights), w);
+  be.scale(static_cast<T>(1 / unit), w);
   detail::weigh<B>(be, w, m, weighed);
-  return be.dot(weighed, weighed);
+  return be.dot(weighed, weighed) * unit * unit;
 }
 
 /// ‖q_iᵀ·W·F‖² for every column of an orthonormal q (m × r): what each basis vector of a
@@ -318,13 +322,17 @@ std::vector<double> basis_energies(B& be, matrix_view<U, typename B::space> weig
   detail::check_nonempty(w, "W");
   detail::check_metric(m, w.cols, "the metric's factor");
   detail::require(q.rows == w.rows, "the basis has ", q.rows, " rows, W has ", w.rows);
+  const double unit = detail::power_of_two_above(detail::require_finite(be, w, "W"));
   auto frame = be.frame();
   const auto kept = be.scratch(q.cols, w.cols);
   const auto weighed = be.scratch(q.cols, m.width(w.cols));
   detail::product(be, q.view().transposed(), detail::in_scalar(be, w), T{0}, kept.view());
+  be.scale(static_cast<T>(1 / unit), kept);
   detail::weigh<B>(be, kept, m, weighed);
   std::vector<double> energies(static_cast<std::size_t>(q.cols));
   be.row_squared_norms(weighed, energies);
+  for (double& e : energies)
+    e *= unit * unit;
   return energies;
 }
 

@@ -13,7 +13,7 @@
 // No inverse is formed, here or anywhere: the projector form needs only W·F.
 //
 //   cost        Cholesky n³/3 flops an attempt; eigenvalues and powers about 9n³; double always
-//   memory      8n² bytes for the factor; scratch 8n² for the eigenvalue paths
+//   memory      8n² bytes for the factor; scratch 8n² for a copy of G
 //   blocks      yes (each attempt reports its outcome to the host)
 //   source      SVD-LLM, arXiv 2403.07378, section 3.1; QR: COALA, arXiv 2507.07580
 #pragma once
@@ -137,7 +137,8 @@ void eigenvalue_factor(W& be, const_block_of<W> g, block_of<W> factor, whitening
 
 } // namespace detail
 
-/// Whitening factor of a Gram. G is symmetric (its lower triangle is read), of any storage.
+/// Whitening factor of a Gram. G is symmetric, of any storage; both triangles are checked, the
+/// lower one is used.
 /// Throws std::invalid_argument for an empty or non-square G, nonfinite_error for NaN or infinity,
 /// indefinite_error for a G that is not positive semidefinite beyond rounding.
 template <backend B, class U>

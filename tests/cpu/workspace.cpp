@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ressvd/core/workspace.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -200,4 +201,32 @@ TEMPLATE_LIST_TEST_CASE("a kernel runs in a buffer of exactly its peak and in no
   CHECK_THROWS_WITH(run(TestType(short_of)),
                     contains_text("workspace of " + std::to_string(peak - 256) + " bytes"));
   CHECK(run(TestType(fixed)) == expected);
+}
+
+TEMPLATE_LIST_TEST_CASE("the truncated SVD stays within the workspace it states", "[workspace]",
+                        test_backends) {
+  using namespace support;
+  using T = typename TestType::scalar;
+  using metric = ressvd::metric<ressvd::host_space>;
+  struct shape {
+    ressvd::index_t m, n;
+  };
+  for (const auto [m, n] : {shape{80, 80}, {60, 150}, {150, 60}}) {
+    const auto peak = [&](ressvd::svd_algorithm algorithm) {
+      TestType be;
+      const placed<T, TestType> w(be, random_normal(m, n, 3));
+      const placed<double, TestType> factor(be, identity(n));
+      ressvd::truncated_svd(be, w.view(), {}, metric::triangular(factor.block()),
+                            {.rank = 10, .algorithm = algorithm});
+      return static_cast<ressvd::index_t>(be.context()->scratch.peak());
+    };
+    INFO(m << " x " << n);
+    const ressvd::index_t shorter = std::min(m, n);
+    // Roundings to the alignment, leaves of the triangular product, small vectors.
+    const ressvd::index_t slack = 64 * 64 * sizeof(double) + 20 * 256 + 8 * (m + n) * 20;
+    CHECK(peak(ressvd::svd_algorithm::exact) <=
+          static_cast<ressvd::index_t>(sizeof(T)) * (3 * m * n + n * n) + slack);
+    CHECK(peak(ressvd::svd_algorithm::gram) <=
+          static_cast<ressvd::index_t>(sizeof(double)) * (2 * m * n + shorter * shorter) + slack);
+  }
 }

@@ -519,6 +519,16 @@ TEMPLATE_LIST_TEST_CASE("the curve of losses is the loss of every slice in any m
       ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), {}, {.rank = 9});
   check(on_right, {}, identity(13));
 
+  // Weights of 2^100 in a metric of 2^50 leave float's range without care.
+  const double large = 0x1p100;
+  const problem<TestType> scaled(be, large * p.w, dense(13, 1));
+  const placed<double, TestType> metric(be, 0x1p50 * right.factor);
+  const auto wide_metric = ressvd::metric<typename TestType::space>::triangular(metric.block());
+  const auto expected = ressvd::truncation_losses(be, p.placed_w.view(), on_left, right.metric());
+  const auto curve = ressvd::truncation_losses(be, scaled.placed_w.view(), on_left, wide_metric);
+  for (std::size_t r = 0; r < curve.size(); ++r)
+    CHECK(curve[r] == 0x1p300 * expected[r]);
+
   const auto both =
       ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(), {.rank = 3});
   CHECK_THROWS_WITH(ressvd::truncation_losses(be, p.placed_w.view(), both),

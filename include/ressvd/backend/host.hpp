@@ -41,7 +41,8 @@ class host_context {
   /// Grows on demand.
   host_context() = default;
   /// Takes scratch from the caller's buffer alone; a kernel that needs more throws
-  /// workspace_error. Results are still allocated (they outlive the call).
+  /// workspace_error. Results are still allocated (they outlive the call), and so is what the
+  /// decompositions of Eigen and LAPACK need inside.
   host_context(void* buffer, std::size_t bytes) : scratch(buffer, bytes) {}
 
   workspace<host_memory> scratch;

@@ -6,7 +6,7 @@
 // Squaring leaves singular values below √eps ≈ 1e-8 of the largest undetermined; that is finer
 // than what a float32 SVD of A resolves.
 //   cost   mp·min(m, p) flops for the Gram, about 9·min(m, p)³ for the eigenvectors, and
-//          2mp·r + 4mr² in the second case
+//          2mp·r + 6mr² in the second case
 //   source Swift-SVD, arXiv 2604.01609 (m ≤ p)
 #pragma once
 
