@@ -18,29 +18,31 @@
 //   source      ResSVD, arXiv 2505.20112, Algorithm 1; the final version (ERC-SVD), Algorithm 2
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <utility>
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/orthonormalize.hpp"
+#include "ressvd/layer_ratio.hpp"
 #include "ressvd/truncated_svd.hpp"
 
 namespace ressvd::inline v0 {
 
 /// How a rank is divided: give at most one of residual_rank and intermediate_rank; without either
-/// r_r = ⌊β·r⌋.
+/// r_r = ⌊βα⌋ with α = mn/(m+n) of the matrix, but at most r − 1.
 struct residual_options {
   index_t rank = 0;   ///< r, the rank of the result
-  double beta = 0.05; ///< share of the rank that compensates the residual, in [0, 1)
+  double beta = 0.05; ///< share of α that compensates the residual, in [0, 1)
   std::optional<index_t> residual_rank = std::nullopt;     ///< r_r in [0, r − 1]
   std::optional<index_t> intermediate_rank = std::nullopt; ///< r_i in [1, r]
   svd_algorithm algorithm = svd_algorithm::automatic;      ///< of the second stage
 };
 
-/// r_i for the options; r_r is what remains of the rank.
+/// r_i of an m × n matrix (rows, cols) for the options; r_r is what remains of the rank.
 /// Throws std::invalid_argument for β outside [0, 1), for r_i outside [1, r], for both ranks given.
-inline index_t intermediate_rank(const residual_options& options) {
+inline index_t intermediate_rank(index_t rows, index_t cols, const residual_options& options) {
   const index_t r = options.rank;
   detail::require(r >= 1, "residual compensation of rank ", r);
   detail::require(options.beta >= 0 && options.beta < 1, "residual share beta ", options.beta,
@@ -49,9 +51,10 @@ inline index_t intermediate_rank(const residual_options& options) {
                   "residual rank and intermediate rank are both given; one follows from the other");
   // The slack makes 0.05·100 five, not four.
   const auto share =
-      static_cast<index_t>(std::floor(options.beta * static_cast<double>(r) * (1 + 1e-12)));
-  const index_t ri = options.intermediate_rank ? *options.intermediate_rank
-                                               : r - options.residual_rank.value_or(share);
+      static_cast<index_t>(std::floor(options.beta * break_even_rank(rows, cols) * (1 + 1e-12)));
+  const index_t ri = options.intermediate_rank
+                         ? *options.intermediate_rank
+                         : r - options.residual_rank.value_or((std::min)(share, r - 1));
   detail::require(ri >= 1 && ri <= r, "intermediate rank ", ri, " is outside [1, ", r, "]");
   return ri;
 }
@@ -80,7 +83,7 @@ compensated_basis<B> residual_compensation(B& be, matrix_view<U, typename B::spa
                   "made for ",
                   w.rows, " rows");
   const index_t r = options.rank;
-  const index_t ri = intermediate_rank(options);
+  const index_t ri = intermediate_rank(w.rows, w.cols, options);
   detail::require(r <= (std::min)(w.rows, w.cols), "rank ", r, " of a ", w.rows, " x ", w.cols,
                   " matrix is outside [1, ", (std::min)(w.rows, w.cols), "]");
   detail::require(ri <= stage1.rank(), "intermediate rank ", ri, " exceeds the first stage's rank ",

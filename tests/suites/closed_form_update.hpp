@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "ressvd/closed_form_update.hpp"
+#include "ressvd/truncated_svd.hpp"
+#include "ressvd/whitening.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/dense.hpp"
@@ -194,6 +196,87 @@ TEMPLATE_LIST_TEST_CASE("no update raises the loss it minimises", "[update]", te
         spectral_norm(x) * (storage_error(values, eps<TestType>) + eps<TestType> * frobenius(p.w));
     CHECK(loss <= before + loss_tolerance(loss, error));
     before = loss;
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("shifted weights solve the least-squares problem on X' with its ridge",
+                        "[update]", test_backends) {
+  using namespace update_suite;
+  using T = typename TestType::scalar;
+  auto be = make_backend<TestType>();
+  for_each_storage([&]<class U>(U) {
+    INFO(storage_name<U>());
+    const dense w = rounded<U>(random_normal(9, 14, 33));
+    const dense x = activations(14, 70, 34, {.outlier_channels = 1});
+    const dense shifted = x + 0.1 * random_normal(14, 70, 35);
+    const dense g = shifted * transpose(shifted);
+    const placed<U, TestType> pw(be, w, layout::row_major, 3);
+    const placed<double, TestType> gram(be, g, layout::col_major, 1);
+    const placed<double, TestType> cross(be, x * transpose(shifted), layout::col_major, 2);
+    for (const double ridge : {0.0, 0.01, 1.0}) {
+      INFO("ridge " << ridge);
+      // λ‖W − W'‖² is the loss on √λ·I as further inputs of both models.
+      const double root = std::sqrt(ridge * trace(g) / 14);
+      const dense z = ridge > 0 ? join_cols(shifted, root * identity(14)) : shifted;
+      const dense target = ridge > 0 ? join_cols(w * x, root * w) : w * x;
+      const double scale = frobenius(target) * spectral_norm(pseudo_inverse(z));
+      const double error = normal_equations_error<TestType>(z, 84 + 14 + 14) * scale;
+      const dense fitted =
+          values_of(be, ressvd::shifted_weights(be, pw.view(), gram.block(), cross.block(), ridge));
+      CHECK(distance(fitted, least_squares(target, z)) <= error);
+      CHECK(distance(fitted, w) > 2 * error);
+      // Without another target W itself fits best.
+      CHECK(distance(values_of(be, ressvd::shifted_weights(be, pw.view(), gram.block(), {}, ridge)),
+                     w) <= error);
+    }
+    CHECK(pw.unchanged(be));
+    CHECK(gram.unchanged(be));
+    CHECK(cross.unchanged(be));
+  });
+  const dense w = rounded<T>(random_normal(9, 11, 36));
+  const dense x = random_normal(11, 60, 37);
+  const dense shifted = random_normal(14, 60, 38);
+  const placed<T, TestType> pw(be, w);
+  const placed<double, TestType> gram(be, shifted * transpose(shifted));
+  const placed<double, TestType> cross(be, x * transpose(shifted));
+  CHECK(distance(
+            values_of(be, ressvd::shifted_weights(be, pw.view(), gram.block(), cross.block(), 0)),
+            least_squares(w * x, shifted)) <=
+        normal_equations_error<TestType>(shifted, 60 + 14 + 14) * frobenius(w * x) *
+            spectral_norm(pseudo_inverse(shifted)));
+  CHECK_THROWS_WITH(ressvd::shifted_weights(be, pw.view(), gram.block(), cross.block(), 0.1),
+                    contains_text("needs original inputs of 14 features, not 11"));
+  CHECK_THROWS_WITH(ressvd::shifted_weights(be, pw.view(), gram.block(), cross.block(), -1),
+                    contains_text("ridge -1 is outside [0, inf)"));
+}
+
+TEMPLATE_LIST_TEST_CASE("truncated shifted weights beat the truncated W on shifted inputs",
+                        "[update]", test_backends) {
+  using namespace update_suite;
+  using T = typename TestType::scalar;
+  auto be = make_backend<TestType>();
+  const dense w = rounded<T>(random_normal(12, 16, 39));
+  const dense x = activations(16, 90, 40);
+  const dense shifted = x + 0.3 * random_normal(16, 90, 41);
+  const placed<T, TestType> pw(be, w);
+  const placed<double, TestType> gram(be, shifted * transpose(shifted));
+  const placed<double, TestType> cross(be, x * transpose(shifted));
+  const auto fitted = ressvd::shifted_weights(be, pw.view(), gram.block(), cross.block(), 0);
+  const auto metric = ressvd::whiten(be, gram.view());
+  const auto truncated = [&](auto view, index_t rank) {
+    const auto basis = ressvd::truncated_svd(be, view, {}, metric.metric(), {.rank = rank});
+    return values_of(be, ressvd::slice(be, view, basis, rank)).product();
+  };
+  // ‖WX − ŴX'‖² = ‖WX − W'X'‖² + ‖(W' − Ŵ)X'‖², so the best Ŵ truncates W'.
+  const double unfittable = squared_norm(w * x - values_of(be, fitted) * shifted);
+  for (const index_t rank : {1, 4, 9}) {
+    INFO("rank " << rank);
+    const double best = squared_norm(w * x - truncated(fitted.view(), rank) * shifted);
+    const auto tail = sum_of_squares_from(svd(values_of(be, fitted) * shifted).s, rank);
+    // W' and the factors are stored in the scalar; the loss is a good part of ‖WX‖², so a few
+    // eps of that are as many of the loss.
+    CHECK_THAT(best, WithinRel(unfittable + tail, 100 * eps<TestType>));
+    CHECK(best < squared_norm(w * x - truncated(pw.view(), rank) * shifted));
   }
 }
 

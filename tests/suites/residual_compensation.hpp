@@ -82,7 +82,7 @@ struct staged {
     auto basis = ressvd::residual_compensation(be, p.placed_w.view(), stage1, options, second);
     const dense q = values_of(be, basis.q);
     CHECK(orthonormality_error(q) <= householder_tolerance(q.rows(), q.cols(), eps<B>));
-    CHECK(basis.intermediate_rank == ressvd::intermediate_rank(options));
+    CHECK(basis.intermediate_rank == ressvd::intermediate_rank(p.w.rows(), p.w.cols(), options));
     const auto pair = values_of(be, ressvd::project(be, p.placed_w.view(), std::move(basis.q)));
     CHECK(pair.u == q);
     return pair.product();
@@ -228,11 +228,17 @@ TEMPLATE_LIST_TEST_CASE("one first stage serves all divisions of the rank", "[re
 
 TEMPLATE_LIST_TEST_CASE("the rank is divided as the options say", "[residual]", test_backends) {
   using namespace residual_suite;
-  const auto ri = [](residual_options options) { return ressvd::intermediate_rank(options); };
+  // Of a 200 x 200 matrix: alpha = 100.
+  const auto ri = [](residual_options options) {
+    return ressvd::intermediate_rank(200, 200, options);
+  };
   CHECK(ri({.rank = 100}) == 95);
+  CHECK(ri({.rank = 60}) == 55);
+  CHECK(ri({.rank = 6}) == 1);
+  CHECK(ri({.rank = 5}) == 1); // the residual takes no more than r - 1
   CHECK(ri({.rank = 1}) == 1);
-  CHECK(ri({.rank = 19}) == 19);
-  CHECK(ri({.rank = 20}) == 19);
+  CHECK(ressvd::intermediate_rank(300, 150, {.rank = 40, .beta = 0.1}) == 30); // alpha = 100
+  CHECK(ressvd::intermediate_rank(30, 15, {.rank = 4}) == 4);                  // 0.05·10 < 1
   CHECK(ri({.rank = 100, .beta = 0.07}) == 93); // 0.07·100 is 7.000000000000001
   CHECK(ri({.rank = 100, .beta = 0.29}) == 71); // 0.29·100 is 28.999999999999996
   CHECK(ri({.rank = 10, .beta = 0}) == 10);

@@ -191,7 +191,9 @@ void add_compress(CLI::App& app) {
   command->add_option("--step", o.step, "Step of the search over the number of last layers")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--beta", o.beta, "ressvd: share of the rank that compensates the residual")
+  command
+      ->add_option("--beta", o.beta,
+                   "ressvd: residual rank, as a share of the break-even rank mn/(m+n)")
       ->capture_default_str();
   command->add_option("--alpha", o.asvd_alpha, "asvd: exponent of the channel means")
       ->capture_default_str();
@@ -203,7 +205,12 @@ void add_compress(CLI::App& app) {
   command
       ->add_option("--update-target", o.update_target,
                    "0: the outputs for those inputs, 1: the original outputs; or a mix")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(CLI::Range(0.0, 1.0));
+  command->add_flag("--retruncate", o.retruncate,
+                    "Truncate each matrix anew, fitted to those inputs; half of the target are "
+                    "the original outputs unless --update-target says otherwise");
+  command->add_option("--ridge", o.ridge, "--retruncate: pull towards the original matrix")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_option("--iterations", o.adasvd_iterations, "adasvd: alternating updates")
       ->check(CLI::NonNegativeNumber)
@@ -230,6 +237,18 @@ void add_compress(CLI::App& app) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_option("--probe-samples", o.probe_samples, "sensitivity: samples of the probes")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+
+  command
+      ->add_option("--probe-ranks", o.probe_ranks,
+                   "sensitivity: ranks at which a matrix is probed; 2 fit a curvature")
+      ->check(CLI::Range(1, 2))
+      ->capture_default_str();
+  command
+      ->add_option("--rounds", o.rounds,
+                   "sensitivity: rounds of probes, the later ones at the ranks found so far and "
+                   "kept only where held-out samples improve")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
 

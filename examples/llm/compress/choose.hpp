@@ -18,6 +18,15 @@ struct probed_matrix {
   std::int64_t rank = 0;
   double divergence = 0; // mean KL of the logits with this matrix alone at that rank
   double sensitivity = 0;
+  double exponent = 1; // of divergence against truncated energy, from two probes
+};
+
+// A solution that a further round of probes led to.
+struct probing_round {
+  std::int64_t round = 0;
+  double trust = 0;
+  double heldout_divergence = 0;
+  bool accepted = false;
 };
 
 struct chosen_ranks {
@@ -27,14 +36,16 @@ struct chosen_ranks {
   std::vector<ressvd::scored_layer_candidate> search;
   std::vector<double> layer_ratios; // by importances
   std::vector<probed_matrix> probes;
+  std::vector<probing_round> rounds;
   double predicted_loss = 0; // of the sensitivities' additive model
-  double loss_bound = 0;
+  double loss_bound = 0;     // below which no ranks within the budget can bring it
+  double measured_loss = 0;  // mean KL of the logits on the probe samples at these ranks
 };
 
 // The ranks of all matrices, by the allocation that the options name. `ratio` is that of the
 // matrices; `candidates` those that bases were made for.
 chosen_ranks choose_ranks(workbench& bench, const compress_options& options, double ratio,
                           const std::vector<ressvd::layer_candidate>& candidates,
-                          const sample_set& calibration);
+                          const calibration_samples& samples);
 
 } // namespace ressvd_llm

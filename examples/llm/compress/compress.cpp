@@ -83,7 +83,8 @@ ordered_json describe(const factored_matrix& m, const matrix_rank& chosen,
   json["intermediate_rank"] =
       stage != nullptr ? stage->intermediate_rank
       : options.method == method::ressvd
-          ? ressvd::intermediate_rank({.rank = chosen.rank, .beta = options.beta})
+          ? ressvd::intermediate_rank(m.module.out, m.module.in,
+                                      {.rank = chosen.rank, .beta = options.beta})
           : chosen.rank;
   const bool complete = options.method != method::ressvd || stage != nullptr;
   if (complete && !updated) {
@@ -127,10 +128,21 @@ ordered_json describe(const chosen_ranks& chosen) {
       json["probes"].push_back({{"name", p.prefix},
                                 {"rank", p.rank},
                                 {"divergence", p.divergence},
-                                {"sensitivity", p.sensitivity}});
+                                {"sensitivity", p.sensitivity},
+                                {"exponent", p.exponent}});
     }
     json["predicted_loss"] = chosen.predicted_loss;
     json["loss_bound"] = chosen.loss_bound;
+    json["measured_loss"] = chosen.measured_loss;
+  }
+  if (!chosen.rounds.empty()) {
+    json["rounds"] = ordered_json::array();
+    for (const auto& r : chosen.rounds) {
+      json["rounds"].push_back({{"round", r.round},
+                                {"trust", r.trust},
+                                {"heldout_divergence", r.heldout_divergence},
+                                {"accepted", r.accepted}});
+    }
   }
   return json;
 }
@@ -145,6 +157,13 @@ void check(const compress_options& options, const language_model& model) {
   }
   if (options.method != method::fwsvd && !options.fisher.empty()) {
     refuse("--fisher belongs to --method fwsvd");
+  }
+  if (options.retruncate && options.method != method::svd_llm &&
+      options.method != method::tempered) {
+    refuse("--retruncate belongs to --method svd-llm and tempered");
+  }
+  if (options.retruncate && options.update) {
+    refuse("--retruncate and --update exclude each other");
   }
   if (options.samples < 1 || options.seqlen < 2) {
     refuse("calibration needs at least 1 sample of 2 tokens, not " +
@@ -198,7 +217,7 @@ class power_search {
 
 // Writes the layers after the last mark; the others are in the partial checkpoint already.
 void write_layers(checkpoint_writer& writer, workbench& bench, const compress_options& options,
-                  const chosen_ranks& chosen, const sample_set& calibration) {
+                  double power, const chosen_ranks& chosen, const sample_set& calibration) {
   const std::string run = fingerprint(options);
   const auto mark = [&](std::int64_t next) {
     writer.mark(ordered_json{{"run", run}, {"next_layer", next}}.dump());
@@ -210,8 +229,8 @@ void write_layers(checkpoint_writer& writer, workbench& bench, const compress_op
     mark(next = 0);
   }
   std::optional<sequential_update> update;
-  if (options.update || options.method == method::adasvd) {
-    update.emplace(bench, options, calibration);
+  if (refits(options)) {
+    update.emplace(bench, options, power, calibration);
   }
   progress bar("writing", bench.config().layers);
   for (std::int64_t layer = 0; layer < bench.config().layers; ++layer) {
@@ -298,7 +317,7 @@ ordered_json compress(const compress_options& options) {
   bench.use(layer_store(writer.scratch()), power);
   bench.factor(samples.calibration, wanted_ranks(candidates, config, options));
   clock.finish("factoring");
-  const chosen_ranks chosen = choose_ranks(bench, options, ratio, candidates, samples.calibration);
+  const chosen_ranks chosen = choose_ranks(bench, options, ratio, candidates, samples);
   clock.finish("choosing ranks");
   const double achieved = achieved_ratio(chosen.ranks, config);
 
@@ -312,11 +331,10 @@ ordered_json compress(const compress_options& options) {
     }
     for (std::size_t i = 0; i < modules.size(); ++i) {
       factored[i].module = modules[i];
-      matrices.push_back(describe(factored[i], ranks[i], options,
-                                  options.update || options.method == method::adasvd));
+      matrices.push_back(describe(factored[i], ranks[i], options, refits(options)));
     }
   }
-  write_layers(writer, bench, options, chosen, samples.calibration);
+  write_layers(writer, bench, options, power, chosen, samples.calibration);
   write_description(writer, model, chosen.ranks, options, achieved);
   writer.commit();
   clock.finish("writing");

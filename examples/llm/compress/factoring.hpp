@@ -164,10 +164,10 @@ class layer_factorizer {
 
     std::int64_t largest = 0;
     for (const std::int64_t rank : ranks) {
-      largest =
-          (std::max)(largest, options_.method == method::ressvd
-                                  ? ressvd::intermediate_rank({.rank = rank, .beta = options_.beta})
-                                  : rank);
+      largest = (std::max)(largest, options_.method == method::ressvd
+                                        ? ressvd::intermediate_rank(
+                                              w.rows, w.cols, {.rank = rank, .beta = options_.beta})
+                                        : rank);
     }
     const auto basis = factor_basis(w, data, largest);
     m.acts = basis.acts;

@@ -20,7 +20,7 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
   memory_estimate estimate;
   // Calibration: the states, and a second copy where input and output of a layer are compared or
   // two models run side by side. Search: original end, shared prefix, candidate.
-  const bool two_copies = options.allocation == allocation::importance || options.update_target > 0;
+  const bool two_copies = options.allocation == allocation::importance || target_mix(options) > 0;
   const std::int64_t window = window_length * config.hidden_size;
   const std::int64_t calibration = options.samples * (two_copies ? 2 : 1);
   const std::int64_t search =

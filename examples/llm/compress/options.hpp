@@ -38,7 +38,11 @@ struct compress_options {
   std::optional<double> power;  // tempered; absent: chosen on held-out samples
   std::filesystem::path fisher; // fwsvd
   bool update = false;          // closed-form update from the inputs the compressed prefix makes
-  double update_target = 0; // 0: outputs for those inputs, 1: the original outputs; between: a mix
+  bool retruncate = false;      // each matrix truncated anew, fitted to those inputs
+  // 0: outputs for those inputs, 1: the original outputs; between: a mix. Absent: 0 for the update,
+  // half of each for the new truncation.
+  std::optional<double> update_target;
+  double ridge = 0.01; // of the new truncation, towards the original matrix
   int adasvd_iterations = 3;
   double minimum_retention = 0.0; // adasvd's mrr
 
@@ -49,7 +53,8 @@ struct compress_options {
   std::int64_t search_samples = 16;
   std::int64_t heldout_samples = 16;
   std::int64_t probe_samples = 8;
-  int rounds = 1;
+  int probe_ranks = 1; // at which every matrix is probed: 2 fit a curvature
+  int rounds = 1;      // of probes; the later ones at the solution of those before
 
   std::int64_t rank_multiple = 1;
   output_format format = output_format::factored;
@@ -62,6 +67,15 @@ struct compress_options {
 
 const char* name_of(method m);
 const char* name_of(allocation a);
+
+// The factors are fitted to what the compressed layers before them produce.
+inline bool refits(const compress_options& o) {
+  return o.update || o.retruncate || o.method == method::adasvd;
+}
+
+inline double target_mix(const compress_options& o) {
+  return o.update_target.value_or(o.retruncate ? 0.5 : 0.0);
+}
 
 // All options that the output's bytes depend on, as one line of text.
 std::string fingerprint(const compress_options& options);

@@ -2,15 +2,21 @@
 #include "compress/update.hpp"
 
 #include <algorithm>
+#include <cstddef>
+#include <optional>
 #include <string>
 #include <utility>
 
 namespace ressvd_llm {
 
 sequential_update::sequential_update(workbench& bench, const compress_options& options,
-                                     const sample_set& samples)
-    : bench_(bench), options_(options), length_(samples.length), compressed_(bench.embed(samples)) {
-  if (options.update_target > 0) original_ = compressed_;
+                                     double power, const sample_set& samples)
+    : bench_(bench),
+      options_(options),
+      power_(power),
+      length_(samples.length),
+      compressed_(bench.embed(samples)) {
+  if (target_mix(options) > 0) original_ = compressed_;
 }
 
 sequential_update::accumulator sequential_update::shifted_statistics(std::int64_t layer,
@@ -57,46 +63,63 @@ sequential_update::accumulator sequential_update::shifted_statistics(std::int64_
   return statistics;
 }
 
+void sequential_update::fit(layer_weights& weights, const factored_layer& bases,
+                            const std::vector<matrix_rank>& ranks, std::size_t first,
+                            std::size_t last, accumulator& statistics) {
+  backend& be = bench_.factorizer().backend();
+  wide be64(be);
+  auto frame = be64.frame();
+  const auto gram = statistics.gram();
+  const auto target = be64.scratch(gram.rows, gram.cols);
+  be64.copy(gram.view(), target);
+  if (const double mix = target_mix(options_); mix > 0) {
+    be64.scale(1 - mix, target);
+    be64.add(mix, statistics.cross(), target);
+  }
+  std::optional<ressvd::whitening<backend>> metric;
+  if (options_.retruncate) {
+    metric = options_.method == method::tempered
+                 ? ressvd::whiten_power(be, gram, power_)
+                 : ressvd::whiten(be, gram, {.ridge = options_.ridge});
+  }
+  for (std::size_t i = first; i < last; ++i) {
+    if (ranks[i].dense) continue;
+    const factored_matrix& m = bases.matrices[i];
+    linear& original = weights[m.module.kind];
+    const auto values = original.dense.values();
+    const auto w = ressvd::row_major(values.data(), m.module.out, m.module.in);
+    if (metric) {
+      const auto fitted = ressvd::shifted_weights(be, w, gram, target, options_.ridge);
+      const auto basis =
+          ressvd::truncated_svd(be, fitted.view(), {}, metric->metric(), {.rank = ranks[i].rank});
+      original = linear_of(be, ressvd::slice(be, fitted.view(), basis, ranks[i].rank), original);
+      continue;
+    }
+    auto pair = bench_.factorizer().slice(m, original, ranks[i].rank);
+    const int rounds = options_.method == method::adasvd ? options_.adasvd_iterations : 1;
+    for (int round = 0; round < rounds; ++round) {
+      ressvd::update_left(be, w, pair, gram, target);
+      if (options_.method == method::adasvd) ressvd::update_right(be, w, pair);
+    }
+    original = linear_of(be, pair, original);
+  }
+}
+
 layer_weights sequential_update::update(std::int64_t layer, const std::vector<matrix_rank>& ranks) {
   layer_weights weights = bench_.model().layer(layer);
-  const bool intact =
-      std::all_of(ranks.begin(), ranks.end(), [](const matrix_rank& r) { return r.dense; });
-  if (!intact) {
+  const auto compressed = [](const matrix_rank& r) { return !r.dense; };
+  if (std::any_of(ranks.begin(), ranks.end(), compressed)) {
     const factored_layer bases = bench_.store().load(bench_.config(), layer);
-    backend& be = bench_.factorizer().backend();
     for (std::size_t first = 0; first < ranks.size();) {
       const linear_module& module = bases.matrices[first].module;
       std::size_t last = first;
-      bool any = false;
-      while (last < ranks.size() && bases.matrices[last].module.group == module.group) {
-        any = any || !ranks[last].dense;
+      while (last < ranks.size() && bases.matrices[last].module.group == module.group)
         ++last;
-      }
-      if (any) {
+      const auto begin = ranks.begin();
+      if (std::any_of(begin + static_cast<std::ptrdiff_t>(first),
+                      begin + static_cast<std::ptrdiff_t>(last), compressed)) {
         auto statistics = shifted_statistics(layer, weights, module.group, module.in);
-        wide be64(be);
-        auto frame = be64.frame();
-        const auto gram = statistics.gram();
-        const auto target = be64.scratch(gram.rows, gram.cols);
-        be64.copy(gram.view(), target);
-        if (options_.update_target > 0) {
-          be64.scale(1 - options_.update_target, target);
-          be64.add(options_.update_target, statistics.cross(), target);
-        }
-        for (std::size_t i = first; i < last; ++i) {
-          if (ranks[i].dense) continue;
-          const factored_matrix& m = bases.matrices[i];
-          linear& original = weights[m.module.kind];
-          const auto values = original.dense.values();
-          const auto w = ressvd::row_major(values.data(), m.module.out, m.module.in);
-          auto pair = bench_.factorizer().slice(m, original, ranks[i].rank);
-          const int rounds = options_.method == method::adasvd ? options_.adasvd_iterations : 1;
-          for (int round = 0; round < rounds; ++round) {
-            ressvd::update_left(be, w, pair, gram, target);
-            if (options_.method == method::adasvd) ressvd::update_right(be, w, pair);
-          }
-          original = linear_of(be, pair, original);
-        }
+        fit(weights, bases, ranks, first, last, statistics);
       }
       first = last;
     }

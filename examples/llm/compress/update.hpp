@@ -9,14 +9,17 @@
 
 namespace ressvd_llm {
 
-// The sequential closed-form update: layer by layer, and within a layer input by input, the factors
-// are fitted to the inputs that everything compressed before them really produces. Holds the
+// The sequential fit: layer by layer, and within a layer input by input, the factors are updated in
+// closed form for the inputs that everything compressed before them really produces, or the
+// matrices truncated anew for those inputs. Holds the
 // calibration samples' hidden states of the compressed model, and those of the original where the
 // target needs them. Each layer costs one pass over the samples for every input that feeds a
 // compressed matrix, and one more to move on.
 class sequential_update {
  public:
-  sequential_update(workbench& bench, const compress_options& options, const sample_set& samples);
+  // `power`: of tempered whitening, for a new truncation by that method.
+  sequential_update(workbench& bench, const compress_options& options, double power,
+                    const sample_set& samples);
 
   // The updated layer. Layers are taken in order, each once.
   layer_weights update(std::int64_t layer, const std::vector<matrix_rank>& ranks);
@@ -31,10 +34,15 @@ class sequential_update {
 
   accumulator shifted_statistics(std::int64_t layer, const layer_weights& weights,
                                  input_group group, std::int64_t features);
+  // The factors of matrices first to last (which read the same input), in place in `weights`.
+  void fit(layer_weights& weights, const factored_layer& bases,
+           const std::vector<matrix_rank>& ranks, std::size_t first, std::size_t last,
+           accumulator& statistics);
   void advance(std::int64_t layer, const layer_weights& updated);
 
   workbench& bench_;
   const compress_options& options_;
+  double power_;
   std::int64_t length_;
   hidden_states compressed_;
   hidden_states original_; // empty where the target is the shifted inputs' own

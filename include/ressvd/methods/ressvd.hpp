@@ -13,7 +13,7 @@ namespace ressvd::inline v0::methods {
 struct ressvd_options {
   rank_target target = {};
   svd_algorithm algorithm = svd_algorithm::automatic;
-  double beta = 0.05; ///< r_r = ⌊β·r⌋, unless one of the ranks is given
+  double beta = 0.05; ///< r_r = ⌊βα⌋, α = mn/(m+n), unless one of the ranks is given
   std::optional<index_t> residual_rank = std::nullopt;
   std::optional<index_t> intermediate_rank = std::nullopt;
   bool whitened_residual = false; ///< second stage in the first stage's metric
@@ -46,7 +46,8 @@ compressed_matrix<B> ressvd(B& be, matrix_view<U, typename B::space> w, const ca
                             const ressvd_options& options) {
   const detail::stopwatch watch;
   const index_t rank = detail::wanted_rank(options.target, w);
-  const index_t stage1_rank = intermediate_rank({.rank = rank,
+  const index_t stage1_rank = intermediate_rank(w.rows, w.cols,
+                                                {.rank = rank,
                                                  .beta = options.beta,
                                                  .residual_rank = options.residual_rank,
                                                  .intermediate_rank = options.intermediate_rank});
