@@ -4,8 +4,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <map>
+#include <numeric>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -260,15 +261,35 @@ ordered_json evaluate(workbench& bench, const compress_options& options,
   const auto windows = cut_windows(heldout.ids, {.length = heldout.length});
   const language_model written = language_model::open(options.output);
   cpu_forward engine(written.config());
-  const auto before = perplexity(bench.model(), bench.engine(), windows);
-  const auto after = perplexity(written, engine, windows);
-  const double divergence = bench.mean_divergence(
-      final_hidden(bench.model(), bench.engine(), windows), final_hidden(written, engine, windows));
+  const auto original = final_hidden(bench.model(), bench.engine(), windows);
+  const auto compressed = final_hidden(written, engine, windows);
+  const auto total = [](const std::vector<double>& values) {
+    return std::accumulate(values.begin(), values.end(), 0.0);
+  };
+  double before = 0;
+  double after = 0;
+  double divergence = 0;
+  std::vector<float> other;
+  const std::int64_t tokens = windows.count * windows.length;
+  const std::int64_t vocab = written.config().vocab;
+  for_each_logits(bench.model(), bench.engine(), original.data(), tokens,
+                  [&](const float* reference, std::int64_t first, std::int64_t rows) {
+                    const std::span<const std::int32_t> targets(windows.targets.data() + first,
+                                                                static_cast<std::size_t>(rows));
+                    other.resize(static_cast<std::size_t>(rows * vocab));
+                    engine.logits(written.outer(),
+                                  compressed.data() + first * written.config().hidden_size, rows,
+                                  other.data());
+                    before += total(next_token_losses(reference, targets, vocab));
+                    after += total(next_token_losses(other.data(), targets, vocab));
+                    divergence += total(kl_divergences(reference, other.data(), rows, vocab));
+                  });
+  const auto count = static_cast<double>(tokens);
   return {{"windows", heldout.count()},
           {"tokens", heldout.tokens()},
-          {"original_perplexity", before.perplexity},
-          {"compressed_perplexity", after.perplexity},
-          {"divergence", divergence}};
+          {"original_perplexity", std::exp(before / count)},
+          {"compressed_perplexity", std::exp(after / count)},
+          {"divergence", divergence / count}};
 }
 
 } // namespace

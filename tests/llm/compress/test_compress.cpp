@@ -256,6 +256,19 @@ TEST_CASE("The ratio may count the parameters that stay", "[compress]") {
   CHECK(1 - parameters(o.output) / parameters(f.directory) >= 0.2);
 }
 
+// A matrix as the checkpoint applies it, in × out.
+std::vector<float> matrix_of(const std::filesystem::path& directory, std::int64_t layer,
+                             const linear_module& m) {
+  const language_model model = language_model::open(directory);
+  const linear& l = model.layer(layer)[m.kind];
+  std::vector<float> x(static_cast<std::size_t>(m.in * m.in), 0.0f);
+  for (std::int64_t i = 0; i < m.in; ++i)
+    x[static_cast<std::size_t>(i * m.in + i)] = 1;
+  std::vector<float> y(static_cast<std::size_t>(m.in * m.out));
+  l.apply(x.data(), m.in, y.data());
+  return y;
+}
+
 TEST_CASE("An update on inputs that are still the original's changes nothing", "[compress]") {
   // The first compressed matrices read what intact layers produce: their factors are already the
   // least-squares solution there.
@@ -275,17 +288,8 @@ TEST_CASE("An update on inputs that are still the original's changes nothing", "
   std::set<projection> same{projection::q, projection::k, projection::v};
   bool changed = false;
   for (const linear_module& m : linear_modules(f.config, layer)) {
-    const auto read = [&](const std::filesystem::path& d) {
-      const language_model model = language_model::open(d);
-      const linear& l = model.layer(layer)[m.kind];
-      std::vector<float> x(static_cast<std::size_t>(m.in * m.in), 0.0f);
-      for (std::int64_t i = 0; i < m.in; ++i)
-        x[static_cast<std::size_t>(i * m.in + i)] = 1;
-      std::vector<float> y(static_cast<std::size_t>(m.in * m.out));
-      l.apply(x.data(), m.in, y.data());
-      return y;
-    };
-    const double difference = relative_difference(read(plain), read(o.output));
+    const double difference =
+        relative_difference(matrix_of(plain, layer, m), matrix_of(o.output, layer, m));
     INFO(name_of(m.kind));
     // Solving with V·G·Vᵀ costs its condition number times double's eps.
     if (same.contains(m.kind)) {
@@ -295,6 +299,83 @@ TEST_CASE("An update on inputs that are still the original's changes nothing", "
     }
   }
   CHECK(changed);
+}
+
+TEST_CASE("A new truncation for inputs that are still the original's changes nothing",
+          "[compress]") {
+  const fixture f("llama");
+  const temporary_directory dir;
+  auto o = options_for(f.directory, dir / "plain");
+  o.allocation = allocation::last_layers;
+  o.last_layers = 1;
+  o.ratio = 0.2;
+  o.ridge = 0; // the plain truncation has none
+  compress(o);
+  const auto plain = o.output;
+  o.output = dir / "fitted";
+  o.retruncate = true;
+  const auto report = compress(o);
+  CHECK(report["options"]["update_target"] == 0.5);
+  const std::int64_t layer = f.config.layers - 1;
+  const std::set<projection> same{projection::q, projection::k, projection::v};
+  bool changed = false;
+  for (const linear_module& m : linear_modules(f.config, layer)) {
+    INFO(name_of(m.kind));
+    const double difference =
+        relative_difference(matrix_of(plain, layer, m), matrix_of(o.output, layer, m));
+    // W' = W·G·G⁻¹ costs the condition number times double's eps.
+    if (same.contains(m.kind)) {
+      CHECK(difference < 1e-4);
+    } else {
+      changed = changed || difference > 1e-3;
+    }
+  }
+  CHECK(changed);
+}
+
+TEST_CASE("Fits to shifted inputs bring the logits closer", "[compress]") {
+  const fixture f("llama");
+  const temporary_directory dir;
+  auto o = options_for(f.directory, dir / "plain");
+  o.samples = 48;
+  const double plain = compress(o)["heldout"]["divergence"];
+  o.retruncate = true;
+  o.output = dir / "fitted";
+  const double fitted = compress(o)["heldout"]["divergence"];
+  CHECK(fitted < plain);
+}
+
+TEST_CASE("Rounds of probes keep what the held-out samples prefer", "[compress]") {
+  const fixture f("qwen2");
+  const temporary_directory dir;
+  auto o = options_for(f.directory, dir / "out");
+  o.allocation = allocation::sensitivity;
+  o.rounds = 3;
+  o.probe_ranks = 2;
+  const auto report = compress(o);
+  CHECK(report["achieved_ratio"].get<double>() >= o.ratio - 1e-12);
+  const auto& rounds = report["allocation"]["rounds"];
+  REQUIRE(rounds.size() >= 2);
+  CHECK(rounds[0]["accepted"] == true);
+  double best = rounds[0]["heldout_divergence"];
+  for (std::size_t i = 1; i < rounds.size(); ++i) {
+    const double found = rounds[i]["heldout_divergence"];
+    CHECK(rounds[i]["accepted"] == (found < best));
+    best = (std::min)(best, found);
+  }
+  // The accepted solution is the one that was written.
+  CHECK_THAT(report["heldout"]["divergence"].get<double>(), WithinRel(best, 1e-3));
+  std::map<std::string, int> probed;
+  for (const auto& p : report["allocation"]["probes"])
+    ++probed[p["name"]];
+  CHECK(probed.size() == report["matrices"].size());
+  for (const auto& [name, count] : probed)
+    CHECK(count == 2);
+
+  o.heldout_samples = 0;
+  o.output = dir / "none";
+  CHECK_THROWS_WITH(compress(o), contains_text("--rounds above 1 needs held-out samples"));
+  CHECK_FALSE(std::filesystem::exists(o.output));
 }
 
 TEST_CASE("A Fisher file of ones makes fwsvd plain SVD", "[compress]") {
