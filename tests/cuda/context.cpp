@@ -114,6 +114,9 @@ TEST_CASE("a borrowed handle computes exactly and comes back as it was", "[cuda]
   check(cusolverDnSetStream(e.cusolver, elsewhere));
   check(cublasSetPointerMode(e.cublas, CUBLAS_POINTER_MODE_DEVICE));
   check(cublasSetMathMode(e.cublas, CUBLAS_TF32_TENSOR_OP_MATH));
+#if CUSOLVER_VER_MAJOR >= 12
+  check(cusolverDnSetMathMode(e.cusolver, CUSOLVER_FP32_EMULATED_BF16X9_MATH));
+#endif
   const dense a = rounded<float>(random_normal(96, depth, 1));
   const dense b = rounded<float>(random_normal(depth, 80, 2));
   const dense g = random_gram(70, 3);
@@ -140,6 +143,11 @@ TEST_CASE("a borrowed handle computes exactly and comes back as it was", "[cuda]
   CHECK(pointer_mode == CUBLAS_POINTER_MODE_DEVICE);
   check(cublasGetMathMode(e.cublas, &math_mode));
   CHECK(math_mode == CUBLAS_TF32_TENSOR_OP_MATH);
+#if CUSOLVER_VER_MAJOR >= 12
+  cusolverMathMode_t solver_mode{};
+  check(cusolverDnGetMathMode(e.cusolver, &solver_mode));
+  CHECK(solver_mode == CUSOLVER_FP32_EMULATED_BF16X9_MATH);
+#endif
   check(cudaStreamDestroy(elsewhere));
 }
 

@@ -15,6 +15,9 @@
 
 struct cusolverDnContext {
   cudaStream_t stream = nullptr;
+#if CUSOLVER_VER_MAJOR >= 12
+  cusolverMathMode_t math_mode = CUSOLVER_DEFAULT_MATH;
+#endif
 };
 struct cusolverDnParams {};
 struct syevjInfo {};
@@ -61,6 +64,14 @@ workspace checked(void* memory, std::size_t size, std::size_t needed, void* on_h
   if (size < needed) misuse("a workspace of %zu bytes, %zu needed", size, needed);
   if (host_size < host_bytes) misuse("a host workspace of %zu bytes", host_size);
   return {device(memory, size, "workspace"), size, host(on_host, "host workspace"), host_size};
+}
+
+/// The stream of a handle that computes with all bits.
+cudaStream_t stream_of(cusolverDnHandle_t handle) {
+#if CUSOLVER_VER_MAJOR >= 12
+  if (handle->math_mode != CUSOLVER_DEFAULT_MATH) misuse("cuSOLVER in an emulating math mode");
+#endif
+  return handle->stream;
 }
 
 int* checked_info(int* info) {
@@ -122,7 +133,7 @@ cusolverStatus_t queue_orgqr(cusolverDnHandle_t handle, int m, int n, int k, T* 
   const T* const scales = device_array<T>(tau, k, "orgqr, tau");
   T* const scratch = device_array<T>(work, elements, "orgqr, workspace");
   int* const state = checked_info(info);
-  enqueue(handle->stream, [=] {
+  enqueue(stream_of(handle), [=] {
     std::memset(static_cast<void*>(scratch), 0x7f, static_cast<std::size_t>(elements) * sizeof(T));
     if constexpr (std::is_same_v<T, float>) {
       *state = LAPACKE_sorgqr(LAPACK_COL_MAJOR, m, n, k, matrix, lda, scales);
@@ -145,7 +156,7 @@ cusolverStatus_t queue_syevj(cusolverDnHandle_t handle, cusolverEigMode_t mode,
   device_array<T>(work, elements, "syevj, workspace");
   int* const state = checked_info(info);
   const bool failing = fails(control.failing_syevj);
-  enqueue(handle->stream, [=] {
+  enqueue(stream_of(handle), [=] {
     *state = symmetric_eigen(n, matrix, lda, values);
     if (failing) *state = n + 1;
   });
@@ -185,6 +196,16 @@ cusolverStatus_t cusolverDnGetStream(cusolverDnHandle_t handle, cudaStream_t* st
   *stream = handle->stream;
   return CUSOLVER_STATUS_SUCCESS;
 }
+#if CUSOLVER_VER_MAJOR >= 12
+cusolverStatus_t cusolverDnSetMathMode(cusolverDnHandle_t handle, cusolverMathMode_t mode) {
+  handle->math_mode = mode;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnGetMathMode(cusolverDnHandle_t handle, cusolverMathMode_t* mode) {
+  *mode = handle->math_mode;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+#endif
 cusolverStatus_t cusolverDnCreateParams(cusolverDnParams_t* params) {
   *params = new cusolverDnParams;
   return CUSOLVER_STATUS_SUCCESS;
@@ -224,7 +245,7 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t 
   with_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     T* const matrix = device_matrix<T>(a, n, n, lda, "potrf, A");
-    enqueue(handle->stream, [=] {
+    enqueue(stream_of(handle), [=] {
       w.overwrite();
       if constexpr (std::is_same_v<T, float>) {
         *state = LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'L', to_int(n), matrix, to_int(lda));
@@ -260,7 +281,7 @@ cusolverStatus_t cusolverDnXgeqrf(cusolverDnHandle_t handle, cusolverDnParams_t,
     using T = std::remove_pointer_t<decltype(tag)>;
     T* const matrix = device_matrix<T>(a, m, n, lda, "geqrf, A");
     T* const scales = device_array<T>(tau, std::min(m, n), "geqrf, tau");
-    enqueue(handle->stream, [=] {
+    enqueue(stream_of(handle), [=] {
       w.overwrite();
       if constexpr (std::is_same_v<T, float>) {
         *state =
@@ -322,7 +343,7 @@ cusolverStatus_t cusolverDnXsyevd(cusolverDnHandle_t handle, cusolverDnParams_t,
     using T = std::remove_pointer_t<decltype(tag)>;
     T* const matrix = device_matrix<T>(a, n, n, lda, "syevd, A");
     T* const values = device_array<T>(w, n, "syevd, W");
-    enqueue(handle->stream, [=] {
+    enqueue(stream_of(handle), [=] {
       space.overwrite();
       *state = symmetric_eigen(n, matrix, lda, values);
       if (!failing) return;
@@ -396,7 +417,7 @@ cusolverStatus_t cusolverDnXgesvdp(cusolverDnHandle_t handle, cusolverDnParams_t
     T* const values = device_array<T>(s, k, "gesvdp, S");
     T* const left = device_matrix<T>(u, m, k, ldu, "gesvdp, U");
     T* const right = device_matrix<T>(v, n, k, ldv, "gesvdp, V");
-    enqueue(handle->stream, [=] {
+    enqueue(stream_of(handle), [=] {
       space.overwrite();
       *state = singular_values(m, n, matrix, lda, values, left, ldu, right, ldv);
       *perturbation = reported;
@@ -441,7 +462,7 @@ cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t,
     T* const matrix = device_matrix<T>(a, m, n, lda, "gesvd, A");
     T* const values = device_array<T>(s, n, "gesvd, S");
     T* const left = device_matrix<T>(u, m, n, ldu, "gesvd, U");
-    enqueue(handle->stream, [=] {
+    enqueue(stream_of(handle), [=] {
       space.overwrite();
       *state =
           singular_values<T>(m, n, matrix, lda, values, left, ldu, static_cast<T*>(nullptr), 0);

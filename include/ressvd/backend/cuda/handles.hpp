@@ -28,12 +28,16 @@ namespace detail::cuda {
 class cublas_lease {
  public:
   explicit cublas_lease(cublasHandle_t owned) : handle_(owned) {}
-  cublas_lease(const cuda_handles& lent, cudaStream_t stream) : handle_(lent.cublas), lent_(&lent) {
+  // Delegates, so that the destructor puts back what was changed when a later call fails.
+  cublas_lease(const cuda_handles& lent, cudaStream_t stream) : cublas_lease(lent.cublas) {
     check(cublasGetStream(handle_, &stream_));
     check(cublasGetPointerMode(handle_, &pointer_mode_));
     check(cublasGetMathMode(handle_, &math_mode_));
-    moved_ = stream_ != stream;
-    if (moved_) check(cublasSetStream(handle_, stream));
+    lent_ = &lent;
+    if (stream_ != stream) {
+      check(cublasSetStream(handle_, stream));
+      moved_ = true;
+    }
     configure(handle_);
   }
   cublas_lease(const cublas_lease&) = delete;
@@ -69,23 +73,41 @@ class cublas_lease {
 class cusolver_lease {
  public:
   explicit cusolver_lease(cusolverDnHandle_t owned) : handle_(owned) {}
-  cusolver_lease(cusolverDnHandle_t lent, cudaStream_t stream) : handle_(lent) {
+  cusolver_lease(cusolverDnHandle_t lent, cudaStream_t stream) : cusolver_lease(lent) {
     check(cusolverDnGetStream(handle_, &stream_));
-    moved_ = stream_ != stream;
-    if (moved_) check(cusolverDnSetStream(handle_, stream));
+    if (stream_ != stream) {
+      check(cusolverDnSetStream(handle_, stream));
+      moved_ = true;
+    }
+#if CUSOLVER_VER_MAJOR >= 12 // CUDA 13, whose math modes emulate with fewer bits
+    check(cusolverDnGetMathMode(handle_, &math_mode_));
+    if (math_mode_ != CUSOLVER_DEFAULT_MATH) {
+      check(cusolverDnSetMathMode(handle_, CUSOLVER_DEFAULT_MATH));
+      emulated_ = true;
+    }
+#endif
   }
   cusolver_lease(const cusolver_lease&) = delete;
   cusolver_lease& operator=(const cusolver_lease&) = delete;
   ~cusolver_lease() {
+#if CUSOLVER_VER_MAJOR >= 12
+    if (emulated_) cusolverDnSetMathMode(handle_, math_mode_);
+#endif
     if (moved_) cusolverDnSetStream(handle_, stream_);
   }
 
-  operator cusolverDnHandle_t() const { return handle_; }
+  operator cusolverDnHandle_t() const {
+    return handle_;
+  }
 
  private:
   cusolverDnHandle_t handle_;
   cudaStream_t stream_ = nullptr;
   bool moved_ = false;
+#if CUSOLVER_VER_MAJOR >= 12
+  cusolverMathMode_t math_mode_ = CUSOLVER_DEFAULT_MATH;
+  bool emulated_ = false;
+#endif
 };
 
 } // namespace detail::cuda
