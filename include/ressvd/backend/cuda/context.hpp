@@ -129,13 +129,12 @@ class cuda_context {
     return static_cast<T*>(scratch.take(static_cast<std::size_t>(length) * sizeof(T)));
   }
 
-  /// Host memory for cuSOLVER, which may still read it after its routine has returned: it stays
-  /// until the stream has got past that routine.
+  /// Host memory for cuSOLVER, which may still read it after its routine has returned: the next
+  /// routine gets it when the stream has got past that one.
   void* host_workspace(std::size_t bytes) {
-    if (bytes > host_workspace_.size()) {
-      synchronize();
-      host_workspace_.resize(bytes);
-    }
+    if (bytes == 0) return nullptr;
+    synchronize();
+    if (bytes > host_workspace_.size()) host_workspace_.resize(bytes);
     return host_workspace_.data();
   }
 
