@@ -174,16 +174,18 @@ void syevj(cuda_context& context, device_block<T> c, device_block<T> w, int* inf
   const auto space = take(context, syevj_size(context, c, w, params));
   const int elements = as_int(static_cast<index_t>(space.size.device / sizeof(T)));
   auto* work = static_cast<T*>(space.device);
+  cusolverStatus_t status = CUSOLVER_STATUS_SUCCESS;
   if constexpr (std::is_same_v<T, float>) {
-    check(cusolverDnSsyevj(context.cusolver(), CUSOLVER_EIG_MODE_VECTOR, CUBLAS_FILL_MODE_LOWER,
-                           as_int(c.rows), c.data, as_int(c.ld), w.data, work, elements, info,
-                           params));
+    status = cusolverDnSsyevj(context.cusolver(), CUSOLVER_EIG_MODE_VECTOR, CUBLAS_FILL_MODE_LOWER,
+                              as_int(c.rows), c.data, as_int(c.ld), w.data, work, elements, info,
+                              params);
   } else {
-    check(cusolverDnDsyevj(context.cusolver(), CUSOLVER_EIG_MODE_VECTOR, CUBLAS_FILL_MODE_LOWER,
-                           as_int(c.rows), c.data, as_int(c.ld), w.data, work, elements, info,
-                           params));
+    status = cusolverDnDsyevj(context.cusolver(), CUSOLVER_EIG_MODE_VECTOR, CUBLAS_FILL_MODE_LOWER,
+                              as_int(c.rows), c.data, as_int(c.ld), w.data, work, elements, info,
+                              params);
   }
-  context.synchronize(); // before the parameters go
+  context.synchronize(); // before the parameters go, also where it failed half-way
+  check(status);
 }
 
 template <compute_scalar T>
@@ -206,11 +208,12 @@ double gesvdp(cuda_context& context, device_block<T> a, device_block<T> s, devic
   constexpr auto type = cuda_type<T>();
   double perturbation = 0;
   const auto w = take(context, gesvdp_size(context, a, s, u, v));
-  check(cusolverDnXgesvdp(context.cusolver(), context.params(), CUSOLVER_EIG_MODE_VECTOR, 1, a.rows,
-                          a.cols, type, a.data, a.ld, type, s.data, type, u.data, u.ld, type,
-                          v.data, v.ld, type, w.device, w.size.device, w.host, w.size.host, info,
-                          &perturbation));
-  context.synchronize(); // the perturbation is written to host memory
+  const cusolverStatus_t status = cusolverDnXgesvdp(
+      context.cusolver(), context.params(), CUSOLVER_EIG_MODE_VECTOR, 1, a.rows, a.cols, type,
+      a.data, a.ld, type, s.data, type, u.data, u.ld, type, v.data, v.ld, type, w.device,
+      w.size.device, w.host, w.size.host, info, &perturbation);
+  context.synchronize(); // the perturbation is written to this function's memory
+  check(status);
   return perturbation;
 }
 
