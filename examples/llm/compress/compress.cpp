@@ -313,19 +313,18 @@ ordered_json compress(const compress_options& options) {
     writer.mark(ordered_json{{"run", run}, {"next_layer", -1}}.dump());
   }
 
-  const calibration_samples samples = make_samples(options, model);
-  clock.finish("sampling");
   std::int64_t parameters = 0;
   for (const std::string& name : model.source().names()) {
     parameters += model.source().describe(name).elements;
   }
-  const auto estimate = estimate_memory(options, config, samples.calibration.length,
-                                        model.storage() == weight_storage::float32,
+  const auto estimate = estimate_memory(options, config, model.storage() == weight_storage::float32,
                                         static_cast<std::uint64_t>(parameters));
   constexpr double mebi = 1024.0 * 1024.0;
   std::fprintf(stderr, "estimated peak memory: %.0f MiB\n",
                static_cast<double>(estimate.total()) / mebi);
 
+  const calibration_samples samples = make_samples(options, model);
+  clock.finish("sampling");
   workbench bench(options, model);
   ordered_json power_curve;
   double power = options.power.value_or(1.0);

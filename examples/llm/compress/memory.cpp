@@ -7,17 +7,18 @@
 #include <sys/resource.h>
 
 #include "model/forward.hpp"
+#include "model/generation.hpp"
 #include "model/layer.hpp"
 
 namespace ressvd_llm {
 
 memory_estimate estimate_memory(const compress_options& options, const model_config& config,
-                                std::int64_t window_length, bool weights_in_memory,
-                                std::uint64_t model_parameters) {
+                                bool weights_in_memory, std::uint64_t model_parameters) {
   const auto bytes = [](std::int64_t count, std::int64_t size) {
     return static_cast<std::uint64_t>(count * size);
   };
   memory_estimate estimate;
+  const std::int64_t window_length = (std::min)(options.seqlen, config.max_positions);
   // Calibration: the states, and a second copy where input and output of a layer are compared or
   // two models run side by side. Search: original end, shared prefix, candidate.
   const bool two_copies = options.allocation == allocation::importance || target_mix(options) > 0;
@@ -52,6 +53,13 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
   const std::int64_t row = config.hidden_size + 2 * config.heads * config.head_dim +
                            2 * config.kv_heads * config.head_dim + 2 * config.intermediate_size;
   estimate.forward = bytes(chunk * row, 4);
+  if (options.calibration.empty()) {
+    const std::uint64_t sequence =
+        bytes(2 * config.layers * window_length * config.kv_heads * config.head_dim, 4);
+    estimate.sampling =
+        (std::min)(static_cast<std::uint64_t>(options.samples + options.heldout_samples) * sequence,
+                   (std::max)(sample_options{}.memory_limit, sequence));
+  }
   return estimate;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "compress/options.hpp"
@@ -15,13 +16,16 @@ struct memory_estimate {
   std::uint64_t grams = 0;         // of one layer's inputs, with one whitening
   std::uint64_t factoring = 0;     // of the largest matrix: copies, eigenvectors, basis
   std::uint64_t forward = 0;       // scratch of the forward pass
+  std::uint64_t sampling = 0;      // keys and values while the model writes its samples
 
-  std::uint64_t total() const { return hidden_states + weights + grams + factoring + forward; }
+  // Sampling is over when the rest begins.
+  std::uint64_t total() const {
+    return weights + forward + (std::max)(sampling, hidden_states + grams + factoring);
+  }
 };
 
 memory_estimate estimate_memory(const compress_options& options, const model_config& config,
-                                std::int64_t window_length, bool weights_in_memory,
-                                std::uint64_t model_parameters);
+                                bool weights_in_memory, std::uint64_t model_parameters);
 
 // The most memory this process has had resident so far, in bytes.
 std::uint64_t peak_memory();
