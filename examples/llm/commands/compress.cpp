@@ -252,6 +252,12 @@ void add_compress(CLI::App& app) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
 
+  static const std::map<std::string, backend_choice> backends{{"cpu", backend_choice::cpu},
+                                                              {"cuda", backend_choice::cuda}};
+  command
+      ->add_option("--backend", o.backend,
+                   "cpu or cuda: where Grams, factoring and fits run (default cpu)")
+      ->transform(CLI::CheckedTransformer(backends).description(""));
   command->add_option("--rank-multiple", o.rank_multiple, "Ranks are multiples of this")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -218,7 +218,7 @@ class power_search {
 
 // Writes the layers after the last mark; the others are in the partial checkpoint already.
 void write_layers(checkpoint_writer& writer, workbench& bench, const compress_options& options,
-                  double power, const chosen_ranks& chosen, const sample_set& calibration) {
+                  const chosen_ranks& chosen, const sample_set& calibration) {
   const std::string run = fingerprint(options);
   const auto mark = [&](std::int64_t next) {
     writer.mark(ordered_json{{"run", run}, {"next_layer", next}}.dump());
@@ -231,7 +231,7 @@ void write_layers(checkpoint_writer& writer, workbench& bench, const compress_op
   }
   std::optional<sequential_update> update;
   if (refits(options)) {
-    update.emplace(bench, options, power, calibration);
+    update.emplace(bench, options, calibration);
   }
   progress bar("writing", bench.config().layers);
   for (std::int64_t layer = 0; layer < bench.config().layers; ++layer) {
@@ -354,7 +354,7 @@ ordered_json compress(const compress_options& options) {
       matrices.push_back(describe(factored[i], ranks[i], options, refits(options)));
     }
   }
-  write_layers(writer, bench, options, power, chosen, samples.calibration);
+  write_layers(writer, bench, options, chosen, samples.calibration);
   write_description(writer, model, chosen.ranks, options, achieved);
   writer.commit();
   clock.finish("writing");

@@ -67,6 +67,7 @@ std::string fingerprint(const compress_options& o) {
       {"probe_samples", o.probe_samples},
       {"probe_ranks", o.probe_ranks},
       {"rounds", o.rounds},
+      {"backend", o.backend == backend_choice::cpu ? "cpu" : "cuda"},
       {"rank_multiple", o.rank_multiple},
       {"format", o.format == output_format::factored ? "factored" : "dense"},
       {"type", o.type ? std::string(name_of(*o.type)) : "as stored"},

@@ -22,6 +22,9 @@ enum class allocation {
 
 enum class output_format { factored, dense };
 
+// Where statistics, factoring and fits run; the forward pass runs on the CPU.
+enum class backend_choice { cpu, cuda };
+
 enum class window_choice { random, first };
 
 struct compress_options {
@@ -56,6 +59,7 @@ struct compress_options {
   int probe_ranks = 1; // at which every matrix is probed: 2 fit a curvature
   int rounds = 1;      // of probes; the later ones at the solution of those before
 
+  backend_choice backend = backend_choice::cpu;
   std::int64_t rank_multiple = 1;
   output_format format = output_format::factored;
   std::optional<dtype> type; // absent: the model's

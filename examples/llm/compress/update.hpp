@@ -17,9 +17,7 @@ namespace ressvd_llm {
 // compressed matrix, and one more to move on.
 class sequential_update {
  public:
-  // `power`: of tempered whitening, for a new truncation by that method.
-  sequential_update(workbench& bench, const compress_options& options, double power,
-                    const sample_set& samples);
+  sequential_update(workbench& bench, const compress_options& options, const sample_set& samples);
 
   // The updated layer. Layers are taken in order, each once.
   layer_weights update(std::int64_t layer, const std::vector<matrix_rank>& ranks);
@@ -28,21 +26,11 @@ class sequential_update {
   void skip(std::int64_t layer, const layer_weights& updated);
 
  private:
-  using backend = workbench::backend;
-  using wide = ressvd::wide_backend<backend>;
-  using accumulator = ressvd::gram_accumulator<wide>;
-
-  accumulator shifted_statistics(std::int64_t layer, const layer_weights& weights,
-                                 input_group group, std::int64_t features);
-  // The factors of matrices first to last (which read the same input), in place in `weights`.
-  void fit(layer_weights& weights, const factored_layer& bases,
-           const std::vector<matrix_rank>& ranks, std::size_t first, std::size_t last,
-           accumulator& statistics);
+  void observe_shifted(std::int64_t layer, const layer_weights& weights, input_group group,
+                       std::int64_t features);
   void advance(std::int64_t layer, const layer_weights& updated);
 
   workbench& bench_;
-  const compress_options& options_;
-  double power_;
   std::int64_t length_;
   hidden_states compressed_;
   hidden_states original_; // empty where the target is the shifted inputs' own

@@ -51,8 +51,7 @@ void workbench::use(layer_store store, double power) {
   store_ = std::move(store);
   std::optional<checkpoint> fisher;
   if (!options_.fisher.empty()) fisher = checkpoint::open_file(options_.fisher);
-  factorizer_ =
-      std::make_unique<layer_factorizer<backend>>(backend(), options_, power, std::move(fisher));
+  compressor_ = make_compressor(options_, power, std::move(fisher));
 }
 
 void workbench::factor(const sample_set& samples,
@@ -66,16 +65,14 @@ void workbench::factor(const sample_set& samples,
     if (!compressed || store_->contains(layer)) {
       run_original(layer, hidden, samples.length);
     } else {
-      input_statistics<backend> statistics(factorizer_->backend(), layer);
       const input_observer observer = [&](input_group group, const float* x, std::int64_t tokens,
                                           std::int64_t features) {
-        statistics.add(group, x, tokens, features);
+        compressor_->observe(layer, group, x, tokens, features);
       };
       const bool similarity = options_.allocation == allocation::importance;
       const hidden_states before = similarity ? hidden : hidden_states{};
       run_original(layer, hidden, samples.length, &observer);
-      factored_layer bases =
-          factorizer_->factor(layer, config(), model_.layer(layer), statistics, ranks);
+      factored_layer bases = compressor_->factor(layer, config(), model_.layer(layer), ranks);
       if (similarity) {
         bases.similarity = cosine_sum(before, hidden, config().hidden_size) /
                            static_cast<double>(samples.tokens());
@@ -113,8 +110,7 @@ hidden_states workbench::final_original(const sample_set& samples) {
 
 void workbench::replace(layer_weights& weights, const factored_matrix& matrix, std::int64_t rank) {
   linear& target = weights[matrix.module.kind];
-  const auto pair = factorizer_->slice(matrix, target, rank);
-  target = linear_of(factorizer_->backend(), pair, target);
+  target = compressor_->slice(matrix, target, rank);
 }
 
 layer_weights workbench::compressed_layer(const factored_layer& bases,

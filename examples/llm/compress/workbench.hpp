@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "compress/calibration.hpp"
+#include "compress/compressor.hpp"
 #include "compress/factored_layer.hpp"
-#include "compress/factoring.hpp"
 #include "compress/options.hpp"
 #include "compress/plan.hpp"
 #include "model/forward.hpp"
@@ -28,14 +28,12 @@ double relative_error(const hidden_states& a, const hidden_states& b);
 
 class workbench {
  public:
-  using backend = ressvd::eigen_backend<float>;
-
   workbench(const compress_options& options, const language_model& model);
 
   const model_config& config() const { return model_.config(); }
   const language_model& model() const { return model_; }
   forward_engine& engine() { return engine_; }
-  layer_factorizer<backend>& factorizer() { return *factorizer_; }
+  ressvd_llm::compressor& compressor() { return *compressor_; }
   const layer_store& store() const { return *store_; }
 
   // Where bases go from now on, and the power of tempered whitening for them.
@@ -73,16 +71,7 @@ class workbench {
   const language_model& model_;
   cpu_forward engine_;
   std::optional<layer_store> store_;
-  std::unique_ptr<layer_factorizer<backend>> factorizer_;
+  std::unique_ptr<ressvd_llm::compressor> compressor_;
 };
-
-// The pair as the linear layer that takes the place of `original`.
-template <ressvd::backend B>
-linear linear_of(B& be, const ressvd::low_rank<float, typename B::space>& pair,
-                 const linear& original) {
-  return make_linear(weight_matrix(pair.rows(), pair.rank(), row_major_values(be, pair.u)),
-                     weight_matrix(pair.rank(), pair.cols(), row_major_values(be, pair.v)),
-                     original.bias);
-}
 
 } // namespace ressvd_llm

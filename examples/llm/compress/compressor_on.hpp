@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// From a layer's weights and the Grams of its inputs to bases, and from bases to factors. Written
-// over the library's backend concept: host arrays go in and come out, the rest runs on the backend.
+// The compressor over the library's backend concept: from a layer's weights and the Grams of its
+// inputs to bases, and from bases to factors.
 #pragma once
 
 #include <array>
@@ -15,11 +15,7 @@
 
 #include <ressvd/algorithms.hpp>
 
-#include "compress/factored_layer.hpp"
-#include "compress/options.hpp"
-#include "compress/plan.hpp"
-#include "io/checkpoint.hpp"
-#include "model/forward.hpp"
+#include "compress/compressor.hpp"
 
 namespace ressvd_llm {
 
@@ -38,53 +34,32 @@ class uploaded_matrix {
   ressvd::matrix<float, typename B::space> held_;
 };
 
-// The statistics of the four inputs of one layer.
 template <ressvd::backend B>
-class input_statistics {
+class compressor_on final : public compressor {
+  using space = typename B::space;
   using wide = ressvd::wide_backend<B>;
+  using accumulator = ressvd::gram_accumulator<wide>;
 
  public:
-  input_statistics(B be, std::int64_t layer) : be_(std::move(be)), layer_(layer) {}
+  compressor_on(B be, const compress_options& options, double power,
+                std::optional<checkpoint> fisher)
+      : be_(std::move(be)), options_(options), power_(power), fisher_(std::move(fisher)) {}
 
-  void add(input_group group, const float* x, std::int64_t tokens, std::int64_t features) {
-    auto& gram = grams_[static_cast<std::size_t>(group)];
+  void observe(std::int64_t layer, input_group group, const float* x, std::int64_t tokens,
+               std::int64_t features) override {
+    auto& gram = observed_[static_cast<std::size_t>(group)];
     if (!gram) {
       gram.emplace(wide(be_), features,
-                   ressvd::gram_options{.name = "layer " + std::to_string(layer_) + ", input of " +
+                   ressvd::gram_options{.name = "layer " + std::to_string(layer) + ", input of " +
                                                 std::string(name_of(group)),
                                         .channel_means = true});
     }
-    const uploaded_matrix<B> batch(be_, x, tokens, features);
-    gram->add(batch.view());
+    gram->add(uploaded_matrix<B>(be_, x, tokens, features).view());
   }
 
-  ressvd::gram_accumulator<wide>& gram(input_group group) {
-    return grams_[static_cast<std::size_t>(group)].value();
-  }
-  void release(input_group group) { grams_[static_cast<std::size_t>(group)].reset(); }
-
- private:
-  B be_;
-  std::int64_t layer_;
-  std::array<std::optional<ressvd::gram_accumulator<wide>>, input_group_count> grams_;
-};
-
-template <ressvd::backend B>
-class layer_factorizer {
-  using space = typename B::space;
-  using wide = ressvd::wide_backend<B>;
-
- public:
-  // `power`: of tempered whitening, where the method asks for it.
-  layer_factorizer(B be, const compress_options& options, double power,
-                   std::optional<checkpoint> fisher)
-      : be_(std::move(be)), options_(options), power_(power), fisher_(std::move(fisher)) {}
-
-  // Bases of all matrices that some candidate compresses. The statistics of each input are released
-  // as soon as its matrices are factored.
   factored_layer factor(std::int64_t index, const model_config& config,
-                        const layer_weights& weights, input_statistics<B>& statistics,
-                        const std::vector<std::vector<std::int64_t>>& wanted) {
+                        const layer_weights& weights,
+                        const std::vector<std::vector<std::int64_t>>& wanted) override {
     factored_layer result{.index = index, .similarity = 0, .matrices = {}};
     auto modules = linear_modules(config, index);
     std::optional<input_group> current;
@@ -93,7 +68,7 @@ class layer_factorizer {
     ressvd::matrix<double, space> means;
     for (std::size_t i = 0; i < modules.size(); ++i) {
       if (current != modules[i].group) {
-        if (current) statistics.release(*current);
+        if (current) observed_[static_cast<std::size_t>(*current)].reset();
         current = modules[i].group;
         reference.reset();
         tempered.reset();
@@ -102,7 +77,7 @@ class layer_factorizer {
       m.module = std::move(modules[i]);
       if (!wanted[i].empty()) {
         if (!reference) {
-          auto& gram = statistics.gram(m.module.group);
+          accumulator& gram = observed_[static_cast<std::size_t>(m.module.group)].value();
           reference = ressvd::whiten(be_, gram.gram());
           means = gram.mean_abs();
           if (options_.method == method::tempered) {
@@ -114,24 +89,98 @@ class layer_factorizer {
       }
       result.matrices.push_back(std::move(m));
     }
-    if (current) statistics.release(*current);
+    if (current) observed_[static_cast<std::size_t>(*current)].reset();
     return result;
   }
 
-  // The factors of one matrix at a rank.
-  ressvd::low_rank<float, space> slice(const factored_matrix& m, const linear& weights,
-                                       std::int64_t rank) {
-    const auto values = weights.dense.values();
-    const uploaded_matrix<B> w(be_, values.data(), m.module.out, m.module.in);
-    return slice(m, w.view(), rank);
+  linear slice(const factored_matrix& m, const linear& original, std::int64_t rank) override {
+    return linear_of(sliced(m, original, rank), original);
   }
 
-  B& backend() { return be_; }
+  void begin_shifted(const std::string& name, std::int64_t features, bool cross) override {
+    shifted_.emplace(wide(be_), features,
+                     ressvd::gram_options{.name = name, .cross_features = cross ? features : 0});
+  }
+
+  void observe_shifted(const float* x, const float* original, std::int64_t tokens,
+                       std::int64_t features) override {
+    const uploaded_matrix<B> shifted(be_, x, tokens, features);
+    if (original == nullptr) {
+      shifted_->add(shifted.view());
+    } else {
+      shifted_->add(shifted.view(), uploaded_matrix<B>(be_, original, tokens, features).view());
+    }
+  }
+
+  void fit(layer_weights& weights, const factored_layer& bases,
+           const std::vector<matrix_rank>& ranks, std::size_t first, std::size_t last) override {
+    wide be64(be_);
+    auto frame = be64.frame();
+    const auto gram = shifted_->gram();
+    const auto target = be64.scratch(gram.rows, gram.cols);
+    be64.copy(gram.view(), target);
+    if (const double mix = target_mix(options_); mix > 0) {
+      be64.scale(1 - mix, target);
+      be64.add(mix, shifted_->cross(), target);
+    }
+    std::optional<ressvd::whitening<B>> metric;
+    if (options_.retruncate) {
+      metric = options_.method == method::tempered
+                   ? ressvd::whiten_power(be_, gram, power_)
+                   : ressvd::whiten(be_, gram, {.ridge = options_.ridge});
+    }
+    for (std::size_t i = first; i < last; ++i) {
+      if (ranks[i].dense) continue;
+      const factored_matrix& m = bases.matrices[i];
+      linear& original = weights[m.module.kind];
+      const auto values = original.dense.values();
+      const uploaded_matrix<B> w(be_, values.data(), m.module.out, m.module.in);
+      const std::int64_t rank = ranks[i].rank;
+      original = linear_of(metric ? truncated_fit(w.view(), gram, target, *metric, rank)
+                                  : updated(sliced(m, original, rank), w.view(), gram, target),
+                           original);
+    }
+    shifted_.reset();
+  }
 
  private:
   using view = ressvd::matrix_view<const float, space>;
+  using pair = ressvd::low_rank<float, space>;
+  using wide_block = ressvd::block<const double, space>;
 
-  ressvd::low_rank<float, space> slice(const factored_matrix& m, const view& w, std::int64_t rank) {
+  // W' and its best truncation for the shifted inputs.
+  pair truncated_fit(const view& w, wide_block gram, wide_block target,
+                     const ressvd::whitening<B>& metric, std::int64_t rank) {
+    const auto fitted = ressvd::shifted_weights(be_, w, gram, target, options_.ridge);
+    const auto basis =
+        ressvd::truncated_svd(be_, fitted.view(), {}, metric.metric(), {.rank = rank});
+    return ressvd::slice(be_, fitted.view(), basis, rank);
+  }
+
+  // Closed-form updates of the factors.
+  pair updated(pair factors, const view& w, wide_block gram, wide_block target) {
+    const int rounds = options_.method == method::adasvd ? options_.adasvd_iterations : 1;
+    for (int round = 0; round < rounds; ++round) {
+      ressvd::update_left(be_, w, factors, gram, target);
+      if (options_.method == method::adasvd) ressvd::update_right(be_, w, factors);
+    }
+    return factors;
+  }
+
+  // The pair as the linear layer that takes the place of `original`.
+  linear linear_of(const pair& factors, const linear& original) {
+    return make_linear(weight_matrix(factors.rows(), factors.rank(), row_major_values(factors.u)),
+                       weight_matrix(factors.rank(), factors.cols(), row_major_values(factors.v)),
+                       original.bias);
+  }
+
+  pair sliced(const factored_matrix& m, const linear& weights, std::int64_t rank) {
+    const auto values = weights.dense.values();
+    const uploaded_matrix<B> w(be_, values.data(), m.module.out, m.module.in);
+    return sliced(m, w.view(), rank);
+  }
+
+  pair sliced(const factored_matrix& m, const view& w, std::int64_t rank) {
     const residual_stage* stage = m.stage_for(rank);
     const std::int64_t rows = m.basis_rows();
     std::int64_t leading = stage != nullptr ? stage->intermediate_rank : rank;
@@ -144,10 +193,10 @@ class layer_factorizer {
     if (m.acts == ressvd::projection::left) return ressvd::project(be_, w, std::move(q));
     // Ŵᵀ = QQᵀWᵀ
     const auto transposed = ressvd::project(be_, w.transposed(), std::move(q));
-    ressvd::low_rank<float, space> pair{be_.allocate(w.rows, rank), be_.allocate(rank, w.cols)};
-    be_.copy(transposed.v.view().transposed(), pair.u.ref());
-    be_.copy(transposed.u.view().transposed(), pair.v.ref());
-    return pair;
+    pair factors{be_.allocate(w.rows, rank), be_.allocate(rank, w.cols)};
+    be_.copy(transposed.v.view().transposed(), factors.u.ref());
+    be_.copy(transposed.u.view().transposed(), factors.v.ref());
+    return factors;
   }
 
   void factor_matrix(factored_matrix& m, const linear& weights,
@@ -256,21 +305,22 @@ class layer_factorizer {
     return host;
   }
 
+  // Row-major host values of a matrix.
+  std::vector<float> row_major_values(const ressvd::matrix<float, space>& a) {
+    auto frame = be_.frame();
+    const auto transposed = be_.scratch(a.cols(), a.rows());
+    be_.copy(a.view().transposed(), transposed);
+    std::vector<float> host(static_cast<std::size_t>(a.size()));
+    be_.download(transposed, {host.data(), a.cols(), a.rows(), a.cols()});
+    return host;
+  }
+
   B be_;
   const compress_options& options_;
   double power_;
   std::optional<checkpoint> fisher_;
+  std::array<std::optional<accumulator>, input_group_count> observed_; // of the layer at hand
+  std::optional<accumulator> shifted_;
 };
-
-// Row-major host values of a backend's matrix.
-template <ressvd::backend B>
-std::vector<float> row_major_values(B& be, const ressvd::matrix<float, typename B::space>& a) {
-  auto frame = be.frame();
-  const auto transposed = be.scratch(a.cols(), a.rows());
-  be.copy(a.view().transposed(), transposed);
-  std::vector<float> host(static_cast<std::size_t>(a.size()));
-  be.download(transposed, {host.data(), a.cols(), a.rows(), a.cols()});
-  return host;
-}
 
 } // namespace ressvd_llm

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <utility>
+
+#include <ressvd/cuda.hpp>
+
+#include "compress/compressor_on.hpp"
+
+namespace ressvd_llm {
+
+std::unique_ptr<compressor> make_cuda_compressor(const compress_options& options, double power,
+                                                 std::optional<checkpoint> fisher) {
+  using backend = ressvd::cuda_backend<float>;
+  return std::make_unique<compressor_on<backend>>(backend(), options, power, std::move(fisher));
+}
+
+} // namespace ressvd_llm
