@@ -58,22 +58,24 @@ concept backend_accumulates = requires(B& be, block<typename B::scalar, typename
 
 } // namespace detail
 
+// clang-format off
 template <class B>
 concept backend =
-    compute_scalar<typename B::scalar> && std::copy_constructible<B> && std::constructible_from < B,
-        const typename B::template rebind<float>
-& > &&std::constructible_from<B, const typename B::template rebind<double>&>&&
-        detail::backend_reads<B, float>&& detail::backend_reads<B, double>&& detail::backend_reads<
-            B, half>&& detail::backend_reads<B, bfloat16>&& detail::backend_accumulates<B, float>&&
-            detail::backend_accumulates<B, double>&& detail::backend_accumulates<B, half>&&
-                detail::backend_accumulates<B, bfloat16>&& requires(
-                    B& be, typename B::scalar alpha, block<typename B::scalar, typename B::space> c,
-                    block<const typename B::scalar, typename B::space> a,
-                    block<const typename B::scalar, host_space> host_in,
-                    block<typename B::scalar, host_space> host_out, std::span<double> values,
-                    index_t count, std::uint64_t seed, op o, side s) {
+    compute_scalar<typename B::scalar> && std::copy_constructible<B> &&
+    std::constructible_from<B, const typename B::template rebind<float>&> &&
+    std::constructible_from<B, const typename B::template rebind<double>&> &&
+    detail::backend_reads<B, float> && detail::backend_accumulates<B, float> &&
+    detail::backend_reads<B, double> && detail::backend_accumulates<B, double> &&
+    detail::backend_reads<B, half> && detail::backend_accumulates<B, half> &&
+    detail::backend_reads<B, bfloat16> && detail::backend_accumulates<B, bfloat16> &&
+    requires(B& be, typename B::scalar alpha,
+             block<typename B::scalar, typename B::space> c,
+             block<const typename B::scalar, typename B::space> a,
+             block<const typename B::scalar, host_space> host_in,
+             block<typename B::scalar, host_space> host_out,
+             std::span<double> values, index_t count, std::uint64_t seed, op o, side s) {
   // Opens a scratch frame; blocks from scratch live until it is destroyed.
-  {be.frame()};
+  { be.frame() };
   // An m × n block of scratch, uninitialised.
   { be.scratch(count, count) } -> std::same_as<block<typename B::scalar, typename B::space>>;
   // An owning m × n matrix, uninitialised, independent of frames.
@@ -122,6 +124,7 @@ concept backend =
 
   be.synchronize(); // waits until everything asked for so far is done
 };
+// clang-format on
 
 /// The same machine, computing in double.
 template <backend B>
