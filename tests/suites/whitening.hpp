@@ -37,8 +37,10 @@ dense factor_of(B& be, const ressvd::whitening<B>& whitening) {
   return f;
 }
 
+/// Exactly symmetric, which a product need not be.
 inline dense gram_of(const dense& x) {
-  return x * transpose(x);
+  const dense g = x * transpose(x);
+  return 0.5 * (g + transpose(g));
 }
 inline double mean_diagonal(const dense& g) {
   return trace(g) / static_cast<double>(g.rows());
