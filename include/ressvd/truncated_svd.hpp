@@ -29,6 +29,7 @@
 #include "ressvd/detail/finite.hpp"
 #include "ressvd/detail/svd_exact.hpp"
 #include "ressvd/detail/svd_gram.hpp"
+#include "ressvd/detail/svd_subspace.hpp"
 #include "ressvd/low_rank.hpp"
 #include "ressvd/metric.hpp"
 
@@ -37,12 +38,17 @@ namespace ressvd::inline v0 {
 enum class svd_algorithm : std::uint8_t {
   automatic, ///< gram for float, exact for double
   exact,     ///< dense SVD of A in the backend's scalar; workspace at most 3mn + n² scalars
-  gram ///< eigendecomposition of AAᵀ or AᵀA in double; workspace 2 mn + min(m, n)² doubles
+  gram,    ///< eigendecomposition of AAᵀ or AᵀA in double; workspace 2 mn + min(m, n)² doubles
+  subspace ///< Chebyshev-filtered subspace iteration in the backend's scalar, to svd_options'
+           ///< tolerance; workspace 2mn + 2(m + n)·b scalars and 3b² doubles for a block of
+           ///< b = rank + max(rank/10, 8). Where b reaches min(m, n), gram runs instead
 };
 
 struct svd_options {
   index_t rank = 0; ///< largest rank that will be sliced; 1 to min(m, columns of A)
   svd_algorithm algorithm = svd_algorithm::automatic;
+  double tolerance = 1e-3; ///< subspace: excess of the loss at `rank`, relative to the optimum
+  std::uint64_t seed = 1;  ///< subspace: of the start block; equal seeds give equal results
 };
 
 struct svd_report {
@@ -50,6 +56,9 @@ struct svd_report {
   /// Singular values that stand out of the algorithm's rounding. Ranks above it are served (the
   /// basis is completed) and gain nothing.
   index_t numerical_rank = 0;
+  index_t sweeps = 0;      ///< subspace: filters that were applied
+  double applications = 0; ///< subspace: products of AAᵀ with the whole block
+  double excess_loss = 0;  ///< subspace: estimated excess of the loss, relative to the optimum
 };
 
 /// On which side of W the orthonormal basis acts.
@@ -64,13 +73,16 @@ struct svd_basis {
   projection acts = projection::left;
   matrix<scalar, space> q; ///< left: U, m × rank. right: V, n × rank. both: W·F_R·V, m × rank
   matrix<scalar, space> p; ///< both: Σ⁻¹·Uᵀ·F_Lᵀ·W, rank × n. Else empty
-  std::vector<double> singular_values; ///< of A, descending, all min(m, columns of A)
-  double total_energy = 0;             ///< ‖A‖_F²
+  /// Of A, descending, all min(m, columns of A). Of those beyond the rank, subspace knows the
+  /// energy alone: they are its root mean square.
+  std::vector<double> singular_values;
+  double total_energy = 0; ///< ‖A‖_F²
   svd_report report;
 
   index_t rank() const { return q.cols(); } ///< the largest rank that can be sliced
 
-  /// Σ_{i>r} σ_i², the weighted loss of the rank-r slice, for any 0 ≤ r ≤ all singular values.
+  /// Σ_{i>r} σ_i², the weighted loss of the rank-r slice, for any 0 ≤ r ≤ all singular values (an
+  /// upper bound for subspace, up to its tolerance; beyond the rank, that of an even tail).
   double truncation_loss(index_t r) const {
     detail::require(r >= 0 && r <= static_cast<index_t>(singular_values.size()),
                     "truncation loss at rank ", r, " of ", singular_values.size(),
@@ -115,23 +127,36 @@ void weigh_both(B& be, matrix_view<const U, typename B::space> w, double unit,
   weigh<B>(be, half_weighed, right, out);
 }
 
-/// Factors A = F_Lᵀ·W·F_R / unit in B's scalar; q gets the leading left singular vectors.
+/// A = F_Lᵀ·W·F_R / unit in B's scalar, in scratch, and its energy.
 template <backend B, class U>
-void factor(B& be, matrix_view<const U, typename B::space> w, double unit,
-            const metric<typename B::space>& left, const metric<typename B::space>& right,
-            svd_algorithm algorithm, std::vector<double>& values, double& energy, block_of<B> q) {
-  auto frame = be.frame();
+block_of<B> weighed_matrix(B& be, matrix_view<const U, typename B::space> w, double unit,
+                           const metric<typename B::space>& left,
+                           const metric<typename B::space>& right, double& energy) {
   const auto a = be.scratch(left.width(w.rows), right.width(w.cols));
   weigh_both(be, w, unit, left, right, a);
   energy = be.dot(a, a);
   require<nonfinite_error>(std::isfinite(energy), "W (", w.rows, " x ", w.cols,
                            ") in its metric has norm ", std::sqrt(energy),
                            ": a metric's factor has a non-finite element or is too large");
-  values.resize(static_cast<std::size_t>((std::min)(a.rows, a.cols)));
-  if constexpr (std::is_same_v<typename B::scalar, double>) {
-    if (algorithm == svd_algorithm::gram) return gram_svd<B>(be, a, values, q);
+  return a;
+}
+
+/// Makes `count` of the leading singular values: the others share what is left of the energy.
+inline void append_even_tail(std::vector<double>& values, double tail, index_t count) {
+  const auto unknown = static_cast<double>(count - static_cast<index_t>(values.size()));
+  const double even = (std::min)(std::sqrt(tail / unknown), values.back());
+  values.resize(static_cast<std::size_t>(count), even);
+}
+
+/// Which algorithm runs for `asked`: A is rows × cols.
+template <backend B>
+svd_algorithm chosen_algorithm(svd_algorithm asked, index_t rows, index_t cols, index_t rank) {
+  constexpr bool is_double = std::is_same_v<typename B::scalar, double>;
+  if (asked == svd_algorithm::subspace && subspace_block(rank) >= (std::min)(rows, cols)) {
+    return svd_algorithm::gram;
   }
-  exact_svd<B>(be, a, values, q);
+  if (asked != svd_algorithm::automatic) return asked;
+  return is_double ? svd_algorithm::exact : svd_algorithm::gram;
 }
 
 /// Refuses NaN and infinity in a factor. A triangle is not looked at, since what is above the
@@ -200,27 +225,39 @@ svd_basis<B> factor_basis(B& be, matrix_view<const U, typename B::space> w, doub
                           const metric<typename B::space>& left,
                           const metric<typename B::space>& right, const svd_options& options) {
   using wide = wide_backend<B>;
-  constexpr bool is_double = std::is_same_v<typename B::scalar, double>;
   const index_t rows = left.width(w.rows);
+  const index_t cols = right.width(w.cols);
   svd_basis<B> basis;
   svd_report& report = basis.report;
-  report.algorithm = options.algorithm != svd_algorithm::automatic ? options.algorithm
-                     : is_double                                   ? svd_algorithm::exact
-                                                                   : svd_algorithm::gram;
+  report.algorithm = chosen_algorithm<B>(options.algorithm, rows, cols, options.rank);
   basis.q = be.allocate(rows, options.rank);
-  const auto longest = static_cast<double>((std::max)(rows, right.width(w.cols)));
+  auto& values = basis.singular_values;
+  values.resize(static_cast<std::size_t>((std::min)(rows, cols)));
+  const auto longest = static_cast<double>((std::max)(rows, cols));
   double resolution = longest * std::numeric_limits<typename B::scalar>::epsilon();
-  if (report.algorithm == svd_algorithm::exact) {
-    factor(be, w, unit, left, right, report.algorithm, basis.singular_values, basis.total_energy,
-           basis.q.ref());
-  } else {
+  if (report.algorithm == svd_algorithm::gram) {
     wide be64(be);
     auto frame = be64.frame();
+    const auto a = weighed_matrix(be64, w, unit, left, right, basis.total_energy);
     const auto q = be64.scratch(rows, options.rank);
-    factor(be64, w, unit, left, right, report.algorithm, basis.singular_values, basis.total_energy,
-           q);
+    gram_svd<wide>(be64, a, values, q);
     be.copy(const_block_of<wide>(q).view(), basis.q.ref());
     resolution = std::sqrt(longest * std::numeric_limits<double>::epsilon());
+  } else {
+    auto frame = be.frame();
+    const auto a = weighed_matrix(be, w, unit, left, right, basis.total_energy);
+    if (report.algorithm == svd_algorithm::exact) {
+      exact_svd<B>(be, a, values, basis.q.ref());
+    } else {
+      values.resize(static_cast<std::size_t>(options.rank));
+      const auto outcome = subspace_svd<B>(
+          be, a, {.rank = options.rank, .tolerance = options.tolerance, .seed = options.seed},
+          values, basis.q.ref());
+      append_even_tail(values, outcome.tail, (std::min)(rows, cols));
+      report.sweeps = outcome.sweeps;
+      report.applications = outcome.applications;
+      report.excess_loss = outcome.excess;
+    }
   }
   report.numerical_rank = count_above(basis.singular_values, resolution);
 
@@ -235,7 +272,7 @@ svd_basis<B> factor_basis(B& be, matrix_view<const U, typename B::space> w, doub
 
 /// Factors W (m × n, any layout and storage type) once, up to options.rank.
 /// Throws std::invalid_argument for an empty W, a rank outside [1, min(m, n)], metrics that do not
-/// fit; nonfinite_error for NaN or infinity in W or in a metric.
+/// fit, a tolerance that is not positive; nonfinite_error for NaN or infinity in W or in a metric.
 template <backend B, class U>
 svd_basis<B> truncated_svd(B& be, matrix_view<U, typename B::space> weights,
                            const metric<typename B::space>& left,
@@ -248,6 +285,7 @@ svd_basis<B> truncated_svd(B& be, matrix_view<U, typename B::space> weights,
       (std::min)({w.rows, w.cols, left.width(w.rows), right.width(w.cols)});
   detail::require(options.rank >= 1 && options.rank <= largest_rank, "rank ", options.rank,
                   " of a ", w.rows, " x ", w.cols, " matrix is outside [1, ", largest_rank, "]");
+  detail::require(options.tolerance > 0, "tolerance ", options.tolerance, " is not positive");
   const double unit = detail::power_of_two_above(detail::require_finite(be, w, "W"));
   wide_backend<B> be64(be);
   detail::require_finite_factor(be64, left, "the left metric");

@@ -3,7 +3,7 @@
 // Orthonormal columns by Cholesky-QR, C ← C·L⁻ᵀ with CᵀC = L·Lᵀ. One pass leaves an error of
 // κ(C)²·eps, the second one brings it to eps; where the Gram is not numerically positive definite
 // (κ(C)² eps ≳ 1) Householder QR takes over.
-//   cost   2 × (2mk² + mk² + k³/3) flops, nearly all gemm; workspace k² scalars; blocks in potrf
+//   cost   2 × (mk² + mk² + k³/3) flops, nearly all gemm; workspace k² scalars; blocks in potrf
 //   source Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44 (2015)
 #pragma once
 
@@ -22,7 +22,8 @@ double cholesky_qr_pass(B& be, block_of<B> c) {
   using T = typename B::scalar;
   auto frame = be.frame();
   const auto l = be.scratch(c.cols, c.cols);
-  be.gemm(op::transpose, op::none, T{1}, c, c, T{0}, l);
+  be.fill(l, T{0});
+  be.add_gram(const_block_of<B>(c).view().transposed(), l);
   if (be.potrf(l) != 0) return std::numeric_limits<double>::infinity();
   be.trsm(side::right, op::transpose, l, c);
   std::vector<double> pivots(static_cast<std::size_t>(c.cols));

@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Leading singular subspace of A: m × p by Chebyshev-filtered block subspace iteration, in the
+// backend's own scalar. On the shorter side of A, H = BᵀB with B = A (m ≥ p) or B = Aᵀ, a block Q
+// of b = r + max(r/10, 8) orthonormal columns goes through sweeps
+//   Z = B·Q                        loss certificate ‖A‖² − ‖Z‖²_F for all b columns
+//   [θ_b, θ_r] of ZᵀZ              its lowest Ritz values, by inverse iteration in double
+//   Q ← orth(T_d(2H/θ_b − 1)·Q)    damps [0, θ_b], lifts what is above it
+// and one Rayleigh–Ritz step ends: ZᵀZ = VΘVᵀ, U = Q·V or Z·V·Θ^(-1/2).
+//
+// The lowest Ritz value never exceeds the eigenvalue it stands for, so that no wanted direction is
+// damped. Each sweep divides the excess of the loss at rank r by about T_d(2θ_r/θ_b − 1)²; the
+// measured progress of the first one times the product of these is the estimate that ends the
+// iteration.
+//
+// A filter lifts the largest eigenvalue by T_d(2θ_1/θ_b − 1), which must leave digits for the
+// others. Its degree is bounded by that, and Ritz vectors that are far above the rest and have
+// converged are locked: kept as they are and projected out of A (a quarter of the block at a time).
+// Where even degree one lifts too much, the sweep goes by B and Bᵀ in turn, with a basis of its own
+// between them.
+//
+//   cost        2mpb flops for each multiplication by B or Bᵀ, 6·min(m, p)·b² for each
+//               orthonormalisation, 9b³ once
+//   workspace   at most 2(m + p)·b scalars and 3b² doubles
+//   blocks      in every sweep
+//   source      Zhou, Saad, Tiago, Chelikowsky, "Self-consistent-field calculations using
+//               Chebyshev-filtered subspace iteration", J. Comput. Phys. 219 (2006)
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "ressvd/core/backend.hpp"
+#include "ressvd/detail/orthonormalize.hpp"
+
+namespace ressvd::inline v0::detail {
+
+struct subspace_options {
+  index_t rank = 0;
+  double tolerance = 1e-3;
+  std::uint64_t seed = 0;
+};
+
+struct subspace_outcome {
+  double tail = 0; ///< energy of A beyond the rank
+  index_t sweeps = 0;
+  double applications = 0; ///< of BᵀB to the block
+  double excess = 0;       ///< estimate of tail / optimum − 1
+};
+
+/// Columns that the iteration works on.
+inline index_t subspace_block(index_t rank) {
+  return rank + (std::max)(rank / 10, index_t{8});
+}
+
+/// T_d(x) for x ≥ −1; |T_d| ≤ 1 below 1.
+inline double chebyshev(double x, index_t degree) {
+  return x <= 1 ? 1 : std::cosh(static_cast<double>(degree) * std::acosh(x));
+}
+
+/// Eigenvalues, descending, of the symmetric h, and the vectors of the largest in v's columns. h is
+/// destroyed.
+template <backend W>
+void leading_eigenpairs(W& be64, block_of<W> h, std::span<double> values, block_of<W> v) {
+  be64.eigh(h, values);
+  std::reverse(values.begin(), values.end());
+  for (index_t i = 0; i < v.cols; ++i) {
+    be64.copy(const_block_of<W>(h.col_range(h.cols - 1 - i, 1)).view(), v.col_range(i, 1));
+  }
+}
+
+template <backend B>
+class subspace_iteration {
+  using T = typename B::scalar;
+  using wide = wide_backend<B>;
+  using block_type = block_of<B>;
+  using wide_block = block_of<wide>;
+
+ public:
+  /// a: destroyed.
+  subspace_iteration(B& be, block_type a, const subspace_options& options)
+      : be_(be),
+        be64_(be),
+        a_(a),
+        options_(options),
+        on_right_(a.rows >= a.cols),
+        short_(on_right_ ? a.cols : a.rows),
+        long_(on_right_ ? a.rows : a.cols),
+        columns_(subspace_block(options.rank)),
+        active_(columns_) {}
+
+  /// values: the leading `rank` singular values; u: m × rank.
+  subspace_outcome run(std::span<double> values, block_type u) {
+    auto frame = be_.frame();
+    q_ = be_.scratch(short_, columns_);
+    z_ = be_.scratch(long_, columns_);
+    total_ = be_.dot(a_, a_);
+    remaining_ = total_;
+    find_outliers();
+    start();
+    iterate();
+    rayleigh_ritz(values, u);
+    return outcome_;
+  }
+
+ private:
+  struct interval {
+    double lowest = 0;  ///< θ_b
+    double wanted = 0;  ///< θ_r
+    double beyond = 0;  ///< Σ_{r<i≤b} θ_i
+    double highest = 0; ///< θ_1 of what is not locked
+  };
+
+  static constexpr bool is_float = sizeof(T) == 4;
+  static constexpr index_t largest_degree = 4;
+  static constexpr index_t most_sweeps = 60;
+  /// What a filter may lift: half of float's digits stay for the directions it lifts least.
+  static constexpr double largest_lift = is_float ? 1e4 : 1e8;
+  /// ‖BᵀB·x − θx‖/θ below which a Ritz vector is locked: it misses 1e-3 of a direction, and the
+  /// block has r/10 directions to spare.
+  static constexpr double lock_residual = 0.03;
+
+  block_type q() { return q_.col_range(locked(), active_); }
+  block_type z() { return z_.col_range(locked(), active_); }
+  index_t locked() const { return columns_ - active_; }
+
+  /// out ← B·x.
+  void forward(block_type x, block_type out) {
+    be_.gemm(on_right_ ? op::none : op::transpose, op::none, T{1}, a_, x, T{0}, out);
+    outcome_.applications += 0.5 * share(x);
+  }
+  /// out ← alpha·Bᵀ·y + beta·out.
+  void backward(T alpha, block_type y, T beta, block_type out) {
+    be_.gemm(on_right_ ? op::transpose : op::none, op::none, alpha, a_, y, beta, out);
+    outcome_.applications += 0.5 * share(y);
+  }
+  double share(block_type x) const {
+    return static_cast<double>(x.cols) / static_cast<double>(columns_);
+  }
+
+  /// The directions far above the rest, by power iteration on a small block. Without them a random
+  /// start block is well enough conditioned for Cholesky QR.
+  void find_outliers() {
+    const index_t count = (std::min)(columns_ / 2, (std::max)(columns_ / 16, index_t{16}));
+    if (total_ == 0) return;
+    const auto x = q_.left_cols(count);
+    const auto y = z_.left_cols(count);
+    be_.random_normal(y, options_.seed);
+    for (int step = 0; step < 3; ++step) {
+      backward(T{1}, y, T{0}, x);
+      orthonormalize(be_, x);
+      forward(x, y);
+    }
+    lock(count, 9);
+  }
+
+  void start() {
+    be_.random_normal(z(), options_.seed + 1);
+    backward(T{1}, z(), T{0}, q());
+    orthonormalize(be_, q());
+  }
+
+  void iterate() {
+    constexpr auto eps = static_cast<double>(std::numeric_limits<T>::epsilon());
+    // What forming A and taking parts out of it leaves of rounding.
+    const double noise = eps * eps * static_cast<double>(short_ + long_) * total_;
+    double previous_loss = 0;
+    double damped_up_to = 0; // the upper end of the last filter's interval
+    index_t degree = 1;
+    for (;; ++outcome_.sweeps) {
+      forward(q(), z());
+      double loss = remaining_ - be_.dot(z(), z());
+      // A loss that rounding hides in the difference may show when the largest part is taken out.
+      while (loss <= 4 * eps * remaining_ && remaining_ > noise && active_ >= 16 &&
+             lock(active_ / 4, 1) > 0) {
+        loss = remaining_ - be_.dot(z(), z());
+      }
+      if (loss <= (std::max)(noise, 4 * eps * remaining_)) return finish(loss, 0);
+      interval theta = ritz_interval();
+      const double loss_at_rank = loss + theta.beyond;
+      if (outcome_.sweeps > 0) {
+        const double a = damped_up_to;
+        const double kept = chebyshev(2 * (std::max)(theta.lowest, a) / a - 1, degree) /
+                            chebyshev(2 * (std::max)(theta.wanted, a) / a - 1, degree);
+        const double contraction = std::clamp(kept * kept, 1e-6, 0.9);
+        if (outcome_.sweeps == 1) {
+          const double progress = (std::max)(previous_loss / loss_at_rank - 1, 0.0);
+          outcome_.excess = progress * contraction / (1 - contraction);
+        } else {
+          outcome_.excess *= contraction;
+        }
+        if (outcome_.excess <= options_.tolerance || outcome_.sweeps == most_sweeps) {
+          return finish(loss, outcome_.excess);
+        }
+      }
+      previous_loss = loss_at_rank;
+
+      const bool may_lock = active_ > columns_ / 2 && active_ >= 16;
+      if (may_lock && lift(theta, 3) > largest_lift && lock(active_ / 4, 1) > 0) {
+        theta.highest = largest_eigenvalue();
+      }
+      damped_up_to = theta.lowest;
+      if (lift(theta, 1) > 2 * largest_lift) {
+        degree = 1;
+        half_steps();
+      } else {
+        degree = choose_degree(theta);
+        filter(degree, theta.lowest);
+      }
+      orthonormalize_active();
+    }
+  }
+
+  void finish(double loss, double excess) {
+    outcome_.tail = loss; // of the whole block; Rayleigh–Ritz adds what it drops
+    outcome_.excess = excess;
+  }
+
+  static double lift(const interval& theta, index_t degree) {
+    return chebyshev(2 * theta.highest / theta.lowest - 1, degree);
+  }
+
+  /// As many as the lift allows and the tolerance still needs.
+  index_t choose_degree(const interval& theta) const {
+    index_t allowed = 1;
+    while (allowed < largest_degree && lift(theta, allowed + 1) <= largest_lift)
+      ++allowed;
+    if (outcome_.sweeps == 0) return allowed;
+    const double missing = std::sqrt(outcome_.excess / options_.tolerance);
+    index_t needed = 1;
+    while (needed < allowed && chebyshev(2 * theta.wanted / theta.lowest - 1, needed) < missing)
+      ++needed;
+    return needed;
+  }
+
+  /// q ← T_d(2BᵀB/a − 1)·q, by the three-term recurrence; z = B·q on entry.
+  void filter(index_t degree, double a) {
+    auto frame = be_.frame();
+    const auto unit = static_cast<T>(2 / a);
+    auto before = q();
+    auto now = be_.scratch(short_, active_);
+    be_.copy(const_block_of<B>(before).view(), now);
+    backward(unit, z(), T{-1}, now);
+    for (index_t step = 1; step < degree; ++step) {
+      forward(now, z());
+      backward(2 * unit, z(), T{-1}, before);
+      be_.add(T{-2}, now, before);
+      std::swap(before, now);
+    }
+    if (now.data != q().data) be_.copy(const_block_of<B>(now).view(), q());
+  }
+
+  /// q ← Bᵀ·orth(z).
+  void half_steps() {
+    orthonormalize(be_, z());
+    backward(T{1}, z(), T{0}, q());
+  }
+
+  /// Within the complement of what is locked.
+  void orthonormalize_active() {
+    if (locked() > 0) {
+      auto frame = be_.frame();
+      const auto fixed = q_.left_cols(locked());
+      const auto overlap = be_.scratch(locked(), active_);
+      be_.gemm(op::transpose, op::none, T{1}, fixed, q(), T{0}, overlap);
+      be_.gemm(op::none, op::none, T{-1}, fixed, overlap, T{1}, q());
+    }
+    orthonormalize(be_, q());
+  }
+
+  /// zᵀz in double, both triangles.
+  wide_block gram_of(block_type z) {
+    const auto h = be64_.scratch(z.cols, z.cols);
+    be64_.fill(h, 0.0);
+    be64_.add_gram(const_block_of<B>(z).view().transposed(), h);
+    be64_.mirror_lower(h);
+    return h;
+  }
+
+  /// Ritz values of zᵀz: the b − r lowest by inverse iteration, the highest by power iteration.
+  interval ritz_interval() {
+    auto frame = be64_.frame();
+    const auto h = gram_of(z());
+    std::vector<double> diagonal(static_cast<std::size_t>(active_));
+    be64_.diagonal(h, diagonal);
+    double trace = 0;
+    for (const double d : diagonal)
+      trace += d;
+    // Far below what rounding leaves of the lowest value; makes the factorisation exist.
+    double shift = trace * static_cast<double>(std::numeric_limits<T>::epsilon()) / 16;
+    const auto l = be64_.scratch(active_, active_);
+    for (;; shift *= 16) {
+      be64_.copy(const_block_of<wide>(h).view(), l);
+      be64_.shift_diagonal(l, shift);
+      if (be64_.potrf(l) == 0) break;
+    }
+    const index_t dropped = columns_ - options_.rank;
+    const index_t count = (std::min)(2 * dropped + 4, active_);
+    const auto x = be64_.scratch(active_, count);
+    be64_.random_normal(x, options_.seed + 2);
+    for (int step = 0; step < 4; ++step) {
+      be64_.trsm(side::left, op::none, l, x);
+      be64_.trsm(side::left, op::transpose, l, x);
+      orthonormalize(be64_, x);
+    }
+    const std::vector<double> values = ritz_values(h, x); // ascending
+    interval theta;
+    theta.lowest = (std::max)(values.front(), shift);
+    theta.wanted = values[static_cast<std::size_t>((std::min)(dropped, count - 1))];
+    for (index_t i = 0; i < dropped; ++i)
+      theta.beyond += (std::max)(values[static_cast<std::size_t>(i)], 0.0);
+    theta.highest = (std::max)(largest_eigenvalue(h), theta.wanted);
+    return theta;
+  }
+
+  double largest_eigenvalue() {
+    auto frame = be64_.frame();
+    return largest_eigenvalue(gram_of(z()));
+  }
+  /// Power iteration on a few columns reaches 9/10 of it.
+  double largest_eigenvalue(wide_block h) {
+    auto frame = be64_.frame();
+    const index_t count = (std::min)(index_t{4}, h.cols);
+    auto x = be64_.scratch(h.cols, count);
+    auto y = be64_.scratch(h.cols, count);
+    be64_.random_normal(x, options_.seed + 3);
+    for (int step = 0; step < 6; ++step) {
+      be64_.gemm(op::none, op::none, 1.0, h, x, 0.0, y);
+      std::swap(x, y);
+      orthonormalize(be64_, x);
+    }
+    return 1.1 * ritz_values(h, x).back();
+  }
+
+  /// Eigenvalues of xᵀ·h·x, ascending.
+  std::vector<double> ritz_values(wide_block h, wide_block x) {
+    auto frame = be64_.frame();
+    const auto hx = be64_.scratch(x.rows, x.cols);
+    const auto small = be64_.scratch(x.cols, x.cols);
+    be64_.gemm(op::none, op::none, 1.0, h, x, 0.0, hx);
+    be64_.gemm(op::transpose, op::none, 1.0, x, hx, 0.0, small);
+    std::vector<double> values(static_cast<std::size_t>(x.cols));
+    be64_.eigh(small, values);
+    return values;
+  }
+
+  /// Rotates the first `count` active columns to their Ritz vectors and locks those that have
+  /// converged and are `ratio` times above the last one. z = B·q on entry and on return. Returns
+  /// how many.
+  index_t lock(index_t count, double ratio) {
+    auto frame = be_.frame();
+    const auto lead = q().left_cols(count);
+    const auto image = z().left_cols(count);
+    std::vector<double> theta(static_cast<std::size_t>(count));
+    {
+      auto inner = be_.frame();
+      const auto v = be_.scratch(count, count);
+      const auto v64 = be64_.scratch(count, count);
+      leading_eigenpairs(be64_, gram_of(image), theta, v64);
+      be_.copy(const_block_of<wide>(v64).view(), v);
+      rotate(lead, v);
+      rotate(image, v);
+    }
+    // ‖BᵀB·x − θx‖² = ‖BᵀB·x‖² − θ²
+    std::vector<double> squares(theta.size());
+    const auto back = be_.scratch(count, short_);
+    be_.gemm(op::transpose, on_right_ ? op::none : op::transpose, T{1}, image, a_, T{0}, back);
+    outcome_.applications += 0.5 * share(image);
+    be_.row_squared_norms(back, squares);
+    index_t done = 0;
+    for (std::size_t i = 0; i < theta.size(); ++i, ++done) {
+      const double limit = (1 + lock_residual * lock_residual) * theta[i] * theta[i];
+      if (!(theta[i] > ratio * theta.back() && squares[i] <= limit)) break;
+    }
+    if (done == 0) return 0;
+    const auto x = lead.left_cols(done);
+    const auto bx = image.left_cols(done);
+    be_.gemm(op::none, op::transpose, T{-1}, on_right_ ? bx : x, on_right_ ? x : bx, T{1}, a_);
+    remaining_ = be_.dot(a_, a_);
+    active_ -= done;
+    return done;
+  }
+
+  /// c ← c·v.
+  void rotate(block_type c, block_type v) {
+    auto frame = be_.frame();
+    const auto out = be_.scratch(c.rows, v.cols);
+    be_.gemm(op::none, op::none, T{1}, c, v, T{0}, out);
+    be_.copy(const_block_of<B>(out).view(), c);
+  }
+
+  /// Over all columns, the locked ones included: b directions, of which the best `rank` stay.
+  void rayleigh_ritz(std::span<double> values, block_type u) {
+    auto frame = be_.frame();
+    std::vector<double> theta(static_cast<std::size_t>(columns_));
+    const auto v64 = be64_.scratch(columns_, options_.rank);
+    {
+      auto inner = be64_.frame();
+      leading_eigenpairs(be64_, gram_of(z_), theta, v64);
+    }
+    const auto v = be_.scratch(columns_, options_.rank);
+    if (on_right_) {
+      std::vector<double> reciprocals(static_cast<std::size_t>(options_.rank));
+      for (std::size_t i = 0; i < reciprocals.size(); ++i) {
+        reciprocals[i] = theta[i] > 0 ? 1 / std::sqrt(theta[i]) : 0;
+      }
+      const auto d = be64_.scratch(options_.rank, 1);
+      be64_.upload({reciprocals.data(), options_.rank, 1, options_.rank}, d);
+      be64_.scale_cols(v64, d);
+    }
+    be_.copy(const_block_of<wide>(v64).view(), v);
+    be_.gemm(op::none, op::none, T{1}, on_right_ ? z_ : q_, v, T{0}, u);
+    orthonormalize(be_, u);
+    for (std::size_t i = 0; i < theta.size(); ++i) {
+      const double energy = (std::max)(theta[i], 0.0);
+      if (i < values.size()) {
+        values[i] = std::sqrt(energy);
+      } else {
+        outcome_.tail += energy;
+      }
+    }
+    outcome_.tail = (std::max)(outcome_.tail, 0.0);
+  }
+
+  B& be_;
+  wide be64_;
+  block_type a_;
+  subspace_options options_;
+  bool on_right_; ///< Q acts on A's columns
+  index_t short_;
+  index_t long_;
+  index_t columns_; ///< b
+  index_t active_;  ///< columns that still iterate; the locked ones come first
+  block_type q_;    ///< short × b
+  block_type z_;    ///< long × b
+  double total_ = 0;
+  double remaining_ = 0; ///< energy of A without what is locked
+  subspace_outcome outcome_;
+};
+
+/// values: the leading q.cols singular values of a, descending; q: the left vectors. a is
+/// destroyed. Needs subspace_block(q.cols) < min(m, p).
+template <backend B>
+subspace_outcome subspace_svd(B& be, block_of<B> a, const subspace_options& options,
+                              std::span<double> values, block_of<B> q) {
+  return subspace_iteration<B>(be, a, options).run(values, q);
+}
+
+} // namespace ressvd::inline v0::detail
