@@ -31,7 +31,7 @@
 namespace ressvd::inline v0 {
 
 /// How a rank is divided: give at most one of residual_rank and intermediate_rank; without either
-/// r_r = ⌊βα⌋ with α = mn/(m+n) of the matrix, but at most r − 1.
+/// r_r = βα, rounded, with α = mn/(m+n) of the matrix, but at most r − 1.
 struct residual_options {
   index_t rank = 0;   ///< r, the rank of the result
   double beta = 0.05; ///< share of α that compensates the residual, in [0, 1)
@@ -49,9 +49,7 @@ inline index_t intermediate_rank(index_t rows, index_t cols, const residual_opti
                   " is outside [0, 1)");
   detail::require(!(options.residual_rank && options.intermediate_rank),
                   "residual rank and intermediate rank are both given; one follows from the other");
-  // The slack makes 0.05·100 five, not four.
-  const auto share =
-      static_cast<index_t>(std::floor(options.beta * break_even_rank(rows, cols) * (1 + 1e-12)));
+  const auto share = static_cast<index_t>(std::lround(options.beta * break_even_rank(rows, cols)));
   const index_t ri = options.intermediate_rank
                          ? *options.intermediate_rank
                          : r - options.residual_rank.value_or((std::min)(share, r - 1));

@@ -238,9 +238,10 @@ TEMPLATE_LIST_TEST_CASE("the rank is divided as the options say", "[residual]", 
   CHECK(ri({.rank = 5}) == 1); // the residual takes no more than r - 1
   CHECK(ri({.rank = 1}) == 1);
   CHECK(ressvd::intermediate_rank(300, 150, {.rank = 40, .beta = 0.1}) == 30); // alpha = 100
-  CHECK(ressvd::intermediate_rank(30, 15, {.rank = 4}) == 4);                  // 0.05·10 < 1
-  CHECK(ri({.rank = 100, .beta = 0.07}) == 93); // 0.07·100 is 7.000000000000001
-  CHECK(ri({.rank = 100, .beta = 0.29}) == 71); // 0.29·100 is 28.999999999999996
+  CHECK(ressvd::intermediate_rank(28, 14, {.rank = 4}) == 4);                  // 0.05·9.33 < 0.5
+  CHECK(ressvd::intermediate_rank(192, 192, {.rank = 77}) == 72);              // 0.05·96 = 4.8
+  CHECK(ri({.rank = 100, .beta = 0.07}) == 93);
+  CHECK(ri({.rank = 100, .beta = 0.29}) == 71);
   CHECK(ri({.rank = 10, .beta = 0}) == 10);
   CHECK(ri({.rank = 10, .residual_rank = 4}) == 6);
   CHECK(ri({.rank = 10, .residual_rank = 0}) == 10);

@@ -13,7 +13,7 @@ namespace ressvd::inline v0::methods {
 struct ressvd_options {
   rank_target target = {};
   svd_algorithm algorithm = svd_algorithm::automatic;
-  double beta = 0.05; ///< r_r = ⌊βα⌋, α = mn/(m+n), unless one of the ranks is given
+  double beta = 0.05; ///< r_r = βα rounded, α = mn/(m+n), unless one of the ranks is given
   std::optional<index_t> residual_rank = std::nullopt;
   std::optional<index_t> intermediate_rank = std::nullopt;
   bool whitened_residual = false; ///< second stage in the first stage's metric
