@@ -21,7 +21,7 @@ namespace detail::lapack {
 
 /// A size as BLAS and LAPACK take it.
 inline lapack_int size(index_t n) {
-  require(n <= std::numeric_limits<lapack_int>::max(), "a dimension of ", n,
+  require(n <= (std::numeric_limits<lapack_int>::max)(), "a dimension of ", n,
           " is too large for this LAPACK's integers");
   return static_cast<lapack_int>(n);
 }
