@@ -38,6 +38,7 @@
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/orthonormalize.hpp"
+#include "ressvd/metric.hpp"
 
 namespace ressvd::inline v0::detail {
 
@@ -100,12 +101,18 @@ class subspace_iteration {
     auto frame = be_.frame();
     q_ = be_.scratch(short_, columns_);
     z_ = be_.scratch(long_, columns_);
+    // Of norm 1 to a power of two: its products neither overflow nor vanish in float.
+    const double unit = power_of_two_above(std::sqrt(be_.dot(a_, a_)));
+    be_.scale(static_cast<T>(1 / unit), a_);
     total_ = be_.dot(a_, a_);
     remaining_ = total_;
     find_outliers();
     start();
     iterate();
     rayleigh_ritz(values, u);
+    for (double& v : values)
+      v *= unit;
+    outcome_.tail *= unit * unit;
     return outcome_;
   }
 
