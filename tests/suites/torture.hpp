@@ -161,6 +161,32 @@ TEMPLATE_LIST_TEST_CASE("activations of any magnitude are whitened alike", "[tor
   }
 }
 
+// A power of two commutes with every rounding, so it changes nothing but the scale.
+TEMPLATE_LIST_TEST_CASE("subspace iteration does not depend on the metric's scale", "[torture]",
+                        test_backends) {
+  using namespace torture_suite;
+  using T = typename TestType::scalar;
+  using metric = ressvd::metric<typename TestType::space>;
+  auto be = make_backend<TestType>();
+  const placed<T, TestType> w(be, rounded<T>(random_normal(60, 50, 6)));
+  const auto factor = [&](double magnitude) {
+    dense f(50, 1);
+    for (index_t i = 0; i < 50; ++i)
+      f(i, 0) = magnitude;
+    const placed<double, TestType> weights(be, f);
+    return ressvd::truncated_svd(be, w.view(), {}, metric::diagonal(weights.block()),
+                                 {.rank = 10, .algorithm = svd_algorithm::subspace});
+  };
+  const auto expected = factor(1);
+  for (const double magnitude : {0x1p-100, 0x1p-70, 0x1p70, 0x1p100}) {
+    const auto actual = factor(magnitude);
+    INFO("metric of " << magnitude);
+    CHECK(values_of(be, actual.q) == values_of(be, expected.q));
+    CHECK(actual.singular_values[0] == magnitude * expected.singular_values[0]);
+    CHECK(actual.truncation_loss(10) == magnitude * magnitude * expected.truncation_loss(10));
+  }
+}
+
 TEMPLATE_LIST_TEST_CASE("Grams of condition 1e18 leave the loss within its bound", "[torture]",
                         test_backends) {
   using namespace torture_suite;
