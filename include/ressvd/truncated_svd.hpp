@@ -234,7 +234,13 @@ svd_basis<B> factor_basis(B& be, matrix_view<const U, typename B::space> w, doub
   auto& values = basis.singular_values;
   values.resize(static_cast<std::size_t>((std::min)(rows, cols)));
   const auto longest = static_cast<double>((std::max)(rows, cols));
-  double resolution = longest * std::numeric_limits<typename B::scalar>::epsilon();
+  // Eigenvalues of a Gram are known to eps of the largest one, their square roots to √eps.
+  double resolution = std::sqrt(longest * std::numeric_limits<double>::epsilon());
+  if (report.algorithm != svd_algorithm::gram) {
+    const double eps = std::numeric_limits<typename B::scalar>::epsilon();
+    resolution = report.algorithm == svd_algorithm::exact ? longest * eps
+                                                          : (std::max)(resolution, longest * eps);
+  }
   if (report.algorithm == svd_algorithm::gram) {
     wide be64(be);
     auto frame = be64.frame();
@@ -242,7 +248,6 @@ svd_basis<B> factor_basis(B& be, matrix_view<const U, typename B::space> w, doub
     const auto q = be64.scratch(rows, options.rank);
     gram_svd<wide>(be64, a, values, q);
     be.copy(const_block_of<wide>(q).view(), basis.q.ref());
-    resolution = std::sqrt(longest * std::numeric_limits<double>::epsilon());
   } else {
     auto frame = be.frame();
     const auto a = weighed_matrix(be, w, unit, left, right, basis.total_energy);

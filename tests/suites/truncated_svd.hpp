@@ -109,6 +109,40 @@ double residual_error(const dense& left, const dense& w, const dense& right,
              frobenius(a);
 }
 
+/// Spectra of layers and harder ones, all with `count` values.
+struct named_spectrum {
+  const char* name;
+  std::vector<double> values;
+};
+inline std::vector<named_spectrum> spectra(index_t count) {
+  std::vector<double> flat;
+  std::vector<double> power;
+  for (index_t i = 0; i < count; ++i) {
+    flat.push_back(1.5 - static_cast<double>(i) / static_cast<double>(count));
+    power.push_back(1 / std::sqrt(static_cast<double>(i + 1)));
+  }
+  return {{"flat", flat},
+          {"power law", power},
+          {"exponential", geometric_spectrum(count, 1e3)},
+          {"steep", geometric_spectrum(count, 1e8)},
+          {"outliers", spiked_spectrum(count, 4)}};
+}
+
+/// ‖A − QQᵀA‖² for the leading columns of q, made orthonormal in double: what q's own rounding
+/// does to the span is second order.
+inline double span_loss(const dense& a, const dense& q, index_t rank) {
+  const dense basis = svd(left_cols(q, rank)).u;
+  return squared_norm(a - basis * (transpose(basis) * a));
+}
+
+/// Energy that rounding may take from a span: sums of m + n terms, whose roundings are independent,
+/// turn it by 4·√(m + n)·eps, and at an optimum the loss is quadratic in that.
+template <class B>
+double span_rounding(const dense& a) {
+  const double angle = 4 * std::sqrt(static_cast<double>(a.rows() + a.cols())) * eps<B>;
+  return angle * angle * squared_norm(a);
+}
+
 } // namespace svd_suite
 
 TEMPLATE_LIST_TEST_CASE("the loss of every slice is the tail of the singular values",
@@ -605,4 +639,153 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of the truncated SVD are refused", "[trunca
   CHECK_THROWS_WITH(ressvd::slice(be, wider.view(), both, 2), contains_text("W is 6 x 9"));
   CHECK_THROWS_WITH(basis.truncation_loss(7), contains_text("rank 7 of 6 singular values"));
   CHECK_THROWS_WITH(basis.truncation_loss(-1), contains_text("rank -1"));
+}
+
+TEMPLATE_LIST_TEST_CASE("subspace iteration reaches the tolerance asked for at every slice",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  struct shape {
+    index_t m, n;
+  };
+  for (const auto [m, n] : {shape{90, 130}, {130, 90}, {100, 100}}) {
+    const index_t count = (std::min)(m, n);
+    for (const auto& [name, spectrum] : spectra(count)) {
+      const problem<TestType> p(be, with_spectrum(m, n, spectrum, 40), dense(n, 1));
+      const std::vector<double> sigma = svd(p.w).s;
+      const double rounding = span_rounding<TestType>(p.w);
+      for (const index_t rank : {1, 20, 45}) {
+        for (const double tolerance : {1e-3, 1e-5}) {
+          INFO(m << " x " << n << ", " << name << ", rank " << rank << ", tolerance " << tolerance);
+          const auto basis = ressvd::truncated_svd(
+              be, p.placed_w.view(), {}, {},
+              {.rank = rank, .algorithm = svd_algorithm::subspace, .tolerance = tolerance});
+          CHECK(basis.report.algorithm == svd_algorithm::subspace);
+          CHECK(basis.report.applications >= 0.5);
+          CHECK(basis.report.sweeps <= 20);
+          CHECK(basis.report.excess_loss <= tolerance);
+          CHECK(p.placed_w.unchanged(be));
+          const dense q = values_of(be, basis.q);
+          CHECK(orthonormality_error(q) <= householder_tolerance(m, rank, eps<TestType>));
+          for (const index_t r : {rank, (rank + 1) / 2, (rank + 3) / 4}) {
+            INFO("slice " << r);
+            const double optimum = sum_of_squares_from(sigma, r);
+            const double allowed = (1 + tolerance) * optimum + rounding;
+            const double lost = span_loss(p.w, q, r);
+            CHECK(lost <= allowed);
+            // An upper bound, up to the rounding of energies in sums of the scalar.
+            CHECK(basis.truncation_loss(r) <=
+                  (1 + tolerance) * optimum + 20 * eps<TestType> * squared_norm(p.w));
+            CHECK(basis.truncation_loss(r) >= lost - 20 * eps<TestType> * squared_norm(p.w));
+          }
+          REQUIRE(static_cast<index_t>(basis.singular_values.size()) == count);
+          CHECK(std::is_sorted(basis.singular_values.rbegin(), basis.singular_values.rend()));
+          CHECK_THAT(basis.truncation_loss(0), WithinRel(basis.total_energy, 100 * eps<TestType>));
+          CHECK_THAT(basis.total_energy, WithinRel(squared_norm(p.w), 10 * eps<TestType>));
+        }
+      }
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("subspace iteration works in any metric", "[truncated_svd]",
+                        test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  const index_t m = 80;
+  const index_t n = 110;
+  const problem<TestType> p(be, random_normal(m, n, 41),
+                            activations(n, 300, 42, {.outlier_channels = 2, .dead_channels = 1}));
+  const auto whitening = ressvd::whiten(be, p.placed_g.view());
+  const auto left = make_metric(be, metric_kind::diagonal, m, 10, 43);
+  const auto right = make_metric(be, metric_kind::triangular, n, 10, 44);
+  const ressvd::svd_options options{.rank = 25, .algorithm = svd_algorithm::subspace};
+  const auto check = [&](const ressvd::metric<typename TestType::space>& l,
+                         const ressvd::metric<typename TestType::space>& r,
+                         const dense& left_factor, const dense& right_factor) {
+    const dense a = weighed(left_factor, p.w, right_factor);
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), l, r, options);
+    CHECK(basis.report.algorithm == svd_algorithm::subspace);
+    const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, 25));
+    const double optimum = sum_of_squares_from(svd(a).s, 25);
+    const double lost = squared_norm(weighed(left_factor, p.w - pair.product(), right_factor));
+    const double error = residual_error<TestType>(left_factor, p.w, right_factor, pair);
+    CHECK(lost <= (1 + options.tolerance) * optimum + loss_tolerance(optimum, error));
+    CHECK(lost >= optimum - loss_tolerance(optimum, error));
+  };
+  check({}, right.metric(), identity(m), right.factor);
+  check(left.metric(), {}, left.factor, identity(n));
+  check(left.metric(), right.metric(), left.factor, right.factor);
+
+  const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(), options);
+  const dense a = p.w * p.x;
+  const double damped = whitening.report.damping * squared_norm(p.w);
+  const double lost = span_loss(a, values_of(be, basis.q), 25);
+  CHECK(lost <= (1 + options.tolerance) * sum_of_squares_from(svd(a).s, 25) +
+                    span_rounding<TestType>(a) + damped);
+}
+
+TEMPLATE_LIST_TEST_CASE("subspace iteration gives the same for the same seed", "[truncated_svd]",
+                        test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  const problem<TestType> p(be, with_spectrum(70, 90, spiked_spectrum(70, 3), 45), dense(90, 1));
+  const auto factor = [&](std::uint64_t seed) {
+    return ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
+                                 {.rank = 20, .algorithm = svd_algorithm::subspace, .seed = seed});
+  };
+  const auto first = factor(7);
+  const auto again = factor(7);
+  CHECK(values_of(be, first.q) == values_of(be, again.q));
+  CHECK(first.singular_values == again.singular_values);
+  CHECK(first.report.excess_loss == again.report.excess_loss);
+  const auto other = factor(8);
+  CHECK_FALSE(values_of(be, first.q) == values_of(be, other.q));
+  CHECK(span_loss(p.w, values_of(be, other.q), 20) <=
+        1.001 * sum_of_squares_from(svd(p.w).s, 20) + span_rounding<TestType>(p.w));
+}
+
+TEMPLATE_LIST_TEST_CASE("subspace iteration serves ranks beyond the matrix's own",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  for (const index_t own_rank : {0, 1, 5, 18, 30}) {
+    for (const auto& [m, n] : {std::pair<index_t, index_t>{60, 80}, {80, 60}}) {
+      INFO(m << " x " << n << " of rank " << own_rank);
+      const dense w =
+          own_rank == 0 ? dense(m, n) : with_spectrum(m, n, geometric_spectrum(own_rank, 4), 46);
+      const problem<TestType> p(be, w, dense(n, 1));
+      const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
+                                               {.rank = 30, .algorithm = svd_algorithm::subspace});
+      CHECK(basis.report.algorithm == svd_algorithm::subspace);
+      const dense q = values_of(be, basis.q);
+      CHECK(orthonormality_error(q) <= householder_tolerance(m, 30, eps<TestType>));
+      CHECK(span_loss(p.w, q, 30) <= span_rounding<TestType>(p.w));
+      CHECK(basis.truncation_loss(30) <= 20 * eps<TestType> * squared_norm(p.w));
+      CHECK(std::all_of(basis.singular_values.begin(), basis.singular_values.end(),
+                        [](double s) { return std::isfinite(s); }));
+      if (own_rank < 30) CHECK(basis.report.numerical_rank == own_rank);
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("subspace iteration gives way where its block is the whole matrix",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  const problem<TestType> p(be, random_normal(20, 30, 47), dense(30, 1));
+  for (const index_t rank : {12, 20}) { // blocks of 20 and 28 columns
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
+                                             {.rank = rank, .algorithm = svd_algorithm::subspace});
+    CHECK(basis.report.algorithm == svd_algorithm::gram);
+    CHECK(basis.report.sweeps == 0);
+  }
+  const auto narrow = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
+                                            {.rank = 11, .algorithm = svd_algorithm::subspace});
+  CHECK(narrow.report.algorithm == svd_algorithm::subspace);
+  for (const double tolerance : {0.0, -1.0, not_a_number}) {
+    CHECK_THROWS_WITH(
+        ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, {.rank = 2, .tolerance = tolerance}),
+        contains_text("is not positive"));
+  }
 }

@@ -132,9 +132,6 @@ class subspace_iteration {
   /// ‖BᵀB·x − θx‖/θ below which a Ritz vector is locked: it misses 1e-3 of a direction, and the
   /// block has r/10 directions to spare.
   static constexpr double lock_residual = 0.03;
-  /// The contraction of the slowest direction overestimates what is left of all of them: 3 to 100
-  /// times on flat, power-law, exponential and outlier spectra.
-  static constexpr double caution = 0.5;
 
   block_type q() { return q_.col_range(locked(), active_); }
   block_type z() { return z_.col_range(locked(), active_); }
@@ -209,7 +206,7 @@ class subspace_iteration {
         const double contraction = std::clamp(kept * kept, 1e-6, 0.9);
         if (!estimated) {
           const double progress = (std::max)(*previous_loss / loss_at_rank - 1, 0.0);
-          outcome_.excess = caution * progress * contraction / (1 - contraction);
+          outcome_.excess = progress * contraction / (1 - contraction);
         } else {
           outcome_.excess *= contraction;
         }
