@@ -673,9 +673,10 @@ TEMPLATE_LIST_TEST_CASE("subspace iteration reaches the tolerance asked for at e
             const double allowed = (1 + tolerance) * optimum + rounding;
             const double lost = span_loss(p.w, q, r);
             CHECK(lost <= allowed);
-            // An upper bound, up to the rounding of energies in sums of the scalar.
+            // An upper bound, half a step of the iteration behind the slice, up to the rounding of
+            // energies in sums of the scalar.
             CHECK(basis.truncation_loss(r) <=
-                  (1 + tolerance) * optimum + 20 * eps<TestType> * squared_norm(p.w));
+                  (1 + 2 * tolerance) * optimum + 20 * eps<TestType> * squared_norm(p.w));
             CHECK(basis.truncation_loss(r) >= lost - 20 * eps<TestType> * squared_norm(p.w));
           }
           REQUIRE(static_cast<index_t>(basis.singular_values.size()) == count);

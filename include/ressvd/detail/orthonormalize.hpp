@@ -16,22 +16,34 @@
 
 namespace ressvd::inline v0::detail {
 
-/// One pass; returns max |l_ii − 1|, infinity when CᵀC is not numerically positive definite.
+struct cholesky_qr_report {
+  /// max |l_ii − 1|; infinity when CᵀC is not numerically positive definite.
+  double deviation = std::numeric_limits<double>::infinity();
+  /// min l_ii²/(CᵀC)_ii: the least that a column has outside the span of those before it. The
+  /// result is orthonormal to about eps over this.
+  double independence = 0;
+};
+
+/// One pass, c ← c·L⁻ᵀ; c is left as it is when there is no L.
 template <backend B>
-double cholesky_qr_pass(B& be, block_of<B> c) {
+cholesky_qr_report cholesky_qr_pass(B& be, block_of<B> c) {
   using T = typename B::scalar;
   auto frame = be.frame();
   const auto l = be.scratch(c.cols, c.cols);
   be.fill(l, T{0});
   be.add_gram(const_block_of<B>(c).view().transposed(), l);
-  if (be.potrf(l) != 0) return std::numeric_limits<double>::infinity();
+  std::vector<double> squares(static_cast<std::size_t>(c.cols));
+  be.diagonal(l, squares);
+  if (be.potrf(l) != 0) return {};
   be.trsm(side::right, op::transpose, l, c);
-  std::vector<double> pivots(static_cast<std::size_t>(c.cols));
+  std::vector<double> pivots(squares.size());
   be.diagonal(l, pivots);
-  double deviation = 0;
-  for (const double p : pivots)
-    deviation = (std::max)(deviation, std::abs(p - 1));
-  return deviation;
+  cholesky_qr_report report{.deviation = 0, .independence = 1};
+  for (std::size_t i = 0; i < pivots.size(); ++i) {
+    report.deviation = (std::max)(report.deviation, std::abs(pivots[i] - 1));
+    report.independence = (std::min)(report.independence, pivots[i] * pivots[i] / squares[i]);
+  }
+  return report;
 }
 
 /// c: m × k, m ≥ k, becomes an orthonormal basis whose leading columns span what c's leading
@@ -43,7 +55,9 @@ void orthonormalize(B& be, block_of<B> c) {
   be.copy(const_block_of<B>(c).view(), kept);
   // A second pass that still finds pivots far from 1 tells that the first one started beyond
   // κ(C)² eps = 1.
-  if (std::isfinite(cholesky_qr_pass(be, c)) && cholesky_qr_pass(be, c) < 0.1) return;
+  if (std::isfinite(cholesky_qr_pass(be, c).deviation) && cholesky_qr_pass(be, c).deviation < 0.1) {
+    return;
+  }
   be.copy(const_block_of<B>(kept).view(), c);
   be.thin_qr(c, be.scratch(c.cols, c.cols));
 }

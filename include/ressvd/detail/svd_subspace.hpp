@@ -125,6 +125,7 @@ class subspace_iteration {
   };
 
   static constexpr bool is_float = sizeof(T) == 4;
+  static constexpr auto eps = static_cast<double>(std::numeric_limits<T>::epsilon());
   static constexpr index_t largest_degree = 4;
   static constexpr index_t most_sweeps = 60;
   /// What a filter may lift: half of float's digits stay for the directions it lifts least.
@@ -132,6 +133,9 @@ class subspace_iteration {
   /// ‖BᵀB·x − θx‖/θ below which a Ritz vector is locked: it misses 1e-3 of a direction, and the
   /// block has r/10 directions to spare.
   static constexpr double lock_residual = 0.03;
+
+  /// The slowest direction contracts less than the sum over many does.
+  double caution() const { return options_.rank >= 16 ? 0.5 : 1; }
 
   block_type q() { return q_.col_range(locked(), active_); }
   block_type z() { return z_.col_range(locked(), active_); }
@@ -174,7 +178,6 @@ class subspace_iteration {
   }
 
   void iterate() {
-    constexpr auto eps = static_cast<double>(std::numeric_limits<T>::epsilon());
     // What forming A and taking parts out of it leaves of rounding.
     const double noise = eps * eps * static_cast<double>(short_ + long_) * total_;
     std::optional<double> previous_loss;
@@ -185,17 +188,22 @@ class subspace_iteration {
     for (;; ++outcome_.sweeps) {
       forward(q(), z());
       double loss = remaining_ - be_.dot(z(), z());
+      if (loss < 0.01 * remaining_) {
+        polish(q(), z());
+        loss = remaining_ - be_.dot(z(), z());
+      }
       // A loss that rounding hides in the difference shows when the largest part is taken out.
       const auto hidden = [&] { return loss <= 4 * eps * remaining_ && remaining_ > noise; };
       while (hidden() && active_ >= 16 && lock(active_ / 4, 1) > 0)
         loss = remaining_ - be_.dot(z(), z());
-      if (loss <= noise) return finish(loss, 0);
       if (hidden()) {
-        if (++hidden_sweeps > 4) return finish(loss, 4 * eps * remaining_ / loss);
+        if (++hidden_sweeps > 4) return finish(4 * eps * remaining_ / loss);
         half_steps();
         orthonormalize_active();
         continue;
       }
+
+      if (loss <= noise) return finish(0);
 
       interval theta = ritz_interval();
       const double loss_at_rank = loss + theta.beyond;
@@ -206,13 +214,13 @@ class subspace_iteration {
         const double contraction = std::clamp(kept * kept, 1e-6, 0.9);
         if (!estimated) {
           const double progress = (std::max)(*previous_loss / loss_at_rank - 1, 0.0);
-          outcome_.excess = progress * contraction / (1 - contraction);
+          outcome_.excess = caution() * progress * contraction / (1 - contraction);
         } else {
           outcome_.excess *= contraction;
         }
         estimated = true;
         if (outcome_.excess <= options_.tolerance || outcome_.sweeps >= most_sweeps) {
-          return finish(loss, outcome_.excess);
+          return finish(outcome_.excess);
         }
       }
       previous_loss = loss_at_rank;
@@ -233,8 +241,10 @@ class subspace_iteration {
     }
   }
 
-  void finish(double loss, double excess) {
-    outcome_.tail = loss; // of the whole block; Rayleigh–Ritz adds what it drops
+  void finish(double excess) {
+    polish(q(), z());
+    // Of the whole block; Rayleigh–Ritz adds what it drops.
+    outcome_.tail = remaining_ - be_.dot(z(), z());
     outcome_.excess = excess;
   }
 
@@ -278,38 +288,61 @@ class subspace_iteration {
     backward(T{1}, z(), T{0}, q());
   }
 
-  /// Within the complement of what is locked.
+  /// Within the complement of what is locked. One pass of Cholesky QR where the columns are
+  /// independent enough: between sweeps a basis need not be orthonormal to the last digits.
   void orthonormalize_active() {
+    auto frame = be_.frame();
     if (locked() > 0) {
-      auto frame = be_.frame();
       const auto fixed = q_.left_cols(locked());
       const auto overlap = be_.scratch(locked(), active_);
       be_.gemm(op::transpose, op::none, T{1}, fixed, q(), T{0}, overlap);
       be_.gemm(op::none, op::none, T{-1}, fixed, overlap, T{1}, q());
     }
-    orthonormalize(be_, q());
+    if (cholesky_qr_pass(be_, q()).independence * 1e-4 < eps) orthonormalize(be_, q());
   }
 
-  /// zᵀz in double, both triangles.
+  /// The second pass, for columns of Q and their images under B.
+  void polish(block_type x, block_type image) {
+    auto frame = be_.frame();
+    const auto l = be_.scratch(x.cols, x.cols);
+    be_.fill(l, T{0});
+    be_.add_gram(const_block_of<B>(x).view().transposed(), l);
+    be_.potrf(l);
+    be_.trsm(side::right, op::transpose, l, x);
+    be_.trsm(side::right, op::transpose, l, image);
+  }
+
+  /// zᵀz, summed in double.
   wide_block gram_of(block_type z) {
     const auto h = be64_.scratch(z.cols, z.cols);
     be64_.fill(h, 0.0);
     be64_.add_gram(const_block_of<B>(z).view().transposed(), h);
-    be64_.mirror_lower(h);
+    return h;
+  }
+
+  /// zᵀz of the active columns, summed in the backend's scalar; both triangles.
+  wide_block rough_gram() {
+    const auto h = be64_.scratch(active_, active_);
+    auto frame = be_.frame();
+    const auto sum = be_.scratch(active_, active_);
+    be_.fill(sum, T{0});
+    be_.add_gram(const_block_of<B>(z()).view().transposed(), sum);
+    be_.mirror_lower(sum);
+    be64_.copy(const_block_of<B>(sum).view(), h);
     return h;
   }
 
   /// Ritz values of zᵀz: the b − r lowest by inverse iteration, the highest by power iteration.
   interval ritz_interval() {
     auto frame = be64_.frame();
-    const auto h = gram_of(z());
+    const auto h = rough_gram();
     std::vector<double> diagonal(static_cast<std::size_t>(active_));
     be64_.diagonal(h, diagonal);
     double trace = 0;
     for (const double d : diagonal)
       trace += d;
     // Far below what rounding leaves of the lowest value; makes the factorisation exist.
-    double shift = trace * static_cast<double>(std::numeric_limits<T>::epsilon()) / 16;
+    double shift = trace * eps / 16;
     const auto l = be64_.scratch(active_, active_);
     for (;; shift *= 16) {
       be64_.copy(const_block_of<wide>(h).view(), l);
@@ -337,7 +370,7 @@ class subspace_iteration {
 
   double largest_eigenvalue() {
     auto frame = be64_.frame();
-    return largest_eigenvalue(gram_of(z()));
+    return largest_eigenvalue(rough_gram());
   }
   /// Power iteration on a few columns reaches 9/10 of it.
   double largest_eigenvalue(wide_block h) {
@@ -373,6 +406,7 @@ class subspace_iteration {
     auto frame = be_.frame();
     const auto lead = q().left_cols(count);
     const auto image = z().left_cols(count);
+    polish(lead, image);
     std::vector<double> theta(static_cast<std::size_t>(count));
     {
       auto inner = be_.frame();
