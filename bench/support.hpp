@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the benchmarks share: the backends at hand, the time of one product on them, and matrices
+// whose singular values are known.
+#pragma once
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <numbers>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "ressvd/compiled.hpp"
+#ifdef RESSVD_BENCH_LAPACK
+#include "ressvd/backend/lapack.hpp"
+#endif
+
+namespace bench {
+
+using namespace ressvd;
+
+template <class T>
+constexpr const char* name_of(const eigen_backend<T>&) {
+  return "eigen";
+}
+#ifdef RESSVD_BENCH_LAPACK
+template <class T>
+constexpr const char* name_of(const lapack_backend<T>&) {
+  return "lapack";
+}
+#endif
+
+/// Calls f(backend in float) for every CPU backend of this build.
+template <class F>
+void for_each_backend(F f) {
+  f(eigen_backend<float>{});
+#ifdef RESSVD_BENCH_LAPACK
+  f(lapack_backend<float>{});
+#endif
+}
+
+template <class F>
+double seconds_of(F f) {
+  const auto start = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Median time of c ← a·b, m × k times k × n, measured once in this process.
+template <class B>
+double gemm_seconds(B& be, index_t m, index_t k, index_t n) {
+  static std::map<std::tuple<index_t, index_t, index_t>, double> known;
+  double& seconds = known[{m, k, n}];
+  if (seconds > 0) return seconds;
+  using T = typename B::scalar;
+  auto a = be.allocate(m, k);
+  auto b = be.allocate(k, n);
+  auto c = be.allocate(m, n);
+  be.random_normal(a.ref(), 1);
+  be.random_normal(b.ref(), 2);
+  std::array<double, 5> times{};
+  for (double& t : times) {
+    t = seconds_of([&] { be.gemm(op::none, op::none, T{1}, a.ref(), b.ref(), T{0}, c.ref()); });
+  }
+  std::sort(times.begin(), times.end());
+  return seconds = times[times.size() / 2];
+}
+
+/// Singular values as whitened layers of language models have them (a few enormous ones, a power
+/// law, an end that falls off), or a flat spectrum, the hardest for iterations.
+enum class spectrum { layer, flat };
+
+inline const char* name_of(spectrum kind) {
+  return kind == spectrum::layer ? "layer" : "flat";
+}
+
+inline std::vector<double> singular_values(spectrum kind, index_t count) {
+  std::vector<double> values;
+  for (index_t i = 0; i < count; ++i) {
+    const double x = static_cast<double>(i) / static_cast<double>(count);
+    values.push_back(kind == spectrum::flat
+                         ? 1.5 - x
+                         : 3 * std::pow(static_cast<double>(i + 1), -0.35) * (1 - 0.9 * x));
+  }
+  if (kind == spectrum::layer) {
+    values[0] = 3000;
+    values[1] = 200;
+    values[2] = 40;
+  }
+  return values;
+}
+
+/// m × n with these singular values: cosine transforms with random signs as singular vectors.
+struct known_matrix {
+  matrix<float> a;
+  std::vector<double> sigma;
+
+  known_matrix(spectrum kind, index_t m, index_t n)
+      : sigma(singular_values(kind, (std::min)(m, n))) {
+    eigen_backend<float> be;
+    auto u = transform(be, m, 1);
+    auto v = transform(be, n, 2);
+    for (index_t i = 0; i < u.cols(); ++i)
+      be.scale(static_cast<float>(sigma[static_cast<std::size_t>(i)]), u.ref().col_range(i, 1));
+    a = be.allocate(m, n);
+    be.gemm(op::none, op::transpose, 1.0f, u.ref(), v.ref(), 0.0f, a.ref());
+  }
+
+  double optimum(index_t rank) const {
+    double tail = 0;
+    for (auto i = sigma.size(); i-- > static_cast<std::size_t>(rank);)
+      tail += sigma[i] * sigma[i];
+    return tail;
+  }
+
+ private:
+  matrix<float> transform(eigen_backend<float>& be, index_t size, std::uint64_t seed) const {
+    const auto count = static_cast<index_t>(sigma.size());
+    auto q = be.allocate(size, count);
+    const auto n = static_cast<double>(size);
+    for (index_t i = 0; i < size; ++i) {
+      const double sign =
+          (detail::random_bits(seed, static_cast<std::uint64_t>(i)) & 1) != 0 ? 1.0 : -1.0;
+      for (index_t j = 0; j < count; ++j) {
+        const double angle =
+            std::numbers::pi * (static_cast<double>(i) + 0.5) * static_cast<double>(j) / n;
+        q.ref().data[i + j * size] =
+            static_cast<float>(sign * std::sqrt((j == 0 ? 1 : 2) / n) * std::cos(angle));
+      }
+    }
+    return q;
+  }
+};
+
+/// The last matrix asked for: benchmarks of one matrix stand side by side.
+inline const known_matrix& known_matrix_of(spectrum kind, index_t m, index_t n) {
+  static std::tuple<spectrum, index_t, index_t> held{};
+  static std::unique_ptr<known_matrix> made;
+  if (!made || held != std::tuple(kind, m, n)) {
+    made.reset();
+    made = std::make_unique<known_matrix>(kind, m, n);
+    held = {kind, m, n};
+  }
+  return *made;
+}
+
+} // namespace bench
