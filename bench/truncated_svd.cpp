@@ -66,11 +66,13 @@ void factor(benchmark::State& state, B be, spectrum kind, shape s, index_t rank,
   if (basis.report.algorithm != options.algorithm) {
     return state.SkipWithError("another algorithm ran");
   }
-  const bool iterated = options.algorithm == svd_algorithm::subspace;
+  // A dense SVD in float errs by eps of the largest singular value, everywhere.
+  const double tolerance = options.algorithm == svd_algorithm::subspace ? options.tolerance
+                           : options.algorithm == svd_algorithm::gram   ? 1e-5
+                                                                        : 1e-2;
   state.counters["applications"] = basis.report.applications;
   state.counters["sweeps"] = static_cast<double>(basis.report.sweeps);
-  report(state, be, s, seconds, excess_loss(be, known, basis.q.ref().left_cols(rank)),
-         iterated ? options.tolerance : 1e-5);
+  report(state, be, s, seconds, excess_loss(be, known, basis.q.ref().left_cols(rank)), tolerance);
 }
 
 #ifdef RESSVD_BENCH_LAPACK
@@ -122,7 +124,7 @@ void published(benchmark::State& state, spectrum kind, shape s, index_t rank) {
     state.SetIterationTime(time);
     seconds += time;
   }
-  report(state, be, s, seconds, excess_loss(be, known, u.ref().left_cols(rank)), 1e-4);
+  report(state, be, s, seconds, excess_loss(be, known, u.ref().left_cols(rank)), 1e-2);
 }
 #endif
 
