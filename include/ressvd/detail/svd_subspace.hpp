@@ -227,7 +227,7 @@ class subspace_iteration {
 
       const bool may_lock = active_ > columns_ / 2 && active_ >= 16;
       if (may_lock && lift(theta, 3) > largest_lift && lock(active_ / 4, 1) > 0) {
-        theta.highest = largest_eigenvalue();
+        theta.highest = 1.1 * highest_unlocked_;
       }
       damped_up_to = theta.lowest;
       if (lift(theta, 1) > 2 * largest_lift) {
@@ -356,7 +356,7 @@ class subspace_iteration {
     for (int step = 0; step < 4; ++step) {
       be64_.trsm(side::left, op::none, l, x);
       be64_.trsm(side::left, op::transpose, l, x);
-      orthonormalize(be64_, x);
+      if (step % 2 == 1) orthonormalize(be64_, x);
     }
     const std::vector<double> values = ritz_values(h, x); // ascending
     interval theta;
@@ -368,10 +368,6 @@ class subspace_iteration {
     return theta;
   }
 
-  double largest_eigenvalue() {
-    auto frame = be64_.frame();
-    return largest_eigenvalue(rough_gram());
-  }
   /// Power iteration on a few columns reaches 9/10 of it.
   double largest_eigenvalue(wide_block h) {
     auto frame = be64_.frame();
@@ -428,6 +424,7 @@ class subspace_iteration {
       const double limit = (1 + lock_residual * lock_residual) * theta[i] * theta[i];
       if (!(theta[i] > ratio * theta.back() && squares[i] <= limit)) break;
     }
+    highest_unlocked_ = theta[static_cast<std::size_t>((std::min)(done, count - 1))];
     if (done == 0) return 0;
     const auto x = lead.left_cols(done);
     const auto bx = image.left_cols(done);
@@ -490,7 +487,8 @@ class subspace_iteration {
   block_type q_;    ///< short × b
   block_type z_;    ///< long × b
   double total_ = 0;
-  double remaining_ = 0; ///< energy of A without what is locked
+  double highest_unlocked_ = 0; ///< Ritz value that the last call of lock stopped at
+  double remaining_ = 0;        ///< energy of A without what is locked
   subspace_outcome outcome_;
 };
 
