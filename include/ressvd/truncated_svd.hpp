@@ -36,7 +36,7 @@
 namespace ressvd::inline v0 {
 
 enum class svd_algorithm : std::uint8_t {
-  automatic, ///< gram for float, exact for double
+  automatic, ///< by shape, rank, scalar and backend: see detail::chosen_algorithm
   exact,     ///< dense SVD of A in the backend's scalar; workspace at most 3mn + n² scalars
   gram,    ///< eigendecomposition of AAᵀ or AᵀA in double; workspace 2 mn + min(m, n)² doubles
   subspace ///< Chebyshev-filtered subspace iteration in the backend's scalar, to svd_options'
@@ -141,6 +141,16 @@ block_of<B> weighed_matrix(B& be, matrix_view<const U, typename B::space> w, dou
   return a;
 }
 
+/// Whether the backend says that its eigendecompositions run at the speed of gemm.
+template <backend B>
+constexpr bool fast_eigh() {
+  if constexpr (requires { B::eigh_runs_in_gemm; }) {
+    return B::eigh_runs_in_gemm;
+  } else {
+    return false;
+  }
+}
+
 /// Makes `count` of the leading singular values: the others share what is left of the energy.
 inline void append_even_tail(std::vector<double>& values, double tail, index_t count) {
   const auto unknown = static_cast<double>(count - static_cast<index_t>(values.size()));
@@ -149,14 +159,26 @@ inline void append_even_tail(std::vector<double>& values, double tail, index_t c
 }
 
 /// Which algorithm runs for `asked`: A is rows × cols.
+///
+/// In float, subspace is faster than gram from 512 rows or columns on, up to a share of the shorter
+/// side that depends on what an eigendecomposition costs in products (docs/performance.md): 0.5 on
+/// Eigen's one thread, 0.3 on LAPACK's divide and conquer, which runs in gemm; less where A is
+/// long and the Gram, its only cost that grows with the longer side, cheap. In double, automatic
+/// means the digits of double.
 template <backend B>
 svd_algorithm chosen_algorithm(svd_algorithm asked, index_t rows, index_t cols, index_t rank) {
-  constexpr bool is_double = std::is_same_v<typename B::scalar, double>;
-  if (asked == svd_algorithm::subspace && subspace_block(rank) >= (std::min)(rows, cols)) {
+  const index_t shorter = (std::min)(rows, cols);
+  const index_t longer = (std::max)(rows, cols);
+  if (asked == svd_algorithm::subspace && subspace_block(rank) >= shorter) {
     return svd_algorithm::gram;
   }
   if (asked != svd_algorithm::automatic) return asked;
-  return is_double ? svd_algorithm::exact : svd_algorithm::gram;
+  if constexpr (std::is_same_v<typename B::scalar, double>) return svd_algorithm::exact;
+  const double share = fast_eigh<B>() ? 0.3 : 0.5;
+  const double crossover =
+      share * static_cast<double>(shorter) * (longer >= 2 * shorter ? 0.5 : 1.0);
+  return shorter >= 512 && static_cast<double>(rank) <= crossover ? svd_algorithm::subspace
+                                                                  : svd_algorithm::gram;
 }
 
 /// Refuses NaN and infinity in a factor. A triangle is not looked at, since what is above the

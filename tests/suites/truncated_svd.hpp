@@ -790,3 +790,24 @@ TEMPLATE_LIST_TEST_CASE("subspace iteration gives way where its block is the who
         contains_text("is not positive"));
   }
 }
+
+TEMPLATE_LIST_TEST_CASE("automatic takes the faster algorithm that keeps the scalar's digits",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  const auto chosen = [](index_t rows, index_t cols, index_t rank) {
+    return ressvd::detail::chosen_algorithm<TestType>(svd_algorithm::automatic, rows, cols, rank);
+  };
+  if constexpr (std::is_same_v<typename TestType::scalar, double>) {
+    CHECK(chosen(4096, 4096, 100) == svd_algorithm::exact);
+  } else {
+    CHECK(chosen(4096, 4096, 1228) == svd_algorithm::subspace);
+    CHECK(chosen(4096, 4096, 2500) == svd_algorithm::gram);
+    CHECK(chosen(4096, 1024, 100) == svd_algorithm::subspace);
+    CHECK(chosen(1024, 4096, 500) == svd_algorithm::gram);
+    CHECK(chosen(300, 4096, 10) == svd_algorithm::gram);
+    auto be = make_backend<TestType>();
+    const problem<TestType> p(be, random_normal(512, 520, 48), dense(520, 1));
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, {.rank = 8});
+    CHECK(basis.report.algorithm == svd_algorithm::subspace);
+  }
+}

@@ -82,6 +82,9 @@ class lapack_backend : public host_backend<lapack_backend<T>, T> {
   template <compute_scalar U>
   using rebind = lapack_backend<U>;
 
+  /// Divide and conquer; see svd_algorithm::automatic.
+  static constexpr bool eigh_runs_in_gemm = true;
+
   /// Owns a context that grows on demand.
   lapack_backend() = default;
   /// Computes on a given context, e.g. one with the engine's own buffer.
