@@ -80,5 +80,6 @@ for ratio in "${ratios[@]}"; do
 done
 printf '\n'
 "$program" table "${reports[@]}" --ratio-chart "$out/perplexity_against_ratio.svg"
+"$program" table "$out/tempered-0.4.json" --rank-chart "$out/kept_by_layer-0.4.svg" >/dev/null
 printf '\nCharts:\n'
 ls "$out"/*.svg

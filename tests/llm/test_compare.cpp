@@ -196,13 +196,17 @@ TEST_CASE("samples, reports, tables and charts on the command line", "[compare]"
     CHECK_THAT(llm_test::read(file(layers) + ".svg"), contains_text("<polyline"));
   }
   const auto report = nlohmann::json::parse(llm_test::read(file("auto.json")));
-  const outcome table = run_command(
-      {"table", file("all.json"), file("auto.json"), "--ratio-chart", file("ratio.svg")});
+  const outcome table = run_command({"table", file("all.json"), file("auto.json"), "--ratio-chart",
+                                     file("ratio.svg"), "--rank-chart", file("ranks.svg")});
   CHECK(table.status == 0);
   CHECK(std::count(table.out.begin(), table.out.end(), '\n') == 3);
   CHECK_THAT(table.out, contains_text(report["parameters"].dump()));
   CHECK_THAT(table.out, contains_text(report["bytes"].dump()));
   CHECK(fs::exists(file("ratio.svg")));
+  // A line for every kind of matrix.
+  const std::string ranks = llm_test::read(file("ranks.svg"));
+  for (const char* module : {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"})
+    CHECK_THAT(ranks, contains_text(module));
   CHECK(run_command({"table", file("s.u16")}).status == 2);
   llm_test::write(file("other.json"), "{}");
   CHECK_THAT(run_command({"table", file("other.json")}).err, contains_text("is no report"));

@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands/table.hpp"
 
+#include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
+
+#include <ressvd/layer_ratio.hpp>
 
 #include "io/error.hpp"
 #include "io/json_text.hpp"
@@ -28,6 +34,14 @@ struct table_command {
   std::vector<std::filesystem::path> reports;
   std::filesystem::path ratio_chart;
   std::filesystem::path search_chart;
+  std::filesystem::path rank_chart;
+};
+
+// What a matrix keeps of its parameters; 1 when it is dense.
+struct kept_share {
+  std::int64_t layer = 0;
+  std::string module; // q_proj, fc1, …
+  double share = 1;
 };
 
 // What the table shows of one report.
@@ -47,7 +61,26 @@ struct run_summary {
   double seconds = 0;
   std::vector<double> tried; // values of k, with their final-layer errors
   std::vector<double> errors;
+  std::vector<kept_share> kept;
 };
+
+// Of an entry of the report's matrices, named "….layers.7.….q_proj".
+kept_share kept_of(const nlohmann::json& matrix) {
+  const auto name = matrix.at("name").get<std::string>();
+  const std::string_view marker = "layers.";
+  const auto at = name.find(marker);
+  kept_share kept{.layer = 0, .module = printable(name.substr(name.rfind('.') + 1)), .share = 1};
+  if (at != std::string::npos) {
+    const char* const digits = name.data() + at + marker.size();
+    std::from_chars(digits, name.data() + name.size(), kept.layer);
+  }
+  if (!matrix.at("rank").is_null()) {
+    kept.share = 1 - ressvd::ratio_of_rank(matrix.at("rows").get<std::int64_t>(),
+                                           matrix.at("cols").get<std::int64_t>(),
+                                           matrix.at("rank").get<std::int64_t>());
+  }
+  return kept;
+}
 
 run_summary read_report(const std::filesystem::path& file) {
   const nlohmann::json json = parse_json(file, read_text(file, largest_report));
@@ -77,8 +110,12 @@ run_summary read_report(const std::filesystem::path& file) {
     }
     for (const auto& stage : json.at("seconds"))
       run.seconds += stage.get<double>();
+    for (const auto& matrix : json.at("matrices"))
+      run.kept.push_back(kept_of(matrix));
     return run;
   } catch (const nlohmann::json::exception&) {
+    throw file_error(file, "is no report of 'ressvd-llm compress'");
+  } catch (const std::invalid_argument&) { // shapes and ranks that contradict each other
     throw file_error(file, "is no report of 'ressvd-llm compress'");
   }
 }
@@ -135,6 +172,26 @@ chart error_against_layers(const std::vector<run_summary>& runs) {
   return picture;
 }
 
+// A line for every kind of matrix.
+chart kept_against_layer(const run_summary& run) {
+  chart picture{.title = "What each matrix keeps: " + run.method + ", " + run.allocation +
+                         ", ratio " + cell(run.ratio, 2),
+                .x_label = "layer",
+                .y_label = "share of its parameters",
+                .y_from_zero = true,
+                .lines = {}};
+  for (const kept_share& kept : run.kept) {
+    auto line = std::find_if(picture.lines.begin(), picture.lines.end(),
+                             [&](const chart_line& l) { return l.label == kept.module; });
+    if (line == picture.lines.end()) {
+      line = picture.lines.insert(line, {.label = kept.module, .x = {}, .y = {}});
+    }
+    line->x.push_back(static_cast<double>(kept.layer));
+    line->y.push_back(kept.share);
+  }
+  return picture;
+}
+
 void write_chart(const std::filesystem::path& file, const chart& picture, const char* what) {
   bool any = false;
   for (const chart_line& line : picture.lines)
@@ -154,6 +211,9 @@ void run(const table_command& line) {
   if (!line.search_chart.empty()) {
     write_chart(line.search_chart, error_against_layers(runs), "a search over last layers");
   }
+  if (!line.rank_chart.empty()) {
+    write_chart(line.rank_chart, kept_against_layer(runs.front()), "matrices");
+  }
 }
 
 } // namespace
@@ -167,6 +227,8 @@ void add_table(CLI::App& app) {
                       "Write an SVG chart of the perplexity against the ratio");
   command->add_option("--search-chart", line->search_chart,
                       "Write an SVG chart of the final-layer error against k");
+  command->add_option("--rank-chart", line->rank_chart,
+                      "Write an SVG chart of what each matrix of the first report keeps");
   command->callback([line] { run(*line); });
 }
 
