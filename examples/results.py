@@ -30,17 +30,18 @@ METHODS = {
 ALLOCATIONS = {
     "uniform": "--last-layers all",
     "last-k": "--last-layers auto",
-    "sensitivity": "--allocation sensitivity",
+    "sensitivity": "--allocation sensitivity --probe-ranks 1",
 }
 # What is tried on top of tempered whitening with ranks by sensitivity.
 VARIANTS = {
-    "p=1": "--power 1",
-    "p=auto": "--power auto --heldout-samples 16",
+    "p=1": "--power 1 --probe-ranks 1",
+    "p=auto": "--power auto --probe-ranks 1 --heldout-samples 16",
     "two probe ranks": "--power 0.6 --probe-ranks 2",
-    "second round": "--power 0.6 --rounds 2 --heldout-samples 16",
-    "update": "--power 0.6 --update --update-target 0.5",
-    "retruncate": "--power 0.6 --retruncate",
-    "retruncate, p=1": "--power 1 --retruncate",
+    "second round": "--power 0.6 --probe-ranks 1 --rounds 2 --heldout-samples 16",
+    "update": "--power 0.6 --probe-ranks 1 --update --update-target 0.5",
+    "retruncate": "--power 0.6 --probe-ranks 1 --retruncate",
+    "retruncate, p=1": "--power 1 --probe-ranks 1 --retruncate",
+    "two probe ranks, retruncate": "--power 0.6 --probe-ranks 2 --retruncate",
 }
 
 

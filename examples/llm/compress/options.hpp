@@ -40,6 +40,7 @@ struct compress_options {
   double asvd_alpha = 0.5;
   std::optional<double> power;  // tempered; absent: chosen on held-out samples
   std::filesystem::path fisher; // fwsvd
+  std::filesystem::path grams;  // of the matrices' inputs, in place of those of the samples
   bool update = false;          // closed-form update from the inputs the compressed prefix makes
   bool retruncate = false;      // each matrix truncated anew, fitted to those inputs
   // 0: outputs for those inputs, 1: the original outputs; between: a mix. Absent: 0 for the update,
@@ -56,7 +57,7 @@ struct compress_options {
   std::int64_t search_samples = 16;
   std::int64_t heldout_samples = 16;
   std::int64_t probe_samples = 8;
-  int probe_ranks = 1; // at which every matrix is probed: 2 fit a curvature
+  int probe_ranks = 2; // at which every matrix is probed: 2 fit a curvature
   int rounds = 1;      // of probes; the later ones at the solution of those before
 
   backend_choice backend = backend_choice::cpu;
@@ -80,6 +81,10 @@ inline bool refits(const compress_options& o) {
 inline double target_mix(const compress_options& o) {
   return o.update_target.value_or(o.retruncate ? 0.5 : 0.0);
 }
+
+// How many calibration samples pass through the model. With Grams from a file: those that the
+// choice of ranks and the fits ask for.
+std::int64_t samples_needed(const compress_options& options);
 
 // All options that the output's bytes depend on, as one line of text.
 std::string fingerprint(const compress_options& options);
