@@ -10,6 +10,7 @@
 #include <cblas.h>
 #include <lapacke.h>
 
+#include <cmath>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -43,7 +44,7 @@ struct routines<float> {
   static constexpr auto syrk = &cblas_ssyrk;
   static constexpr auto trmm = &cblas_strmm;
   static constexpr auto trsm = &cblas_strsm;
-  static constexpr auto potrf = &LAPACKE_spotrf;
+  static constexpr auto potrf = &LAPACKE_spotrf_work;
   static constexpr auto geqrf = &LAPACKE_sgeqrf;
   static constexpr auto orgqr = &LAPACKE_sorgqr;
   static constexpr auto syevd = &LAPACKE_ssyevd;
@@ -57,7 +58,7 @@ struct routines<double> {
   static constexpr auto syrk = &cblas_dsyrk;
   static constexpr auto trmm = &cblas_dtrmm;
   static constexpr auto trsm = &cblas_dtrsm;
-  static constexpr auto potrf = &LAPACKE_dpotrf;
+  static constexpr auto potrf = &LAPACKE_dpotrf_work;
   static constexpr auto geqrf = &LAPACKE_dgeqrf;
   static constexpr auto orgqr = &LAPACKE_dorgqr;
   static constexpr auto syevd = &LAPACKE_dsyevd;
@@ -129,7 +130,12 @@ class lapack_backend : public host_backend<lapack_backend<T>, T> {
     if (c.empty()) return 0;
     const lapack_int info =
         routines::potrf(LAPACK_COL_MAJOR, 'L', size(c.rows), c.data, size(c.ld));
-    return info < 0 ? 1 : info; // below zero: LAPACKE met a NaN
+    // An infinite or undefined pivot passes LAPACK's test.
+    const index_t factored = info == 0 ? c.rows : info - 1;
+    for (index_t i = 0; i < factored; ++i) {
+      if (!std::isfinite(c.data[i + i * c.ld])) return i + 1;
+    }
+    return info;
   }
 
   void thin_qr(block<T> c, block<T> r) {
