@@ -135,11 +135,11 @@ class subspace_iteration {
   static constexpr double lock_residual = 0.03;
 
   /// The slowest direction's contraction overestimates what is left of the sum over many, the more
-  /// the looser the tolerance. With this factor the estimate was 0.9 to 50 times what was left on
+  /// the looser the tolerance. With this factor the estimate was 1 to 50 times what was left on
   /// flat, Gaussian, power-law, exponential and outlier spectra.
   double caution() const {
     const double few = options_.rank < 16 ? 1 : options_.rank < 64 ? 0.5 : 0.25;
-    return (std::max)(few, 0.25 * std::pow(1e-3 / options_.tolerance, 0.45));
+    return (std::max)(few, 0.25 * std::sqrt(1e-3 / options_.tolerance));
   }
 
   block_type q() { return q_.col_range(locked(), active_); }
