@@ -17,7 +17,7 @@ function(ressvd_add_cuda)
   get_target_property(nvrtc CUDA::nvrtc IMPORTED_LOCATION)
   add_library(ressvd::cuda INTERFACE IMPORTED)
   target_link_libraries(ressvd::cuda INTERFACE
-    ressvd::ressvd CUDA::cudart CUDA::cublas CUDA::cusolver CUDA::curand ${nvrtc})
+    ressvd::ressvd CUDA::cudart CUDA::cublas CUDA::cusolver ${nvrtc})
 endfunction()
 
 # Makes the target ressvd::lapack when LAPACKE and a BLAS with the C interface are found: OpenBLAS

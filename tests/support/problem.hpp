@@ -119,9 +119,10 @@ inline std::string name_of(ressvd::svd_algorithm algorithm) {
       return "exact";
     case ressvd::svd_algorithm::gram:
       return "gram";
-    default:
-      return "other";
+    case ressvd::svd_algorithm::subspace:
+      return "subspace";
   }
+  return "";
 }
 
 } // namespace support
