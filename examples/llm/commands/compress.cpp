@@ -139,12 +139,14 @@ void add_size(nlohmann::ordered_json& report, const std::filesystem::path& direc
 
 void run(command_line& line) {
   resolve(line);
-  const bool searched = line.options.allocation == allocation::last_layers ||
-                        line.options.allocation == allocation::uniform;
+  const bool searched = (line.options.allocation == allocation::last_layers ||
+                         line.options.allocation == allocation::uniform) &&
+                        samples_needed(line.options) > 0;
   if (!line.options.chart.empty() && !searched) {
     throw usage_error(
         "--chart shows the search over last layers; there is none with --allocation " +
-        std::string(name_of(line.options.allocation)));
+        std::string(name_of(line.options.allocation)) +
+        (line.options.grams.empty() ? "" : " and --grams"));
   }
   auto report = compress(line.options);
   add_size(report, line.options.output);
@@ -200,6 +202,9 @@ void add_compress(CLI::App& app) {
   command->add_option("--power", line->power, "tempered: power of the Gram, auto or in [0, 1]")
       ->capture_default_str();
   command->add_option("--fisher", o.fisher, "fwsvd: safetensors file of mean squared gradients");
+  command->add_option("--grams", o.grams,
+                      "Safetensors file of the Grams of the matrices' inputs, in place of those "
+                      "of calibration samples");
   command->add_flag("--update", o.update,
                     "Fit the factors to the inputs that the compressed layers before them produce");
   command

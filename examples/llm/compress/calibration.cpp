@@ -84,12 +84,19 @@ sample_set sample_set::first(std::int64_t windows) const {
 
 calibration_samples make_samples(const compress_options& options, const language_model& model) {
   const std::int64_t length = (std::min)(options.seqlen, model.config().max_positions);
-  if (!options.calibration.empty()) return cut_file(options, model, length);
-
-  const std::int64_t count = options.samples + options.heldout_samples;
+  const std::int64_t needed = samples_needed(options);
+  if (!options.calibration.empty()) {
+    calibration_samples samples = cut_file(options, model, length);
+    samples.calibration = samples.calibration.first(needed);
+    return samples;
+  }
+  const std::int64_t count = needed + options.heldout_samples;
+  if (count == 0) return {{length, {}}, {length, {}}};
   progress bar("sampling", 1000);
   std::int64_t shown = 0;
+  // The held-out samples do not depend on how many of those before them are needed.
   const auto ids = sample_texts(model, {.count = count,
+                                        .first = options.samples - needed,
                                         .length = length,
                                         .sampling = {.seed = options.seed},
                                         .progress = [&](double done) {
@@ -97,7 +104,7 @@ calibration_samples make_samples(const compress_options& options, const language
                                           bar.advance(steps - shown);
                                           shown = steps;
                                         }});
-  const auto split = ids.begin() + options.samples * length;
+  const auto split = ids.begin() + needed * length;
   return {{length, {ids.begin(), split}}, {length, {split, ids.end()}}};
 }
 

@@ -19,6 +19,12 @@ namespace {
 chosen_ranks search_last_layers(workbench& bench, const compress_options& options,
                                 const std::vector<ressvd::layer_candidate>& candidates,
                                 const sample_set& samples) {
+  if (candidates.size() == 1 && samples.count() == 0) {
+    chosen_ranks only;
+    only.ranks = ranks_of(candidates.front(), bench.config(), options);
+    only.last_layers = candidates.front().layers;
+    return only;
+  }
   const hidden_states original = bench.final_original(samples);
   // Candidates come in descending k, so the state before the first compressed layer only moves
   // forward.

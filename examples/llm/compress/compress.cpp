@@ -15,6 +15,7 @@
 
 #include "compress/calibration.hpp"
 #include "compress/choose.hpp"
+#include "compress/gram_file.hpp"
 #include "compress/memory.hpp"
 #include "compress/output.hpp"
 #include "compress/plan.hpp"
@@ -302,6 +303,9 @@ ordered_json compress(const compress_options& options) {
   const double ratio = matrix_ratio(options, config, model.source());
   const auto candidates = last_layer_choices(options, config, ratio);
   const std::string run = fingerprint(options);
+  if (!options.grams.empty()) {
+    gram_file(options.grams).require(config, wanted_ranks(candidates, config, options));
+  }
 
   checkpoint_writer writer(options.output, options.model, {.resume = options.resume});
   if (writer.resumed_state()) {

@@ -30,6 +30,9 @@ class compressor {
   virtual void observe(std::int64_t layer, input_group group, const float* x, std::int64_t tokens,
                        std::int64_t features) = 0;
 
+  // The statistics of such a group from elsewhere, in place of all observations.
+  virtual void take(std::int64_t layer, input_group group, const ressvd::gram_state& state) = 0;
+
   // Bases of all matrices that some candidate compresses, from what was observed of the layer. The
   // statistics of each input are released as soon as its matrices are factored.
   virtual factored_layer factor(std::int64_t layer, const model_config& config,

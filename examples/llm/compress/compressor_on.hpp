@@ -50,11 +50,14 @@ class compressor_on final : public compressor {
     auto& gram = observed_[static_cast<std::size_t>(group)];
     if (!gram) {
       gram.emplace(wide(be_), features,
-                   ressvd::gram_options{.name = "layer " + std::to_string(layer) + ", input of " +
-                                                std::string(name_of(group)),
-                                        .channel_means = true});
+                   ressvd::gram_options{.name = input_name(layer, group), .channel_means = true});
     }
     gram->add(uploaded_matrix<B>(be_, x, tokens, features).view());
+  }
+
+  void take(std::int64_t layer, input_group group, const ressvd::gram_state& state) override {
+    observed_[static_cast<std::size_t>(group)] =
+        accumulator::from_state(wide(be_), state, {.name = input_name(layer, group)});
   }
 
   factored_layer factor(std::int64_t index, const model_config& config,
@@ -147,6 +150,10 @@ class compressor_on final : public compressor {
   using view = ressvd::matrix_view<const float, space>;
   using pair = ressvd::low_rank<float, space>;
   using wide_block = ressvd::block<const double, space>;
+
+  static std::string input_name(std::int64_t layer, input_group group) {
+    return "layer " + std::to_string(layer) + ", input of " + std::string(name_of(group));
+  }
 
   // W' and its best truncation for the shifted inputs.
   pair truncated_fit(const view& w, wide_block gram, wide_block target,

@@ -23,9 +23,10 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
   // two models run side by side. Search: original end, shared prefix, candidate.
   const bool two_copies = options.allocation == allocation::importance || target_mix(options) > 0;
   const std::int64_t window = window_length * config.hidden_size;
-  const std::int64_t calibration = options.samples * (two_copies ? 2 : 1);
+  const std::int64_t samples = samples_needed(options);
+  const std::int64_t calibration = samples * (two_copies ? 2 : 1);
   const std::int64_t search =
-      3 * (std::min)(options.samples, (std::max)(options.search_samples, options.probe_samples));
+      3 * (std::min)(samples, (std::max)(options.search_samples, options.probe_samples));
   estimate.hidden_states = bytes((std::max)(calibration, search) * window, 4);
 
   std::int64_t layer = 0;
@@ -57,7 +58,7 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
     const std::uint64_t sequence =
         bytes(2 * config.layers * window_length * config.kv_heads * config.head_dim, 4);
     estimate.sampling =
-        (std::min)(static_cast<std::uint64_t>(options.samples + options.heldout_samples) * sequence,
+        (std::min)(static_cast<std::uint64_t>(samples + options.heldout_samples) * sequence,
                    (std::max)(sample_options{}.memory_limit, sequence));
   }
   return estimate;

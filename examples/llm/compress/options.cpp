@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "compress/options.hpp"
 
+#include <algorithm>
+
 #include <nlohmann/json.hpp>
 
 namespace ressvd_llm {
@@ -39,6 +41,21 @@ const char* name_of(allocation a) {
   return "";
 }
 
+std::int64_t samples_needed(const compress_options& o) {
+  if (o.grams.empty() || refits(o)) return o.samples;
+  switch (o.allocation) {
+    case allocation::uniform:
+      break;
+    case allocation::last_layers:
+      return o.last_layers ? 0 : (std::min)(o.samples, o.search_samples);
+    case allocation::importance:
+      return o.samples;
+    case allocation::sensitivity:
+      return (std::min)(o.samples, o.probe_samples);
+  }
+  return 0;
+}
+
 std::string fingerprint(const compress_options& o) {
   const nlohmann::ordered_json fields{
       {"model", std::filesystem::weakly_canonical(o.model).string()},
@@ -52,6 +69,7 @@ std::string fingerprint(const compress_options& o) {
       {"asvd_alpha", o.asvd_alpha},
       {"power", o.power.value_or(-1)},
       {"fisher", o.fisher.string()},
+      {"grams", o.grams.string()},
       {"update", o.update},
       {"retruncate", o.retruncate},
       {"update_target", target_mix(o)},

@@ -45,7 +45,9 @@ double relative_error(const hidden_states& a, const hidden_states& b) {
 }
 
 workbench::workbench(const compress_options& options, const language_model& model)
-    : options_(options), model_(model), engine_(model.config()) {}
+    : options_(options), model_(model), engine_(model.config()) {
+  if (!options.grams.empty()) grams_.emplace(options.grams);
+}
 
 void workbench::use(layer_store store, double power) {
   store_ = std::move(store);
@@ -56,22 +58,24 @@ void workbench::use(layer_store store, double power) {
 
 void workbench::factor(const sample_set& samples,
                        const std::vector<std::vector<std::vector<std::int64_t>>>& wanted) {
-  hidden_states hidden = embed(samples);
+  const bool similarity = options_.allocation == allocation::importance;
+  const bool pass = !grams_ || similarity;
+  hidden_states hidden = pass ? embed(samples) : hidden_states{};
   progress bar("factoring", config().layers);
   for (std::int64_t layer = 0; layer < config().layers; ++layer) {
     const auto& ranks = wanted[static_cast<std::size_t>(layer)];
     const bool compressed =
         std::any_of(ranks.begin(), ranks.end(), [](const auto& r) { return !r.empty(); });
     if (!compressed || store_->contains(layer)) {
-      run_original(layer, hidden, samples.length);
+      if (pass) run_original(layer, hidden, samples.length);
     } else {
       const input_observer observer = [&](input_group group, const float* x, std::int64_t tokens,
                                           std::int64_t features) {
         compressor_->observe(layer, group, x, tokens, features);
       };
-      const bool similarity = options_.allocation == allocation::importance;
       const hidden_states before = similarity ? hidden : hidden_states{};
-      run_original(layer, hidden, samples.length, &observer);
+      if (grams_) read_grams(layer, ranks);
+      if (pass) run_original(layer, hidden, samples.length, grams_ ? nullptr : &observer);
       factored_layer bases = compressor_->factor(layer, config(), model_.layer(layer), ranks);
       if (similarity) {
         bases.similarity = cosine_sum(before, hidden, config().hidden_size) /
@@ -80,6 +84,13 @@ void workbench::factor(const sample_set& samples,
       store_->save(bases);
     }
     bar.advance();
+  }
+}
+
+void workbench::read_grams(std::int64_t layer,
+                           const std::vector<std::vector<std::int64_t>>& wanted) {
+  for (const input_group group : wanted_inputs(config(), layer, wanted)) {
+    compressor_->take(layer, group, grams_->read(config(), layer, group));
   }
 }
 

@@ -13,6 +13,7 @@
 #include "compress/calibration.hpp"
 #include "compress/compressor.hpp"
 #include "compress/factored_layer.hpp"
+#include "compress/gram_file.hpp"
 #include "compress/options.hpp"
 #include "compress/plan.hpp"
 #include "model/forward.hpp"
@@ -39,8 +40,8 @@ class workbench {
   // Where bases go from now on, and the power of tempered whitening for them.
   void use(layer_store store, double power);
 
-  // Passes the calibration samples through the original layers and factors what `wanted` names,
-  // except layers that the store has already.
+  // Passes the calibration samples through the original layers (or reads their Grams) and factors
+  // what `wanted` names, except layers that the store has already.
   void factor(const sample_set& samples,
               const std::vector<std::vector<std::vector<std::int64_t>>>& wanted);
 
@@ -67,9 +68,12 @@ class workbench {
   double mean_divergence(const hidden_states& original, const hidden_states& other);
 
  private:
+  void read_grams(std::int64_t layer, const std::vector<std::vector<std::int64_t>>& wanted);
+
   const compress_options& options_;
   const language_model& model_;
   cpu_forward engine_;
+  std::optional<gram_file> grams_;
   std::optional<layer_store> store_;
   std::unique_ptr<ressvd_llm::compressor> compressor_;
 };

@@ -209,7 +209,7 @@ std::vector<std::int32_t> sample_texts(const language_model& model, const sample
   const auto draw_batch = [&](std::int64_t index) {
     const std::int64_t first = index * batch;
     const std::int64_t sequences = std::min(batch, options.count - first);
-    draw_samples(model, options.sampling, first, sequences, options.length,
+    draw_samples(model, options.sampling, options.first + first, sequences, options.length,
                  result.data() + first * options.length, [&] {
                    drawn += sequences;
                    // Only the thread that called may show progress.

@@ -81,6 +81,7 @@ std::vector<std::int32_t> generate(const language_model& model,
 
 struct sample_options {
   std::int64_t count = 128;
+  std::int64_t first = 0; // number of the first one
   std::int64_t length = 256;
   sampling_options sampling = {};
   // Keys and values held at a time; the samples are drawn in as many batches as that needs.

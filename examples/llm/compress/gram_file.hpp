@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Statistics of the inputs of a model's matrices that were gathered elsewhere: --grams FILE, a
+// safetensors file as docs/checkpoint_format.md describes it.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+#include <ressvd/compiled.hpp>
+
+#include "io/checkpoint.hpp"
+#include "model/layer.hpp"
+
+namespace ressvd_llm {
+
+// The inputs of those matrices of a layer for which some rank is wanted, in the order of
+// linear_modules.
+std::vector<input_group> wanted_inputs(const model_config& config, std::int64_t layer,
+                                       const std::vector<std::vector<std::int64_t>>& wanted);
+
+class gram_file {
+ public:
+  // Throws file_error.
+  explicit gram_file(const std::filesystem::path& file) : source_(checkpoint::open_file(file)) {}
+
+  // Throws file_error unless every wanted input's tensors are there and have the model's shapes.
+  void require(const model_config& config,
+               const std::vector<std::vector<std::vector<std::int64_t>>>& wanted) const;
+
+  // The sums of one input. Throws file_error, naming file and tensor, also for values that are not
+  // those of a Gram: not finite, not symmetric, a negative square or magnitude, no tokens.
+  ressvd::gram_state read(const model_config& config, std::int64_t layer, input_group group) const;
+
+ private:
+  struct names;
+  names require(const model_config& config, std::int64_t layer, input_group group) const;
+
+  checkpoint source_;
+};
+
+} // namespace ressvd_llm
