@@ -87,6 +87,8 @@ TEST_CASE("samples depend on the seed and their number only") {
     sample_options other = options;
     other.count = 2;
     CHECK(sample_texts(model, other) == std::vector<std::int32_t>(five.begin(), five.begin() + 60));
+    other.first = 3;
+    CHECK(sample_texts(model, other) == std::vector<std::int32_t>(five.begin() + 90, five.end()));
     other = options;
     other.memory_limit = 1; // one at a time
     CHECK(sample_texts(model, other) == five);
