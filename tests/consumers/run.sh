@@ -29,11 +29,19 @@ project() {
   quiet cmake --build "$build/$name"
 }
 
+# runs NAME COMMAND...: what the command prints behind the name; ends with it when it fails.
+runs() {
+  local name=$1 output
+  shift
+  output=$("$@")
+  echo "$name: $output"
+}
+
 consumer() {
   local name=$1
   shift
   project "$name" "$source/tests/consumers/$name" "$@"
-  echo "$name: $("$build/$name/consumer")"
+  runs "$name" "$build/$name/consumer"
 }
 
 rm -rf "$prefix"
@@ -51,7 +59,7 @@ if command -v pkg-config >/dev/null; then
   # shellcheck disable=SC2046
   quiet "$cxx" -std=c++20 $(pkg-config --cflags ressvd) "$source/tests/consumers/consumer.cpp" \
     -o "$build/pkg_config"
-  echo "pkg_config: $("$build/pkg_config")"
+  runs pkg_config "$build/pkg_config"
 else
   echo "pkg_config: skipped, there is no pkg-config"
 fi
