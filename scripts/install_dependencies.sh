@@ -29,6 +29,7 @@ for purpose in "$@"; do
       tool g++ g++
       tool clang++ clang
       tool clang-format-14 clang-format-14
+      tool python3 python3
       ;;
     *)
       echo "usage: $0 build|bench|ci..." >&2
