@@ -58,6 +58,9 @@ TEST_CASE("errors name the library, the status and the place", "[cuda]") {
   CHECK_THROWS_WITH(cuda::check(NVRTC_ERROR_INVALID_INPUT),
                     contains_text("NVRTC returned NVRTC_ERROR_INVALID_INPUT") && here);
   CHECK_THROWS_AS(cuda::check(CUBLAS_STATUS_INTERNAL_ERROR), ressvd::backend_error);
+  CHECK_THROWS_AS(cuda::check(CUSOLVER_STATUS_NOT_INITIALIZED), ressvd::backend_error);
+  CHECK_THROWS_AS(cuda::check(CUBLAS_STATUS_ALLOC_FAILED), ressvd::workspace_error);
+  CHECK_THROWS_AS(cuda::check(CUSOLVER_STATUS_ALLOC_FAILED), ressvd::workspace_error);
   CHECK_NOTHROW(cuda::check(cudaSuccess));
 }
 

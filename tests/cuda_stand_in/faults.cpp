@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda_stand_in/confined.hpp"
 #include "cuda_stand_in/stand_in.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
@@ -22,18 +23,49 @@ using ressvd::layout;
 using ressvd::op;
 using ressvd::side;
 using stand_in::control;
+using stand_in::fault;
 
-/// A backend that takes its scratch from a buffer of so many bytes.
+/// What makes the other routine take over.
+constexpr fault failures[] = {fault::unconverged, fault::wrong_values, fault::refused,
+                              fault::failed};
+
+const char* name_of(fault f) {
+  switch (f) {
+    case fault::unconverged:
+      return "did not converge";
+    case fault::wrong_values:
+      return "returned values of norm";
+    case fault::refused:
+      return "CUSOLVER_STATUS_INVALID_VALUE";
+    default:
+      return "CUSOLVER_STATUS_EXECUTION_FAILED";
+  }
+}
+
+/// Singular values and left vectors of a (rounded to T) from here, against LAPACK's.
 template <class B>
-struct confined {
-  confined(B& owner, std::size_t bytes)
-      : buffer(owner.context()->template allocate<char>(static_cast<index_t>(bytes))),
-        backend(cuda_context::borrowing({.stream = owner.context()->stream()},
-                                        {.workspace = buffer.get(), .workspace_bytes = bytes})) {}
-
-  std::shared_ptr<char[]> buffer;
-  B backend;
-};
+void check_svd(B& owner, B& be, const dense& a) {
+  using T = typename B::scalar;
+  const index_t k = std::min(a.rows(), a.cols());
+  placed<T, B> c(owner, a, layout::col_major, 2);
+  placed<T, B> u(owner, dense(a.rows(), k), layout::col_major, 1);
+  std::vector<double> values(static_cast<std::size_t>(k));
+  be.svd(c.block(), values, u.block());
+  const auto expected = support::svd(a);
+  const dense left = u.values(owner);
+  const dense projected = transpose(left) * a;
+  // Each routine errs by a small multiple of max(m, n)·eps·σ₁.
+  const double rounding = static_cast<double>(std::max(a.rows(), a.cols())) * eps<B>;
+  for (index_t i = 0; i < k; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    CHECK_THAT(values[at], WithinAbs(expected.s[at], 2 * rounding * expected.s[0]));
+    CHECK_THAT(frobenius(part(projected, i, 0, 1, a.cols())),
+               WithinAbs(expected.s[at], 2 * rounding * expected.s[0]));
+  }
+  CHECK(orthonormality_error(left) < 2 * rounding);
+  CHECK(c.surroundings_unchanged(owner));
+  CHECK(u.surroundings_unchanged(owner));
+}
 
 } // namespace
 
@@ -44,72 +76,106 @@ TEMPLATE_LIST_TEST_CASE("eigenvalues come from Jacobi's method when syevd fails"
   auto owner = make_backend<TestType>();
   const dense x = random_normal(n, 2 * n, 1);
   const dense g = rounded<T>(x * transpose(x));
-  confined<TestType> here(owner, owner.eigh_bytes(n));
-  placed<T, TestType> c(owner, g, layout::col_major, 3);
-  std::vector<double> values(n);
-
-  control.failing_syevd = 1;
-  here.backend.eigh(c.block(), values);
-  const auto& report = here.backend.context()->report;
-  CHECK(report.syevd == 0);
-  CHECK(report.syevj == 1);
-  const dense q = c.values(owner);
-  CHECK(distance(q * diagonal_matrix(values) * transpose(q), g) <
-        4 * n * eps<TestType> * frobenius(g));
-
-  control.failing_syevd = 1;
-  control.failing_syevj = 1;
-  placed<T, TestType> again(owner, g);
-  CHECK_THROWS_WITH(here.backend.eigh(again.block(), values),
-                    contains_text("syevd and syevj did not converge on a 90 x 90 matrix"));
+  for (const fault f : failures) {
+    INFO(name_of(f));
+    confined<TestType> here(owner, owner.eigh_bytes(n));
+    placed<T, TestType> c(owner, g, layout::col_major, 3);
+    std::vector<double> values(n);
+    control.syevd = f;
+    here.backend.eigh(c.block(), values);
+    const auto& report = here.backend.context()->report;
+    CHECK(report.syevd == 0);
+    CHECK(report.syevj == 1);
+    CHECK(report.fallbacks == 1);
+    CHECK_THAT(report.last_fallback,
+               contains_text("90 x 90 by syevj, after syevd: ") && contains_text(name_of(f)));
+    CHECK(cudaGetLastError() == cudaSuccess);
+    const dense q = c.values(owner);
+    CHECK(distance(q * diagonal_matrix(values) * transpose(q), g) <
+          4 * n * eps<TestType> * frobenius(g));
+  }
 }
 
-TEMPLATE_LIST_TEST_CASE("singular values come from QR iteration when gesvdp is not good enough",
+TEMPLATE_LIST_TEST_CASE("singular values come from the other routine when the first one fails",
                         "[cuda]", test_backends) {
   using T = typename TestType::scalar;
   auto owner = make_backend<TestType>();
-  for (const auto& [m, n] : {std::pair<index_t, index_t>{90, 90}, {120, 80}, {80, 120}}) {
-    for (const bool perturbed : {false, true}) {
-      INFO(m << " x " << n << ", perturbed " << perturbed);
-      const index_t k = std::min(m, n);
-      const dense a = rounded<T>(random_normal(m, n, 5));
+  for (const auto& [m, n] : {std::pair<index_t, index_t>{90, 90}, {120, 80}, {80, 120}, {40, 30}}) {
+    const dense a = rounded<T>(random_normal(m, n, 5));
+    const bool polar_first = std::min(m, n) > 64;
+    for (const fault f : failures) {
+      INFO(m << " x " << n << ", " << name_of(f));
       confined<TestType> here(owner, owner.svd_bytes(m, n));
-      placed<T, TestType> c(owner, a, layout::col_major, 2);
-      placed<T, TestType> u(owner, dense(m, k), layout::col_major, 1);
-      std::vector<double> values(static_cast<std::size_t>(k));
-
-      control.failing_gesvdp = perturbed ? 0 : 1;
-      control.gesvdp_perturbation = perturbed ? 1e-2 : 0;
-      here.backend.svd(c.block(), values, u.block());
-      control.gesvdp_perturbation = 0;
-
+      (polar_first ? control.gesvdp : control.gesvd) = f;
+      check_svd(owner, here.backend, a);
       const auto& report = here.backend.context()->report;
-      CHECK(report.gesvdp == 0);
-      CHECK(report.gesvd == 1);
-      CHECK(report.svd_fallbacks == 1);
-      const auto expected = support::svd(a);
-      const dense left = u.values(owner);
-      const dense projected = transpose(left) * a;
-      const double tolerance = 2 * 120 * eps<TestType> * expected.s[0];
-      for (index_t i = 0; i < k; ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        CHECK_THAT(values[at], WithinAbs(expected.s[at], tolerance));
-        CHECK_THAT(frobenius(part(projected, i, 0, 1, n)), WithinAbs(expected.s[at], tolerance));
-      }
-      CHECK(orthonormality_error(left) < 120 * eps<TestType>);
+      CHECK(report.gesvdp == (polar_first ? 0 : 1));
+      CHECK(report.gesvd == (polar_first ? 1 : 0));
+      CHECK(report.fallbacks == 1);
+      CHECK_THAT(report.last_fallback, contains_text(polar_first ? "by gesvd, after gesvdp: "
+                                                                 : "by gesvdp, after gesvd: ") &&
+                                           contains_text(name_of(f)));
+      CHECK(cudaGetLastError() == cudaSuccess);
     }
   }
 }
 
-TEST_CASE("an SVD that nothing computes is an error", "[cuda]") {
+TEST_CASE("an SVD that is perturbed by more than rounding is not taken", "[cuda]") {
   cuda_backend<double> be;
-  placed<double, cuda_backend<double>> c(be, random_normal(80, 80, 6));
+  control.gesvdp_perturbation = 1e-2;
+  check_svd(be, be, random_normal(90, 80, 6));
+  control.gesvdp_perturbation = 0;
+  const auto& report = be.context()->report;
+  CHECK(report.gesvd == 1);
+  CHECK(report.fallbacks == 1);
+  CHECK_THAT(
+      report.last_fallback,
+      contains_text("90 x 80 by gesvd, after gesvdp: it perturbed the singular values by 0.01"));
+}
+
+TEST_CASE("QR iteration of a wide matrix fails with the QR before it", "[cuda]") {
+  cuda_backend<double> be(cuda_context::owning({.svd = ressvd::cuda_svd::qr_iteration}));
+  control.geqrf = fault::failed;
+  check_svd(be, be, random_normal(70, 90, 7));
+  CHECK(be.context()->report.gesvdp == 1);
+  CHECK_THAT(
+      be.context()->report.last_fallback,
+      contains_text("70 x 90 by gesvdp, after gesvd: cuSOLVER returned") && contains_text("geqrf"));
+}
+
+TEST_CASE("what no routine decomposes is an error that names them all", "[cuda]") {
+  cuda_backend<double> be;
+  placed<double, cuda_backend<double>> c(be, random_normal(80, 80, 8));
   placed<double, cuda_backend<double>> u(be, dense(80, 80));
   std::vector<double> values(80);
-  control.failing_gesvdp = 1;
-  control.failing_gesvd = 1;
+  control.gesvdp = fault::failed;
+  control.gesvd = fault::unconverged;
   CHECK_THROWS_WITH(be.svd(c.block(), values, u.block()),
-                    contains_text("gesvd did not converge on a 80 x 80 matrix"));
+                    contains_text("could not decompose a 80 x 80 matrix. gesvdp: cuSOLVER returned "
+                                  "CUSOLVER_STATUS_EXECUTION_FAILED") &&
+                        contains_text("; gesvd: it did not converge (info 81)"));
+  control.syevd = fault::unconverged;
+  control.syevj = fault::failed;
+  CHECK_THROWS_AS(be.eigh(c.block(), values), ressvd::backend_error);
+  CHECK(be.context()->report.fallbacks == 0);
+}
+
+TEST_CASE("a lost device and missing memory are errors at once", "[cuda]") {
+  cuda_backend<double> be;
+  placed<double, cuda_backend<double>> c(be, random_normal(80, 80, 9));
+  placed<double, cuda_backend<double>> u(be, dense(80, 80));
+  std::vector<double> values(80);
+  control.gesvdp = fault::no_memory;
+  CHECK_THROWS_AS(be.svd(c.block(), values, u.block()), ressvd::workspace_error);
+  control.syevd = fault::no_memory;
+  CHECK_THROWS_WITH(be.eigh(c.block(), values),
+                    contains_text("cuSOLVER could not allocate memory of its own: ") &&
+                        contains_text(" of 17179869184 bytes are free"));
+  control.syevd = fault::device_lost;
+  CHECK_THROWS_WITH(be.eigh(c.block(), values),
+                    contains_text("CUDA returned cudaErrorIllegalAddress"));
+  CHECK(be.context()->report.fallbacks == 0);
+  control.device_lost = false;
 }
 
 TEST_CASE("a perturbation within rounding is accepted and reported", "[cuda]") {

@@ -172,6 +172,10 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
   queue->work.push_back(std::move(work));
 }
 
+void leave_error(cudaError_t status) {
+  last_error = status;
+}
+
 } // namespace stand_in
 
 using namespace stand_in;
@@ -199,7 +203,9 @@ cudaError_t cudaGetLastError() {
   return std::exchange(last_error, cudaSuccess);
 }
 const char* cudaGetErrorName(cudaError_t status) {
-  return status == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaError";
+  return status == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation"
+         : status == cudaErrorIllegalAddress ? "cudaErrorIllegalAddress"
+                                             : "cudaError";
 }
 const char* cudaGetErrorString(cudaError_t) {
   return "an error of the stand-in";
@@ -239,7 +245,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   ++control.waits;
   drain(queue_of(stream));
-  return cudaSuccess;
+  return result(control.device_lost ? cudaErrorIllegalAddress : cudaSuccess);
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
   enqueue(stream, [=] { function(data); });

@@ -84,10 +84,39 @@ void destroy(T* a, std::int64_t m, std::int64_t n, std::int64_t ld) {
     std::fill_n(a + j * ld, m, std::numeric_limits<T>::quiet_NaN());
 }
 
-bool fails(int& calls) {
-  if (calls == 0) return false;
-  --calls;
+/// What is wrong with this call.
+fault due(fault& next) {
+  return std::exchange(next, fault::none);
+}
+
+bool refuses(fault& next) {
+  if (next != fault::refused) return false;
+  next = fault::none;
   return true;
+}
+
+/// How a call with this fault ends.
+cusolverStatus_t status_of(fault f) {
+  if (f == fault::no_memory) return CUSOLVER_STATUS_ALLOC_FAILED;
+  if (f == fault::device_lost) control.device_lost = true;
+  if (f != fault::failed && f != fault::device_lost) return CUSOLVER_STATUS_SUCCESS;
+  leave_error(cudaErrorInvalidConfiguration);
+  return CUSOLVER_STATUS_EXECUTION_FAILED;
+}
+
+/// What the fault does to the results: n values and the m × n vectors.
+template <class T>
+void spoil(fault f, int& info, T* values, T* vectors, std::int64_t m, std::int64_t n,
+           std::int64_t ld) {
+  if (f == fault::none) return;
+  if (f == fault::wrong_values) {
+    for (std::int64_t i = 0; i < n; ++i)
+      values[i] *= 2;
+    return;
+  }
+  info = static_cast<int>(n) + 1;
+  destroy(values, n, 1, n);
+  destroy(vectors, m, n, ld);
 }
 
 template <class T>
@@ -155,12 +184,12 @@ cusolverStatus_t queue_syevj(cusolverDnHandle_t handle, cusolverEigMode_t mode,
   T* const values = device_array<T>(w, n, "syevj, W");
   device_array<T>(work, elements, "syevj, workspace");
   int* const state = checked_info(info);
-  const bool failing = fails(control.failing_syevj);
+  const fault now = due(control.syevj);
   enqueue(stream_of(handle), [=] {
     *state = symmetric_eigen(n, matrix, lda, values);
-    if (failing) *state = n + 1;
+    spoil<T>(now, *state, values, matrix, n, n, lda);
   });
-  return CUSOLVER_STATUS_SUCCESS;
+  return status_of(now);
 }
 
 std::size_t syevd_bytes(std::int64_t n, cudaDataType type) {
@@ -277,6 +306,7 @@ cusolverStatus_t cusolverDnXgeqrf(cusolverDnHandle_t handle, cusolverDnParams_t,
   if (!same({type, type_tau, compute})) return CUSOLVER_STATUS_INVALID_VALUE;
   const workspace w = checked(work, work_size, panel_bytes(n, type), on_host, host_size);
   int* const state = checked_info(info);
+  const fault now = due(control.geqrf);
   with_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     T* const matrix = device_matrix<T>(a, m, n, lda, "geqrf, A");
@@ -290,9 +320,10 @@ cusolverStatus_t cusolverDnXgeqrf(cusolverDnHandle_t handle, cusolverDnParams_t,
         *state =
             LAPACKE_dgeqrf(LAPACK_COL_MAJOR, to_int(m), to_int(n), matrix, to_int(lda), scales);
       }
+      spoil<T>(now, *state, scales, matrix, m, std::min(m, n), lda);
     });
   });
-  return CUSOLVER_STATUS_SUCCESS;
+  return status_of(now);
 }
 
 cusolverStatus_t cusolverDnSorgqr_bufferSize(cusolverDnHandle_t, int, int n, int, const float*, int,
@@ -320,7 +351,7 @@ cusolverStatus_t cusolverDnXsyevd_bufferSize(cusolverDnHandle_t, cusolverDnParam
                                              cudaDataType type, const void*, std::int64_t lda,
                                              cudaDataType type_w, const void*, cudaDataType compute,
                                              std::size_t* device_size, std::size_t* host_size) {
-  if (params == nullptr || lda < n || !same({type, type_w, compute})) {
+  if (params == nullptr || lda < n || !same({type, type_w, compute}) || refuses(control.syevd)) {
     return CUSOLVER_STATUS_INVALID_VALUE;
   }
   *device_size = syevd_bytes(n, type);
@@ -338,7 +369,7 @@ cusolverStatus_t cusolverDnXsyevd(cusolverDnHandle_t handle, cusolverDnParams_t,
   }
   const workspace space = checked(work, work_size, syevd_bytes(n, type), on_host, host_size);
   int* const state = checked_info(info);
-  const bool failing = fails(control.failing_syevd);
+  const fault now = due(control.syevd);
   with_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     T* const matrix = device_matrix<T>(a, n, n, lda, "syevd, A");
@@ -346,12 +377,10 @@ cusolverStatus_t cusolverDnXsyevd(cusolverDnHandle_t handle, cusolverDnParams_t,
     enqueue(stream_of(handle), [=] {
       space.overwrite();
       *state = symmetric_eigen(n, matrix, lda, values);
-      if (!failing) return;
-      *state = 3;
-      destroy(matrix, n, n, lda);
+      spoil<T>(now, *state, values, matrix, n, n, lda);
     });
   });
-  return CUSOLVER_STATUS_SUCCESS;
+  return status_of(now);
 }
 
 cusolverStatus_t cusolverDnSsyevj_bufferSize(cusolverDnHandle_t, cusolverEigMode_t,
@@ -386,7 +415,7 @@ cusolverStatus_t cusolverDnXgesvdp_bufferSize(cusolverDnHandle_t, cusolverDnPara
                                               cudaDataType compute, std::size_t* device_size,
                                               std::size_t* host_size) {
   if (params == nullptr || lda < m || ldu < m || ldv < n ||
-      !same({type, type_s, type_u, type_v, compute})) {
+      !same({type, type_s, type_u, type_v, compute}) || refuses(control.gesvdp)) {
     return CUSOLVER_STATUS_INVALID_VALUE;
   }
   *device_size = svd_bytes(m, n, type);
@@ -408,7 +437,7 @@ cusolverStatus_t cusolverDnXgesvdp(cusolverDnHandle_t handle, cusolverDnParams_t
   const workspace space = checked(work, work_size, svd_bytes(m, n, type), on_host, host_size);
   int* const state = checked_info(info);
   host(perturbation, "gesvdp, h_err_sigma");
-  const bool failing = fails(control.failing_gesvdp);
+  const fault now = due(control.gesvdp);
   const double reported = control.gesvdp_perturbation;
   const std::int64_t k = std::min(m, n);
   with_type(type, [&](auto* tag) {
@@ -421,10 +450,10 @@ cusolverStatus_t cusolverDnXgesvdp(cusolverDnHandle_t handle, cusolverDnParams_t
       space.overwrite();
       *state = singular_values(m, n, matrix, lda, values, left, ldu, right, ldv);
       *perturbation = reported;
-      if (failing) *state = 1;
+      spoil<T>(now, *state, values, left, m, k, ldu);
     });
   });
-  return CUSOLVER_STATUS_SUCCESS;
+  return status_of(now);
 }
 
 cusolverStatus_t cusolverDnXgesvd_bufferSize(cusolverDnHandle_t, cusolverDnParams_t params,
@@ -436,7 +465,7 @@ cusolverStatus_t cusolverDnXgesvd_bufferSize(cusolverDnHandle_t, cusolverDnParam
                                              cudaDataType compute, std::size_t* device_size,
                                              std::size_t* host_size) {
   if (params == nullptr || job_u != 'S' || job_vt != 'N' || m < n || lda < m || ldu < m ||
-      ldvt < 1 || !same({type, type_s, type_u, type_vt, compute})) {
+      ldvt < 1 || !same({type, type_s, type_u, type_vt, compute}) || refuses(control.gesvd)) {
     return CUSOLVER_STATUS_INVALID_VALUE;
   }
   *device_size = svd_bytes(m, n, type);
@@ -456,7 +485,7 @@ cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t,
   }
   const workspace space = checked(work, work_size, svd_bytes(m, n, type), on_host, host_size);
   int* const state = checked_info(info);
-  const bool failing = fails(control.failing_gesvd);
+  const fault now = due(control.gesvd);
   with_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     T* const matrix = device_matrix<T>(a, m, n, lda, "gesvd, A");
@@ -466,10 +495,10 @@ cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t,
       space.overwrite();
       *state =
           singular_values<T>(m, n, matrix, lda, values, left, ldu, static_cast<T*>(nullptr), 0);
-      if (failing) *state = 2;
+      spoil<T>(now, *state, values, left, m, n, ldu);
     });
   });
-  return CUSOLVER_STATUS_SUCCESS;
+  return status_of(now);
 }
 
 } // extern "C"

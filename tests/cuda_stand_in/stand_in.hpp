@@ -27,14 +27,27 @@
 
 namespace stand_in {
 
+/// What a routine of cuSOLVER does wrong. All but none and wrong_values leave no usable result.
+enum class fault {
+  none,
+  unconverged,  ///< success, and info > 0
+  wrong_values, ///< success, and twice the values
+  refused,      ///< asked for its workspace it answers CUSOLVER_STATUS_INVALID_VALUE
+  failed,       ///< CUSOLVER_STATUS_EXECUTION_FAILED, and an error for cudaGetLastError
+  no_memory,    ///< CUSOLVER_STATUS_ALLOC_FAILED
+  device_lost   ///< failed, and every later wait reports an illegal address
+};
+
 /// What tests may set and ask.
 struct controls {
-  int failing_syevd = 0; ///< so many calls from now do not converge
-  int failing_syevj = 0;
-  int failing_gesvdp = 0;
-  int failing_gesvd = 0;
+  fault syevd = fault::none; ///< of the next call alone, like the other faults
+  fault syevj = fault::none;
+  fault gesvdp = fault::none;
+  fault gesvd = fault::none;
+  fault geqrf = fault::none;
   double gesvdp_perturbation = 0;
   int compute_capability = 90;
+  bool device_lost = false;
   long waits = 0; ///< cudaStreamSynchronize calls
 };
 extern controls control;
@@ -65,5 +78,8 @@ T* device_matrix(const void* address, std::int64_t rows, std::int64_t cols, std:
 void* host(const void* address, const char* what);
 
 void enqueue(cudaStream_t stream, std::function<void()> work);
+
+/// What cudaGetLastError finds, once.
+void leave_error(cudaError_t status);
 
 } // namespace stand_in

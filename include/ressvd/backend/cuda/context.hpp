@@ -20,8 +20,8 @@
 
 namespace ressvd::inline v0 {
 
-/// How svd is computed. automatic: the polar decomposition (Xgesvdp), unless the matrix is small or
-/// the perturbation that it reports exceeds rounding; then QR iteration (Xgesvd).
+/// Which routine computes an SVD first. automatic: the polar decomposition (Xgesvdp), for small
+/// matrices QR iteration (Xgesvd). Where the first fails, the other one runs.
 enum class cuda_svd : std::uint8_t { automatic, qr_iteration };
 
 struct cuda_options {
@@ -37,10 +37,11 @@ struct cuda_options {
 /// What the decompositions ran. Counts since the context was made.
 struct cuda_report {
   index_t syevd = 0;         ///< eigenproblems solved by Xsyevd
-  index_t syevj = 0;         ///< eigenproblems that Xsyevd failed on, solved by Jacobi's method
+  index_t syevj = 0;         ///< eigenproblems solved by Jacobi's method
   index_t gesvdp = 0;        ///< SVDs by Xgesvdp
   index_t gesvd = 0;         ///< SVDs by Xgesvd
-  index_t svd_fallbacks = 0; ///< of those by Xgesvd, the ones where Xgesvdp was not good enough
+  index_t fallbacks = 0;     ///< of all these, the ones that another routine had failed on
+  std::string last_fallback; ///< which matrix, which routine served, and how the other one failed
   double perturbation = 0;   ///< largest perturbation accepted from Xgesvdp, relative to σ₁
 };
 

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Decompositions: which cuSOLVER routine runs, how its report is checked, what is done when it
-// fails, and the scratch that all of this takes.
+// Decompositions: which cuSOLVER routine runs, how its report is checked, which one takes over when
+// it fails, and the scratch that all of this takes.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <initializer_list>
 #include <limits>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "ressvd/backend/cuda/elementwise.hpp"
@@ -26,23 +29,73 @@ device_block<const T> as_input(device_block<T> c) {
   return c;
 }
 
-/// Reads the values that a routine left; false when it did not converge. Waits.
+/// max(m, n)·eps: what a decomposition may err by, relative to its largest value.
 template <compute_scalar T>
-bool read_values(cuda_context& context, const int* info, const char* routine, device_block<T> w,
-                 std::span<double> values) {
+double rounding_of(device_block<T> c) {
+  return static_cast<double>((std::max)(c.rows, c.cols)) * std::numeric_limits<T>::epsilon();
+}
+
+/// A routine of cuSOLVER that may serve.
+struct routine {
+  const char* name;
+  index_t* count;            ///< in the context's report
+  std::function<void()> run; ///< throws solver_error when it fails
+};
+
+/// Runs the first routine on c, and where it fails the other one on the copy kept of c; says so in
+/// the report. A lost device and memory that is not there are no such failures: they throw.
+template <compute_scalar T>
+void run_either(cuda_context& context, device_block<T> c, device_block<const T> kept,
+                const routine& first, const routine& other) {
+  std::string failures;
+  for (const routine* r : {&first, &other}) {
+    try {
+      const workspace_frame frame(context.scratch);
+      r->run();
+    } catch (const solver_error& error) {
+      const std::string_view what = error.what();
+      failures +=
+          text(failures.empty() ? "" : "; ", r->name, ": ", what.substr(what.find(' ') + 1));
+      cudaGetLastError();    // reported here, as check does
+      context.synchronize(); // throws when the device is lost
+      convert(context, kept.view(), c.view());
+      continue;
+    }
+    ++*r->count;
+    if (!failures.empty()) {
+      ++context.report.fallbacks;
+      context.report.last_fallback =
+          text(c.rows, " x ", c.cols, " by ", r->name, ", after ", failures);
+    }
+    return;
+  }
+  fail<backend_error>("cuSOLVER could not decompose a ", c.rows, " x ", c.cols, " matrix. ",
+                      failures);
+}
+
+/// Reads the values that a routine left for c (of this Frobenius norm). Waits. Throws solver_error
+/// when the routine did not converge, or when their squares do not add up to ‖c‖_F²: near the
+/// limits of their index types, routines have been seen to return nonsense in silence.
+template <compute_scalar T>
+void read_values(cuda_context& context, const int* info, const char* name, device_block<T> w,
+                 device_block<T> c, double norm, std::span<double> values) {
   int state = 0;
   std::vector<T> host(static_cast<std::size_t>(w.rows));
   context.copy_to_host(info, &state, 1);
   context.read(w.data, host.data(), w.rows);
-  check_parameters(state, routine);
+  check_parameters(state, name);
+  require<solver_error>(state == 0, "it did not converge (info ", state, ")");
   std::copy(host.begin(), host.end(), values.begin());
-  return state == 0 && std::all_of(host.begin(), host.end(), [](T v) { return std::isfinite(v); });
-}
-
-template <class T>
-[[noreturn]] void fail_to_converge(const char* routines, device_block<T> c) {
-  fail<backend_error>("cuSOLVER's ", routines, " did not converge on a ", c.rows, " x ", c.cols,
-                      " matrix");
+  double energy = 0;
+  for (const T v : host) {
+    require<solver_error>(std::isfinite(v), "it returned ", v);
+    energy += static_cast<double>(v) * static_cast<double>(v);
+  }
+  // Each value may be off by max(m, n)·eps of the largest.
+  const double rounding = std::sqrt(static_cast<double>(w.rows)) * rounding_of<T>(c) * norm;
+  require<solver_error>(!(std::abs(std::sqrt(energy) - norm) > rounding),
+                        "it returned values of norm ", std::sqrt(energy), " for a matrix of norm ",
+                        norm);
 }
 
 /// The order of the first minor that is not positive, or 0.
@@ -83,7 +136,7 @@ void triangularize(cuda_context& context, device_block<T> c, device_block<T> r) 
   copy_upper(context, as_input(c), r);
 }
 
-/// Divide and conquer; where that does not converge, Jacobi's method on a copy kept for it.
+/// Divide and conquer; where that fails, Jacobi's method.
 template <compute_scalar T>
 void eigh(cuda_context& context, device_block<T> c, std::span<double> values) {
   if (c.empty()) return;
@@ -92,52 +145,51 @@ void eigh(cuda_context& context, device_block<T> c, std::span<double> values) {
   const auto w = scratch_block<T>(context, c.rows, 1);
   int* info = take_info(context);
   convert(context, as_input(c).view(), kept.view());
-  syevd(context, c, w, info);
-  if (read_values(context, info, "syevd", w, values)) {
-    ++context.report.syevd;
-    return;
-  }
-  convert(context, as_input(kept).view(), c.view());
-  syevj(context, c, w, info);
-  if (!read_values(context, info, "syevj", w, values)) fail_to_converge("syevd and syevj", c);
-  ++context.report.syevj;
+  mirror_lower(context, kept);
+  const double norm = std::sqrt(dot(context, as_input(kept), as_input(kept)));
+  run_either(context, c, as_input(kept),
+             {"syevd", &context.report.syevd,
+              [&] {
+                syevd(context, c, w, info);
+                read_values(context, info, "syevd", w, c, norm, values);
+              }},
+             {"syevj", &context.report.syevj, [&] {
+                syevj(context, c, w, info);
+                read_values(context, info, "syevj", w, c, norm, values);
+              }});
 }
 
-/// SVD of a copy of c by polar decomposition. False when its result is not as good as rounding
-/// allows.
+/// SVD by polar decomposition; destroys c.
 template <compute_scalar T>
-bool polar_svd(cuda_context& context, device_block<T> c, device_block<T> s, int* info,
+void polar_svd(cuda_context& context, device_block<T> c, device_block<T> s, int* info, double norm,
                std::span<double> values, device_block<T> u) {
-  const workspace_frame frame(context.scratch);
-  const auto a = scratch_block<T>(context, c.rows, c.cols);
   const auto v = scratch_block<T>(context, c.cols, s.rows);
-  convert(context, as_input(c).view(), a.view());
-  const double perturbation = gesvdp(context, a, s, u, v, info);
-  if (!read_values(context, info, "gesvdp", s, values)) return false;
-  const double rounding = static_cast<double>((std::max)(c.rows, c.cols)) *
-                          std::numeric_limits<T>::epsilon() * values[0];
-  if (!(perturbation <= rounding)) return false;
-  cuda_report& report = context.report;
-  ++report.gesvdp;
-  if (values[0] > 0)
-    report.perturbation = (std::max)(report.perturbation, perturbation / values[0]);
-  return true;
+  const double perturbation = gesvdp(context, c, s, u, v, info);
+  read_values(context, info, "gesvdp", s, c, norm, values);
+  const double rounding = rounding_of<T>(c) * values[0];
+  require<solver_error>(perturbation <= rounding, "it perturbed the singular values by ",
+                        perturbation, ", more than rounding does, ", rounding);
+  double& largest = context.report.perturbation;
+  if (values[0] > 0) largest = (std::max)(largest, perturbation / values[0]);
 }
 
 /// SVD by QR iteration; destroys c. gesvd wants m ≥ n: a wide matrix C is replaced by the square Rᵀ
 /// of Cᵀ = QR, which has the same left singular vectors.
 template <compute_scalar T>
-void qr_svd(cuda_context& context, device_block<T> c, device_block<T> s, int* info,
-            device_block<T> u) {
-  if (c.rows >= c.cols) return gesvd(context, c, s, u, info);
-  const workspace_frame frame(context.scratch);
-  const auto ct = scratch_block<T>(context, c.cols, c.rows);
-  const auto r = scratch_block<T>(context, c.rows, c.rows);
-  convert(context, as_input(c).view().transposed(), ct.view());
-  triangularize(context, ct, r);
-  const auto rt = c.left_cols(c.rows);
-  convert(context, as_input(r).view().transposed(), rt.view());
-  gesvd(context, rt, s, u, info);
+void qr_svd(cuda_context& context, device_block<T> c, device_block<T> s, int* info, double norm,
+            std::span<double> values, device_block<T> u) {
+  if (c.rows >= c.cols) {
+    gesvd(context, c, s, u, info);
+  } else {
+    const auto ct = scratch_block<T>(context, c.cols, c.rows);
+    const auto r = scratch_block<T>(context, c.rows, c.rows);
+    convert(context, as_input(c).view().transposed(), ct.view());
+    triangularize(context, ct, r);
+    const auto rt = c.left_cols(c.rows);
+    convert(context, as_input(r).view().transposed(), rt.view());
+    gesvd(context, rt, s, u, info);
+  }
+  read_values(context, info, "gesvd", s, c, norm, values);
 }
 
 template <compute_scalar T>
@@ -145,15 +197,17 @@ void svd(cuda_context& context, device_block<T> c, std::span<double> values, dev
   if (c.empty()) return;
   constexpr index_t small = 64;
   const workspace_frame frame(context.scratch);
+  const auto kept = scratch_block<T>(context, c.rows, c.cols);
   const auto s = scratch_block<T>(context, (std::min)(c.rows, c.cols), 1);
   int* info = take_info(context);
-  if (s.rows > small && context.options().svd == cuda_svd::automatic) {
-    if (polar_svd(context, c, s, info, values, u)) return;
-    ++context.report.svd_fallbacks;
-  }
-  qr_svd(context, c, s, info, u);
-  if (!read_values(context, info, "gesvd", s, values)) fail_to_converge("gesvd", c);
-  ++context.report.gesvd;
+  convert(context, as_input(c).view(), kept.view());
+  const double norm = std::sqrt(dot(context, as_input(kept), as_input(kept)));
+  const routine polar{"gesvdp", &context.report.gesvdp,
+                      [&] { polar_svd(context, c, s, info, norm, values, u); }};
+  const routine qr{"gesvd", &context.report.gesvd,
+                   [&] { qr_svd(context, c, s, info, norm, values, u); }};
+  const bool polar_first = s.rows > small && context.options().svd == cuda_svd::automatic;
+  run_either(context, c, as_input(kept), polar_first ? polar : qr, polar_first ? qr : polar);
 }
 
 // The scratch of these functions, whichever way they take.
@@ -196,13 +250,30 @@ std::size_t thin_qr_bytes(cuda_context& context, index_t m, index_t n) {
   return triangularize_bytes<T>(context, m, n) + total_bytes({orgqr, sizeof(int)});
 }
 
+/// Of dot over a packed block.
+inline std::size_t dot_bytes(index_t rows, index_t cols) {
+  return bytes_of<double>(over_for_sum(rows * cols, 1).grid.x, 1);
+}
+
+/// Nothing for a routine that refuses such a matrix: it will not run either.
+template <class Query>
+std::size_t bytes_unless_refused(Query query) {
+  try {
+    return query();
+  } catch (const solver_error&) {
+    return 0;
+  }
+}
+
 template <compute_scalar T>
 std::size_t eigh_bytes(cuda_context& context, index_t n) {
   const auto c = shape<T>(n, n);
   const auto w = shape<T>(n, 1);
+  const auto direct = bytes_unless_refused([&] { return syevd_size(context, c, w).device; });
+  const auto jacobi =
+      bytes_unless_refused([&] { return syevj_size(context, c, w, syevj_params()).device; });
   return total_bytes({bytes_of<T>(n, n), bytes_of<T>(n, 1), sizeof(int),
-                      syevd_size(context, c, w).device,
-                      syevj_size(context, c, w, syevj_params()).device});
+                      (std::max)({direct, jacobi, dot_bytes(n, n)})});
 }
 
 template <compute_scalar T>
@@ -210,15 +281,18 @@ std::size_t svd_bytes(cuda_context& context, index_t m, index_t n) {
   const index_t k = (std::min)(m, n);
   const auto s = shape<T>(k, 1);
   const auto u = shape<T>(m, k);
-  const auto tall = shape<T>(m, k); // what gesvd gets
-  const std::size_t polar =
-      total_bytes({bytes_of<T>(m, n), bytes_of<T>(n, k),
-                   gesvdp_size(context, shape<T>(m, n), s, u, shape<T>(n, k)).device});
-  const std::size_t reduction = m >= n ? 0 : total_bytes({bytes_of<T>(n, m), bytes_of<T>(m, m)});
-  const std::size_t qr =
-      reduction + (std::max)(total_bytes({gesvd_size(context, tall, s, u).device}),
-                             m >= n ? 0 : triangularize_bytes<T>(context, n, m));
-  return total_bytes({bytes_of<T>(k, 1), sizeof(int)}) + (std::max)(polar, qr);
+  const auto polar = bytes_unless_refused([&] {
+    const auto size = gesvdp_size(context, shape<T>(m, n), s, u, shape<T>(n, k));
+    return total_bytes({bytes_of<T>(n, k), size.device});
+  });
+  const auto qr = bytes_unless_refused([&] {
+    const auto size = gesvd_size(context, shape<T>(m, k), s, u).device;
+    if (m >= n) return total_bytes({size});
+    return total_bytes({bytes_of<T>(n, m), bytes_of<T>(m, m)}) +
+           (std::max)(total_bytes({size}), triangularize_bytes<T>(context, n, m));
+  });
+  return total_bytes({bytes_of<T>(m, n), bytes_of<T>(k, 1), sizeof(int)}) +
+         (std::max)({polar, qr, total_bytes({dot_bytes(m, n)})});
 }
 
 } // namespace ressvd::inline v0::detail::cuda

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Statuses of the CUDA libraries as exceptions: backend_error with the library, the status by name
-// and the place of the call.
+// Statuses of the CUDA libraries as exceptions, with the library, the status by name and the place
+// of the call: workspace_error where memory ran out, backend_error otherwise.
 #pragma once
 
 #include <cublas_v2.h>
@@ -10,6 +10,7 @@
 #include <cusolverDn.h>
 #include <nvrtc.h>
 
+#include <cstddef>
 #include <string_view>
 
 #include "ressvd/core/error.hpp"
@@ -28,10 +29,29 @@ struct call_site {
   }
 };
 
-[[noreturn]] inline void fail_cuda(const char* library, const char* status, const char* detail,
-                                   const call_site& where) {
-  fail<backend_error>(library, " returned ", status, *detail == '\0' ? "" : ": ", detail, " (",
-                      where.file_name(), ":", where.line, ", ", where.function, ")");
+/// cuSOLVER refused a matrix or gave up on it. Another of its routines may do better.
+class solver_error : public backend_error {
+ public:
+  using backend_error::backend_error;
+};
+
+template <class Error = backend_error>
+[[noreturn]] void fail_cuda(const char* library, const char* status, const char* detail,
+                            const call_site& where) {
+  fail<Error>(library, " returned ", status, *detail == '\0' ? "" : ": ", detail, " (",
+              where.file_name(), ":", where.line, ", ", where.function, ")");
+}
+
+/// A library could not get the memory that it takes for itself. How much that was, none of them
+/// says.
+[[noreturn]] inline void fail_allocation(const char* library, const call_site& where) {
+  std::size_t available = 0;
+  std::size_t total = 0;
+  cudaMemGetInfo(&available, &total);
+  cudaGetLastError();
+  fail<workspace_error>(library, " could not allocate memory of its own: ", available, " of ",
+                        total, " bytes are free (", where.file_name(), ":", where.line, ", ",
+                        where.function, ")");
 }
 
 /// cuSOLVER has no function that names its statuses.
@@ -73,11 +93,18 @@ inline void check(cudaError_t status, call_site where = {}) {
 }
 
 inline void check(cublasStatus_t status, call_site where = {}) {
-  if (status != CUBLAS_STATUS_SUCCESS) fail_cuda("cuBLAS", cublasGetStatusName(status), "", where);
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) fail_allocation("cuBLAS", where);
+  fail_cuda("cuBLAS", cublasGetStatusName(status), "", where);
 }
 
 inline void check(cusolverStatus_t status, call_site where = {}) {
-  if (status != CUSOLVER_STATUS_SUCCESS) fail_cuda("cuSOLVER", status_name(status), "", where);
+  if (status == CUSOLVER_STATUS_SUCCESS) return;
+  if (status == CUSOLVER_STATUS_ALLOC_FAILED) fail_allocation("cuSOLVER", where);
+  if (status == CUSOLVER_STATUS_NOT_INITIALIZED) {
+    fail_cuda("cuSOLVER", status_name(status), "", where);
+  }
+  fail_cuda<solver_error>("cuSOLVER", status_name(status), "", where);
 }
 
 inline void check(nvrtcResult status, call_site where = {}) {

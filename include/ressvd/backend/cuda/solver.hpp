@@ -35,8 +35,8 @@ inline int* take_info(cuda_context& context) {
 
 /// The older interface counts in int.
 inline int as_int(index_t n) {
-  require<backend_error>(n <= (std::numeric_limits<int>::max)(), "a dimension of ", n,
-                         " exceeds cuSOLVER's 32-bit interface");
+  require<solver_error>(n <= (std::numeric_limits<int>::max)(), "a dimension of ", n,
+                        " exceeds cuSOLVER's 32-bit interface");
   return static_cast<int>(n);
 }
 
@@ -46,7 +46,7 @@ solver_size in_elements(int count) {
 }
 
 inline void check_parameters(int info, const char* routine) {
-  require<backend_error>(info >= 0, "cuSOLVER's ", routine, " refused its parameter ", -info);
+  require<solver_error>(info >= 0, "cuSOLVER's ", routine, " refused its parameter ", -info);
 }
 
 template <compute_scalar T>
