@@ -67,8 +67,13 @@ inline bool below_one(double ratio) {
 
 inline void require_layers(std::span<const index_t> layer_parameters) {
   require(!layer_parameters.empty(), "a model without layers cannot be compressed");
-  for (std::size_t l = 0; l < layer_parameters.size(); ++l)
+  index_t left = (std::numeric_limits<index_t>::max)();
+  for (std::size_t l = 0; l < layer_parameters.size(); ++l) {
     require(layer_parameters[l] > 0, "layer ", l, " has ", layer_parameters[l], " parameters");
+    require(layer_parameters[l] <= left, "layer ", l, " with ", layer_parameters[l],
+            " parameters brings their number above 2^63");
+    left -= layer_parameters[l];
+  }
 }
 
 /// Layers of one size: their ratios do not depend on the size.

@@ -33,7 +33,7 @@ class qr_accumulator {
   qr_accumulator(B be, index_t features, std::string name = "activations")
       : be_(std::move(be)), name_(std::move(name)) {
     detail::require(features >= 1, "a QR factor of ", features, " features was asked for");
-    stack_ = be_.allocate(2 * features, features);
+    stack_ = be_.allocate(detail::element_count<scalar>(2, features), features);
     be_.fill(stack_, scalar{0});
   }
 

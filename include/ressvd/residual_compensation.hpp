@@ -41,7 +41,8 @@ struct residual_options {
 };
 
 /// r_i of an m × n matrix (rows, cols) for the options; r_r is what remains of the rank.
-/// Throws std::invalid_argument for β outside [0, 1), for r_i outside [1, r], for both ranks given.
+/// Throws std::invalid_argument for β outside [0, 1), for r_i or r_r out of its range, for both
+/// given.
 inline index_t intermediate_rank(index_t rows, index_t cols, const residual_options& options) {
   const index_t r = options.rank;
   detail::require(r >= 1, "residual compensation of rank ", r);
@@ -49,6 +50,9 @@ inline index_t intermediate_rank(index_t rows, index_t cols, const residual_opti
                   " is outside [0, 1)");
   detail::require(!(options.residual_rank && options.intermediate_rank),
                   "residual rank and intermediate rank are both given; one follows from the other");
+  const index_t residual = options.residual_rank.value_or(0);
+  detail::require(residual >= 0 && residual < r, "residual rank ", residual, " is outside [0, ",
+                  r - 1, "]");
   const auto share = static_cast<index_t>(std::lround(options.beta * break_even_rank(rows, cols)));
   const index_t ri = options.intermediate_rank
                          ? *options.intermediate_rank

@@ -146,10 +146,11 @@ whitening<B> whiten(B& be, matrix_view<U, typename B::space> gram,
                     const whitening_options& options = {}) {
   using wide = wide_backend<B>;
   detail::check_gram<B>(gram);
-  detail::require(
-      options.damping > 0 && options.max_damping >= options.damping && options.ridge >= 0,
-      "whitening damping ", options.damping, " to ", options.max_damping, ", ridge ", options.ridge,
-      " is not a valid range");
+  detail::require(options.damping > 0 && options.max_damping >= options.damping &&
+                      std::isfinite(options.max_damping) && options.ridge >= 0 &&
+                      std::isfinite(options.ridge),
+                  "whitening damping ", options.damping, " to ", options.max_damping, ", ridge ",
+                  options.ridge, " is not a valid range");
   wide be64(be);
   auto frame = be64.frame();
   const auto g = be64.scratch(gram.rows, gram.cols);

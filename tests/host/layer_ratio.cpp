@@ -215,6 +215,8 @@ TEST_CASE("layers of different sizes remove the overall share", "[layer_ratio]")
   const std::vector<index_t> with_empty{5, 0, 5};
   CHECK_THROWS_WITH(ressvd::last_layer_candidates(with_empty, 0.3),
                     contains_text("layer 1 has 0 parameters"));
+  const std::vector<index_t> beyond(3, index_t{1} << 62);
+  CHECK_THROWS_WITH(ressvd::layer_ratio(beyond, 0.3, 2), contains_text("their number above 2^63"));
 }
 
 TEST_CASE("selection tries each candidate once, from the largest k down", "[layer_ratio]") {

@@ -176,7 +176,7 @@ TEMPLATE_LIST_TEST_CASE("values far from 1 keep their relative precision", "[gra
   check(ressvd::half{}, 1e4);
 }
 
-TEMPLATE_LIST_TEST_CASE("long streams do not saturate", "[gram]", test_backends) {
+TEMPLATE_LIST_TEST_CASE("long streams do not saturate", "[gram][long]", test_backends) {
   using namespace gram_suite;
   using wide = ressvd::wide_backend<TestType>;
   auto be = make_backend<TestType>();
@@ -364,6 +364,15 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of the Gram accumulator are refused", "[gra
                     contains_text("x (10 x 4, row-major) has leading dimension 3, less than 4"));
   CHECK_THROWS_WITH(plain.add(view{nullptr, -1, 4, 4}),
                     contains_text("x has negative dimensions (-1 x 4)"));
+  // Offsets in these would overflow, or reach beyond what an address can hold.
+  constexpr index_t far = index_t{1} << 62;
+  for (const view& huge : {view{batch.view().data, far, 4, 4}, view{batch.view().data, 4, far, far},
+                           view{batch.view().data, 3, 4, far}}) {
+    CHECK_THROWS_WITH(plain.add(huge), contains_text("exceeds the address space"));
+  }
+  CHECK_THROWS_AS(gram_accumulator<TestType>(be, index_t{1} << 31), ressvd::workspace_error);
+  CHECK_THROWS_WITH(gram_accumulator<TestType>(be, index_t{1} << 32),
+                    contains_text("a block of 4294967296 x 4294967296 elements of "));
   CHECK_THROWS_WITH(plain.merge(cross), contains_text("cannot merge a Gram of 4 features"));
   CHECK_THROWS_WITH(plain.cross(), contains_text("x: no cross-Gram was accumulated"));
   CHECK_THROWS_WITH(plain.mean_abs(), contains_text("x: no channel means were accumulated"));

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -251,9 +252,11 @@ TEMPLATE_LIST_TEST_CASE("the rank is divided as the options say", "[residual]", 
   CHECK_THROWS_WITH(ri({.rank = 5, .beta = -0.1}), contains_text("beta -0.1"));
   CHECK_THROWS_WITH(ri({.rank = 5, .beta = not_a_number}), contains_text("outside [0, 1)"));
   CHECK_THROWS_WITH(ri({.rank = 5, .residual_rank = 5}),
-                    contains_text("intermediate rank 0 is outside [1, 5]"));
-  CHECK_THROWS_WITH(ri({.rank = 5, .residual_rank = -1}),
-                    contains_text("intermediate rank 6 is outside [1, 5]"));
+                    contains_text("residual rank 5 is outside [0, 4]"));
+  for (const index_t residual : {index_t{-1}, (std::numeric_limits<index_t>::min)()}) {
+    CHECK_THROWS_WITH(ri({.rank = 5, .residual_rank = residual}),
+                      contains_text(std::to_string(residual) + " is outside [0, 4]"));
+  }
   CHECK_THROWS_WITH(ri({.rank = 5, .intermediate_rank = 6}),
                     contains_text("intermediate rank 6 is outside [1, 5]"));
   CHECK_THROWS_WITH(ri({.rank = 5, .residual_rank = 2, .intermediate_rank = 3}),

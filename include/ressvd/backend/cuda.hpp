@@ -66,10 +66,11 @@ class cuda_backend {
 
   auto frame() { return workspace_frame(context_->scratch); }
   block<T, space> scratch(index_t rows, index_t cols) {
-    return {context_->template take<T>(rows * cols), rows, cols, (std::max)(rows, index_t{1})};
+    return {context_->template take<T>(detail::element_count<T>(rows, cols)), rows, cols,
+            (std::max)(rows, index_t{1})};
   }
   matrix<T, space> allocate(index_t rows, index_t cols) {
-    return {context_->template allocate<T>(rows * cols), rows, cols};
+    return {context_->template allocate<T>(detail::element_count<T>(rows, cols)), rows, cols};
   }
 
   template <storage_scalar U>

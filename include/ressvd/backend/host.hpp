@@ -146,14 +146,14 @@ class host_backend {
   auto frame() { return workspace_frame(context_->scratch); }
 
   block<T> scratch(index_t rows, index_t cols) {
-    const auto bytes = static_cast<std::size_t>(rows * cols) * sizeof(T);
+    const auto bytes = static_cast<std::size_t>(detail::element_count<T>(rows, cols)) * sizeof(T);
     return {static_cast<T*>(context_->scratch.take(bytes)), rows, cols,
             (std::max)(rows, index_t{1})};
   }
 
   matrix<T> allocate(index_t rows, index_t cols) {
-    const auto bytes =
-        (std::max)(static_cast<std::size_t>(rows * cols) * sizeof(T), std::size_t{1});
+    const auto bytes = (std::max)(
+        static_cast<std::size_t>(detail::element_count<T>(rows, cols)) * sizeof(T), std::size_t{1});
     auto* memory = static_cast<T*>(host_memory::allocate(bytes));
     return {std::shared_ptr<T[]>(memory, [bytes](T* p) { host_memory::deallocate(p, bytes); }),
             rows, cols};

@@ -9,6 +9,8 @@
 // The memory space is part of both types, so device memory cannot reach a host routine.
 #pragma once
 
+#include <cstddef>
+#include <limits>
 #include <type_traits>
 
 #include "ressvd/core/error.hpp"
@@ -111,6 +113,19 @@ operand<T, Space> as_operand(const matrix_view<T, Space>& v) {
 
 namespace detail {
 
+/// The most elements that fit into the address space.
+template <class T>
+inline constexpr index_t most_elements = (std::numeric_limits<std::ptrdiff_t>::max)() /
+                                         static_cast<std::ptrdiff_t>(sizeof(T));
+
+/// rows · cols of a block to be allocated. Throws workspace_error for more than can exist.
+template <class T>
+index_t element_count(index_t rows, index_t cols) {
+  require<workspace_error>(rows == 0 || cols <= most_elements<T> / rows, "a block of ", rows, " x ",
+                           cols, " elements of ", sizeof(T), " bytes exceeds the address space");
+  return rows * cols;
+}
+
 /// Refuses a view that cannot describe memory. `name` is the caller's word for it in the message.
 template <class T, class Space>
 void check_view(const matrix_view<T, Space>& a, const char* name) {
@@ -122,6 +137,12 @@ void check_view(const matrix_view<T, Space>& a, const char* name) {
   require(a.ld >= packed, name, " (", a.rows, " x ", a.cols, ", ",
           a.order == layout::row_major ? "row" : "column", "-major) has leading dimension ", a.ld,
           ", less than ", packed);
+  // Offsets of elements are products of these numbers and must not overflow.
+  const index_t lines = a.order == layout::row_major ? a.rows : a.cols;
+  constexpr index_t most = most_elements<T>;
+  require(a.empty() || (packed <= most && (lines == 1 || a.ld <= (most - packed) / (lines - 1))),
+          name, " (", a.rows, " x ", a.cols, ") with leading dimension ", a.ld,
+          " exceeds the address space");
 }
 
 template <class T, class Space>
