@@ -55,15 +55,7 @@ struct model_summary {
 matrix_summary summarise(const checkpoint& source, const model_config& config,
                          const linear_module& module) {
   matrix_summary matrix{module.prefix.substr(module.prefix.rfind('.') + 1), module.out, module.in,
-                        std::nullopt};
-  if (source.contains(module.u_name())) {
-    const tensor_view& u = source.at(module.u_name());
-    matrix.rank = u.shape.empty() ? 0 : u.shape.back();
-    require_shape(source, module.u_name(), {module.out, *matrix.rank});
-    require_shape(source, module.v_name(), {*matrix.rank, module.in});
-  } else {
-    require_shape(source, module.weight_name(), {module.out, module.in});
-  }
+                        rank_of(source, module)};
   if (config.compressed && config.compressed->format == "factored") {
     const auto& ranks = config.compressed->ranks;
     const auto stated = ranks.find(module.prefix);

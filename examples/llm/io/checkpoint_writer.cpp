@@ -193,6 +193,8 @@ void checkpoint_writer::state::require_usable_output(const fs::path& input) {
     lock.emplace(partial / "lock");
     remove_partial();
     lock.reset();
+  } else if (fs::is_directory(fs::symlink_status(partial)) && fs::is_empty(partial)) {
+    fs::remove(partial);
   }
   throw usage_error(name + ": exists and is not empty");
 }
@@ -237,8 +239,8 @@ void checkpoint_writer::state::read_journal() {
       tensors.push_back({item.at("name"), *type, item.at("shape"), item.at("shard"),
                          item.at("begin"), item.at("bytes")});
       const written_tensor& tensor = tensors.back();
-      if (tensor.shard >= shard_bytes.size() ||
-          tensor.begin + tensor.bytes > shard_bytes[tensor.shard]) {
+      if (tensor.shard >= shard_bytes.size() || tensor.begin > shard_bytes[tensor.shard] ||
+          tensor.bytes > shard_bytes[tensor.shard] - tensor.begin) {
         throw file_error(journal(), "names a tensor outside its data file");
       }
       names.insert(tensor.name);

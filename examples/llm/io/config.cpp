@@ -67,6 +67,13 @@ class json_object {
     return has(key) ? extent(key) : otherwise;
   }
 
+  // An integer of at least 0.
+  std::int64_t count(const char* key, std::int64_t otherwise) const {
+    const std::int64_t value = integer(key, otherwise);
+    if (value < 0) fail(key, "is negative");
+    return value;
+  }
+
   double positive(const char* key) const {
     const nlohmann::json& value = required(key);
     if (!value.is_number()) fail(key, "is not a number");
@@ -208,7 +215,7 @@ std::int64_t count_windowed_layers(const json_object& json, const model_config& 
   }
   if (config.family == model_family::mistral) return config.layers;
   if (!json.flag("use_sliding_window", false)) return 0;
-  return std::max(config.layers - json.integer("max_window_layers", 28), std::int64_t{0});
+  return std::max(config.layers - json.count("max_window_layers", 28), std::int64_t{0});
 }
 
 void read_sliding_window(const json_object& json, const nlohmann::json& raw, model_config& config) {
@@ -279,6 +286,11 @@ void read_heads(const json_object& json, model_config& config) {
     json.fail("num_attention_heads", "(" + std::to_string(config.heads) +
                                          ") is not a multiple of num_key_value_heads (" +
                                          std::to_string(config.kv_heads) + ")");
+  }
+  if (config.heads * config.head_dim > largest_extent) {
+    json.fail("num_attention_heads", "(" + std::to_string(config.heads) + ") of size " +
+                                         std::to_string(config.head_dim) +
+                                         " are beyond the limit of 2^31");
   }
   if (config.family != model_family::opt && config.head_dim % 2 != 0) {
     json.unsupported("an odd head size (" + std::to_string(config.head_dim) + ")");

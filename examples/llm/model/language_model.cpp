@@ -21,7 +21,9 @@ std::uint64_t float32_bytes(const checkpoint& source) {
 language_model language_model::open(const std::filesystem::path& directory,
                                     const model_options& options) {
   model_config config = read_config(directory);
-  return {checkpoint::open(directory), std::move(config), options};
+  checkpoint source = checkpoint::open(directory);
+  require_matrices(source, config);
+  return {std::move(source), std::move(config), options};
 }
 
 language_model::language_model(checkpoint source, model_config config, const model_options& options)

@@ -23,7 +23,7 @@ struct model_options {
 // used by one thread at a time.
 class language_model {
  public:
-  // Throws file_error.
+  // Throws file_error, also where a matrix of the config is missing or has another shape.
   static language_model open(const std::filesystem::path& directory,
                              const model_options& options = {});
   language_model(checkpoint source, model_config config, const model_options& options = {});

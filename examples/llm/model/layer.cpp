@@ -55,10 +55,8 @@ weight_matrix load_matrix(const checkpoint& source, const std::string& name, std
 }
 
 linear load_linear(const checkpoint& source, const linear_module& module, weight_storage storage) {
-  const bool factored = source.contains(module.u_name()) || source.contains(module.v_name());
-  if (factored && source.contains(module.weight_name()))
-    throw file_error(source.file_of(module.weight_name()), module.weight_name(),
-                     "stands beside the factors of the same matrix");
+  const std::optional<std::int64_t> rank = rank_of(source, module);
+  const bool factored = rank.has_value();
   const std::string bias_name = factored ? module.u_bias_name() : module.bias_name();
   std::vector<float> bias;
   if (module.has_bias)
@@ -69,13 +67,8 @@ linear load_linear(const checkpoint& source, const linear_module& module, weight
   if (!factored)
     return make_linear(load_matrix(source, module.weight_name(), module.out, module.in, storage),
                        std::move(bias));
-  const tensor_view& u = source.at(module.u_name());
-  const std::int64_t rank = u.shape.size() == 2 ? u.shape[1] : 0;
-  if (rank < 1)
-    throw file_error(source.file_of(u.name), u.name,
-                     "shape " + to_string(u.shape) + " is not that of a left factor");
-  return make_linear(load_matrix(source, module.u_name(), module.out, rank, storage),
-                     load_matrix(source, module.v_name(), rank, module.in, storage),
+  return make_linear(load_matrix(source, module.u_name(), module.out, *rank, storage),
+                     load_matrix(source, module.v_name(), *rank, module.in, storage),
                      std::move(bias));
 }
 
@@ -141,6 +134,33 @@ std::vector<linear_module> linear_modules(const model_config& config, std::int64
         {start + "mlp.down_proj", projection::down, mlp_output, hidden, inner, config.mlp_bias});
   }
   return result;
+}
+
+std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_module& module) {
+  if (!source.contains(module.u_name()) && !source.contains(module.v_name())) {
+    require_shape(source, module.weight_name(), {module.out, module.in});
+    return std::nullopt;
+  }
+  if (source.contains(module.weight_name()))
+    throw file_error(source.file_of(module.weight_name()), module.weight_name(),
+                     "stands beside the factors of the same matrix");
+  const tensor_view& u = source.at(module.u_name());
+  const std::int64_t rank = u.shape.size() == 2 ? u.shape[1] : 0;
+  if (rank < 1)
+    throw file_error(source.file_of(u.name), u.name,
+                     "shape " + to_string(u.shape) + " is not that of a left factor");
+  require_shape(source, module.u_name(), {module.out, rank});
+  require_shape(source, module.v_name(), {rank, module.in});
+  return rank;
+}
+
+void require_matrices(const checkpoint& source, const model_config& config) {
+  const std::string start = is_opt(config) ? "model.decoder." : "model.";
+  require_shape(source, start + "embed_tokens.weight", {config.vocab, config.hidden_size});
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    for (const linear_module& module : linear_modules(config, layer))
+      rank_of(source, module);
+  }
 }
 
 layer_weights load_layer(const checkpoint& source, const model_config& config, std::int64_t layer,

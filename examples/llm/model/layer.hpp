@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -69,6 +70,14 @@ struct layer_weights {
 // file and converted piece by piece whenever they are used (no memory of our own; the checkpoint
 // must outlive them).
 enum class weight_storage : std::uint8_t { float32, mapped };
+
+// The rank of a factored matrix, nothing for a dense one. Throws file_error, naming file and tensor,
+// for a matrix that is missing, present in both forms or of another shape than the module's.
+std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_module& module);
+
+// Throws file_error unless the embedding and the matrices of all layers have the shapes that the
+// config says. What is computed from the config is then bounded by what the files hold.
+void require_matrices(const checkpoint& source, const model_config& config);
 
 // One layer of the checkpoint; each matrix dense or factored by which tensors exist. Throws
 // file_error, naming file and tensor, for missing, misshapen or non-finite tensors, for a matrix

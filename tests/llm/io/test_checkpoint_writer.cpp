@@ -395,6 +395,10 @@ TEST_CASE("damaged intermediate files are told, not used", "[checkpoint_writer]"
   CHECK_THAT(refusal(), contains_text("journal.json: is not valid JSON"));
   write(partial / "journal.json", "{}");
   CHECK_THAT(refusal(), contains_text("journal.json: is malformed; remove"));
+  auto shifted = nlohmann::json::parse(journal);
+  shifted["tensors"][0]["begin"] = ~std::uint64_t{0}; // with its size added, within the file
+  write(partial / "journal.json", shifted.dump());
+  CHECK_THAT(refusal(), contains_text("journal.json: names a tensor outside its data file"));
   write(partial / "journal.json", journal);
   fs::resize_file(partial / "data-0", 100);
   CHECK_THAT(refusal(), contains_text("data-0: is shorter than the journal says; remove"));
@@ -407,6 +411,9 @@ TEST_CASE("what a kill right after the rename leaves is cleared away", "[checkpo
   fs::create_directory(directory / "out.partial");
   write(directory / "out.partial" / "lock", "");
   write(directory / "out.partial" / "data-0", "x");
+  CHECK_THAT(usage_error_of(directory / "out"), contains_text("out: exists and is not empty"));
+  CHECK(!fs::exists(directory / "out.partial"));
+  fs::create_directory(directory / "out.partial"); // killed between its last two removals
   CHECK_THAT(usage_error_of(directory / "out"), contains_text("out: exists and is not empty"));
   CHECK(!fs::exists(directory / "out.partial"));
   CHECK(checkpoint::open(directory / "out").contains("head"));

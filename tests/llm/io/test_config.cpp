@@ -2,6 +2,7 @@
 #include "io/config.hpp"
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -191,6 +192,10 @@ TEST_CASE("attention windows hold for all layers or none", "[config]") {
   json qwen = with(of("Qwen2ForCausalLM"), "sliding_window", 32);
   CHECK(!parsed(qwen).sliding_window);
   qwen["use_sliding_window"] = true;
+  for (const std::int64_t negative : {std::int64_t{-1}, std::numeric_limits<std::int64_t>::min()}) {
+    CHECK_THAT(refusal(with(qwen, "max_window_layers", negative)),
+               contains_text("key 'max_window_layers' is negative"));
+  }
   qwen["max_window_layers"] = 4;
   CHECK(!parsed(qwen).sliding_window);
   qwen["max_window_layers"] = 0;
@@ -280,6 +285,8 @@ TEST_CASE("malformed values are refused by key", "[config]") {
     CAPTURE(c.key, c.value.dump());
     CHECK_THAT(refusal(with(llama(), c.key, c.value)), contains_text("config.json: " + c.message));
   }
+  CHECK_THAT(refusal(with(llama(), "head_dim", 1 << 30)),
+             contains_text("key 'num_attention_heads' (8) of size 1073741824 are beyond"));
   CHECK_THAT(refusal(with(with(llama(), "vocab_size", 255), "tokenizer", "bytes")),
              contains_text("key 'vocab_size' is below 256"));
 }

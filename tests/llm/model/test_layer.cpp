@@ -3,6 +3,8 @@
 #include <limits>
 #include <optional>
 
+#include <nlohmann/json.hpp>
+
 #include "fixture.hpp"
 #include "io/checkpoint_writer.hpp"
 #include "io/error.hpp"
@@ -186,6 +188,27 @@ TEST_CASE("a checkpoint that contradicts its config is refused by tensor name") 
                    limit),
                contains_text("k_v_proj.weight"));
   }
+}
+
+TEST_CASE("a config cannot ask for more than the checkpoint holds") {
+  const fixture f("qwen3");
+  const llm_test::temporary_directory scratch;
+  const std::filesystem::path output = scratch / "model";
+  copy_model(f, output, [](auto&, const tensor_view&) { return false; });
+  const auto refusal = [&](const char* key, std::int64_t value) {
+    auto config = nlohmann::json::parse(f.config.text);
+    config.erase("layer_types"); // would have to be as long
+    config[key] = value;
+    llm_test::write(output / "config.json", config.dump());
+    return llm_test::file_error_of([&] { language_model::open(output); });
+  };
+  // Before anything is computed from them: a loop over these layers would not end.
+  constexpr std::int64_t largest = 2'147'483'647;
+  CHECK_THAT(refusal("num_hidden_layers", largest), contains_text("q_proj.weight: missing"));
+  CHECK_THAT(refusal("vocab_size", largest), contains_text("embed_tokens.weight: shape ["));
+  CHECK_THAT(refusal("hidden_size", largest), contains_text("embed_tokens.weight: shape ["));
+  CHECK_THAT(refusal("intermediate_size", largest), contains_text("gate_proj.weight: shape ["));
+  CHECK_THAT(refusal("num_attention_heads", largest - 1), contains_text("num_attention_heads"));
 }
 
 TEST_CASE("a bias the config does not announce is refused") {
