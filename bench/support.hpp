@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the benchmarks share: the backends at hand, the time of one product on them, and matrices
-// whose singular values are known.
+// What the benchmarks share: the backends at hand, the time of one product on them, matrices whose
+// singular values are known, and the main program.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -25,6 +25,11 @@
 #include "ressvd/backend/lapack.hpp"
 #endif
 
+namespace ressvd::inline v0 {
+template <compute_scalar T>
+class cuda_backend;
+} // namespace ressvd::inline v0
+
 namespace bench {
 
 using namespace ressvd;
@@ -39,6 +44,10 @@ constexpr const char* name_of(const lapack_backend<T>&) {
   return "lapack";
 }
 #endif
+template <class T>
+constexpr const char* name_of(const cuda_backend<T>&) {
+  return "cuda";
+}
 
 /// Calls f(backend in float) for every CPU backend of this build.
 template <class F>
@@ -66,6 +75,15 @@ double seconds_of(F f) {
   return now() - start;
 }
 
+/// Of work that a backend may only have queued.
+template <class B, class F>
+double seconds_on(B& be, F f) {
+  return seconds_of([&] {
+    f();
+    be.synchronize();
+  });
+}
+
 /// Median time of c ← a·b, m × k times k × n, measured once in this process.
 template <class B>
 double gemm_seconds(B& be, index_t m, index_t k, index_t n) {
@@ -80,7 +98,7 @@ double gemm_seconds(B& be, index_t m, index_t k, index_t n) {
   be.random_normal(b.ref(), 2);
   std::array<double, 5> times{};
   for (double& t : times) {
-    t = seconds_of([&] { be.gemm(op::none, op::none, T{1}, a.ref(), b.ref(), T{0}, c.ref()); });
+    t = seconds_on(be, [&] { be.gemm(op::none, op::none, T{1}, a.ref(), b.ref(), T{0}, c.ref()); });
   }
   std::sort(times.begin(), times.end());
   return seconds = times[times.size() / 2];
@@ -110,6 +128,14 @@ inline std::vector<double> singular_values(spectrum kind, index_t count) {
   return values;
 }
 
+/// The least loss of an approximation of this rank.
+inline double truncation_loss(const std::vector<double>& sigma, index_t rank) {
+  double tail = 0;
+  for (auto i = sigma.size(); i-- > static_cast<std::size_t>(rank);)
+    tail += sigma[i] * sigma[i];
+  return tail;
+}
+
 /// m × n with these singular values: cosine transforms with random signs as singular vectors.
 struct known_matrix {
   matrix<float> a;
@@ -126,12 +152,7 @@ struct known_matrix {
     be.gemm(op::none, op::transpose, 1.0f, u.ref(), v.ref(), 0.0f, a.ref());
   }
 
-  double optimum(index_t rank) const {
-    double tail = 0;
-    for (auto i = sigma.size(); i-- > static_cast<std::size_t>(rank);)
-      tail += sigma[i] * sigma[i];
-    return tail;
-  }
+  double optimum(index_t rank) const { return truncation_loss(sigma, rank); }
 
  private:
   matrix<float> transform(eigen_backend<float>& be, index_t size, std::uint64_t seed) const {
@@ -152,6 +173,14 @@ struct known_matrix {
   }
 };
 
+/// The matrix in a backend's memory.
+template <class B>
+matrix_of<B> placed(B& be, const known_matrix& known) {
+  auto a = be.allocate(known.a.rows(), known.a.cols());
+  be.upload(known.a.ref(), a.ref());
+  return a;
+}
+
 /// The last matrix asked for: benchmarks of one matrix stand side by side.
 inline const known_matrix& known_matrix_of(spectrum kind, index_t m, index_t n) {
   static std::tuple<spectrum, index_t, index_t> held{};
@@ -162,6 +191,15 @@ inline const known_matrix& known_matrix_of(spectrum kind, index_t m, index_t n) 
     held = {kind, m, n};
   }
   return *made;
+}
+
+/// After the benchmarks were registered.
+inline int run(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
 }
 
 } // namespace bench

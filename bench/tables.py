@@ -77,8 +77,9 @@ def low_rank(runs):
 def main():
     runs = figures(sys.argv[1:])
     for title, write, prefixes in (
-            ("Truncated SVD", truncated_svd, ("subspace", "gram/", "exact/", "published/")),
-            ("Gram of activations", gram, ("gram/",)),
+            ("Truncated SVD", truncated_svd, ("subspace", "gram/", "exact/", "published/", "gesvd",
+                                              "syevd/")),
+            ("Gram of activations", gram, ("gram/", "gram_sum/")),
             ("Low-rank product", low_rank, ("low_rank/",))):
         chosen = {name: run for name, run in runs.items()
                   if name.startswith(prefixes) and ("gflops" in run) == (write is gram)}
