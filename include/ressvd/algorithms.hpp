@@ -21,4 +21,5 @@
 #include "ressvd/refine_allocation.hpp"
 #include "ressvd/residual_compensation.hpp"
 #include "ressvd/truncated_svd.hpp"
+#include "ressvd/truncation_loss.hpp"
 #include "ressvd/whitening.hpp"

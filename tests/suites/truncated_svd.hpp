@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "ressvd/truncated_svd.hpp"
+#include "ressvd/truncation_loss.hpp"
 #include "ressvd/whitening.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
@@ -530,7 +531,10 @@ TEMPLATE_LIST_TEST_CASE("the curve of losses is the loss of every slice in any m
                          const dense& factor) {
     const auto curve = ressvd::truncation_losses(be, p.placed_w.view(), basis, metric);
     REQUIRE(curve.size() == 10);
-    CHECK(std::is_sorted(curve.rbegin(), curve.rend()));
+    // A projection on the right is optimal in no metric but its own: there the loss may rise.
+    if (basis.acts == ressvd::projection::left || metric.is_identity()) {
+      CHECK(std::is_sorted(curve.rbegin(), curve.rend()));
+    }
     // Differences of squares: each of 9 subtractions, and sums of at most 16 + 13 terms in them,
     // round to eps of ‖W‖²‖F‖².
     const double tolerance = (9 + 29) * eps<TestType> * squared_norm(p.w) * squared_norm(factor);
@@ -552,6 +556,8 @@ TEMPLATE_LIST_TEST_CASE("the curve of losses is the loss of every slice in any m
   const auto on_right =
       ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), {}, {.rank = 9});
   check(on_right, {}, identity(13));
+  check(on_right, right.metric(), right.factor);
+  check(on_right, other.metric(), other.factor);
 
   // Weights of 2^100 in a metric of 2^50 leave float's range without care.
   const double large = 0x1p100;
@@ -566,9 +572,9 @@ TEMPLATE_LIST_TEST_CASE("the curve of losses is the loss of every slice in any m
   const auto both =
       ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(), {.rank = 3});
   CHECK_THROWS_WITH(ressvd::truncation_losses(be, p.placed_w.view(), both),
-                    contains_text("truncation losses need a basis that acts on the left"));
-  CHECK_THROWS_WITH(ressvd::truncation_losses(be, p.placed_w.view(), on_right, right.metric()),
-                    contains_text("or the identity as metric"));
+                    contains_text("energies need a basis that acts on one side"));
+  CHECK_THROWS_WITH(ressvd::truncation_losses(be, p.placed_w.view(), on_right, left.metric()),
+                    contains_text("the metric's factor has 16 rows, expected 13"));
 }
 
 TEMPLATE_LIST_TEST_CASE("wrong calls of the truncated SVD are refused", "[truncated_svd]",
@@ -642,7 +648,7 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of the truncated SVD are refused", "[trunca
 }
 
 TEMPLATE_LIST_TEST_CASE("subspace iteration reaches the tolerance asked for at every slice",
-                        "[truncated_svd]", test_backends) {
+                        "[truncated_svd][long]", test_backends) {
   using namespace svd_suite;
   auto be = make_backend<TestType>();
   struct shape {

@@ -96,12 +96,10 @@ ordered_json describe(const factored_matrix& m, const matrix_rank& chosen,
     double activation = stage != nullptr ? stage->activation_energy : 0;
     for (std::size_t i = 0; i < leading; ++i) {
       weight += m.weight_energies[i];
-      if (!m.activation_energies.empty()) activation += m.activation_energies[i];
+      activation += m.activation_energies[i];
     }
     json["weight_loss"] = loss_of(m.weight_total - weight, m.weight_total);
-    if (!m.activation_energies.empty()) {
-      json["activation_loss"] = loss_of(m.activation_total - activation, m.activation_total);
-    }
+    json["activation_loss"] = loss_of(m.activation_total - activation, m.activation_total);
   }
   json["whitening"] = {{"path", name_of_path(m.whitening.path)},
                        {"damping", m.whitening.damping},
@@ -297,6 +295,7 @@ ordered_json evaluate(workbench& bench, const compress_options& options,
 
 ordered_json compress(const compress_options& options) {
   stage_clock clock;
+  const std::uint64_t program = peak_memory(); // and its libraries: CUDA's alone take 200 MiB
   const language_model model = language_model::open(options.model);
   check(options, model);
   const model_config& config = model.config();
@@ -321,11 +320,12 @@ ordered_json compress(const compress_options& options) {
   for (const std::string& name : model.source().names()) {
     parameters += model.source().describe(name).elements;
   }
-  const auto estimate = estimate_memory(options, config, model.storage() == weight_storage::float32,
-                                        static_cast<std::uint64_t>(parameters));
+  const std::uint64_t estimate =
+      program + estimate_memory(options, config, model.storage() == weight_storage::float32,
+                                static_cast<std::uint64_t>(parameters))
+                    .total();
   constexpr double mebi = 1024.0 * 1024.0;
-  std::fprintf(stderr, "estimated peak memory: %.0f MiB\n",
-               static_cast<double>(estimate.total()) / mebi);
+  std::fprintf(stderr, "estimated peak memory: %.0f MiB\n", static_cast<double>(estimate) / mebi);
 
   const calibration_samples samples = make_samples(options, model);
   clock.finish("sampling");
@@ -385,7 +385,8 @@ ordered_json compress(const compress_options& options) {
   report["matrices"] = std::move(matrices);
   report["heldout"] = heldout;
   report["seconds"] = clock.seconds();
-  report["memory"] = {{"estimate_bytes", estimate.total()}, {"peak_bytes", peak_memory()}};
+  report["memory"] = {
+      {"program_bytes", program}, {"estimate_bytes", estimate}, {"peak_bytes", peak_memory()}};
   std::fprintf(stderr, "peak memory: %.0f MiB\n", static_cast<double>(peak_memory()) / mebi);
   return report;
 }

@@ -234,17 +234,12 @@ class compressor_on final : public compressor {
     m.whitening = metric.report;
 
     const double damping = reference.report.damping;
-    const bool left = m.acts == ressvd::projection::left;
-    const auto factored_view = left ? w : w.transposed();
     m.weight_total = ressvd::weighted_energy(be_, w);
     m.activation_total =
         ressvd::weighted_energy(be_, w, reference.metric()) - damping * m.weight_total;
-    m.weight_energies = ressvd::basis_energies(be_, factored_view, basis.q.ref());
-    if (left) {
-      m.activation_energies =
-          undamped(ressvd::basis_energies(be_, w, basis.q.ref(), reference.metric()),
-                   m.weight_energies, damping);
-    }
+    m.weight_energies = ressvd::captured_energies(be_, w, basis);
+    m.activation_energies = undamped(ressvd::captured_energies(be_, w, basis, reference.metric()),
+                                     m.weight_energies, damping);
     if (options_.method == method::ressvd) {
       for (const std::int64_t rank : ranks) {
         m.residual_stages.push_back(residual(w, basis, rank, reference));

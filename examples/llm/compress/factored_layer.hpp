@@ -34,8 +34,8 @@ struct factored_matrix {
   std::int64_t rank = 0; // the largest that can be sliced
   std::vector<float> q;  // (out or in) × rank, column-major
   std::vector<double> singular_values;
-  std::vector<double> weight_energies;     // ‖q_iᵀW‖² (left) or ‖Wq_i‖² (right)
-  std::vector<double> activation_energies; // ‖q_iᵀWX‖²; empty for a basis that acts on the right
+  std::vector<double> weight_energies;     // what each basis vector takes off ‖W‖²
+  std::vector<double> activation_energies; // and off ‖WX‖²
   double weight_total = 0;                 // ‖W‖²
   double activation_total = 0;             // ‖WX‖²
   std::vector<residual_stage> residual_stages;

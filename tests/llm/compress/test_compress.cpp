@@ -384,7 +384,7 @@ TEST_CASE("A Fisher file of ones makes fwsvd plain SVD", "[compress]") {
   const temporary_directory dir;
   auto o = options_for(f.directory, dir / "svd");
   o.method = method::svd;
-  compress(o);
+  const auto plain_report = compress(o);
   const auto plain = logits_of(o.output, f);
 
   o.method = method::fwsvd;
@@ -401,9 +401,15 @@ TEST_CASE("A Fisher file of ones makes fwsvd plain SVD", "[compress]") {
   }
   o.fisher = dir / "fisher.safetensors";
   write_scratch(o.fisher, ones);
-  compress(o);
+  const auto report = compress(o);
   // Two roads to the same projection, Ŵ = QQᵀW and WQQᵀ: they part where singular values are close.
   CHECK(relative_difference(plain, logits_of(o.output, f)) < 1e-3);
+  for (std::size_t i = 0; i < report["matrices"].size(); ++i) {
+    const auto& entry = report["matrices"][i];
+    if (entry["rank"].is_null()) continue;
+    const double expected = plain_report["matrices"][i]["activation_loss"]["relative"];
+    CHECK_THAT(entry["activation_loss"]["relative"].get<double>(), WithinAbs(expected, 1e-3));
+  }
 }
 
 TEST_CASE("Requests that cannot be carried out are refused and leave nothing", "[compress]") {
