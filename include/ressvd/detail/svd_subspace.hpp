@@ -9,9 +9,9 @@
 // and one Rayleigh–Ritz step ends: ZᵀZ = VΘVᵀ, U = Q·V or Z·V·Θ^(-1/2).
 //
 // The lowest Ritz value never exceeds the eigenvalue it stands for, so that no wanted direction is
-// damped. Each sweep divides the excess of the loss at rank r by about T_d(2θ_r/θ_b − 1)²; the
-// measured progress of the first one times the product of these is the estimate that ends the
-// iteration.
+// damped. Each sweep divides the excess of the loss at rank r by about 1/c = T_d(2θ_r/θ_b − 1)², so
+// one that gained δ left about δ·c/(1 − c). The smaller of twice this and c times what the sweep
+// before left is the estimate that ends the iteration.
 //
 // A filter lifts the largest eigenvalue by T_d(2θ_1/θ_b − 1), which must leave digits for the
 // others. Its degree is bounded by that, and Ritz vectors that are far above the rest and have
@@ -38,6 +38,7 @@
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/orthonormalize.hpp"
+#include "ressvd/detail/ritz_values.hpp"
 #include "ressvd/metric.hpp"
 
 namespace ressvd::inline v0::detail {
@@ -63,17 +64,6 @@ inline index_t subspace_block(index_t rank) {
 /// T_d(x) for x ≥ −1; |T_d| ≤ 1 below 1.
 inline double chebyshev(double x, index_t degree) {
   return x <= 1 ? 1 : std::cosh(static_cast<double>(degree) * std::acosh(x));
-}
-
-/// Eigenvalues, descending, of the symmetric h, and the vectors of the largest in v's columns. h is
-/// destroyed.
-template <backend W>
-void leading_eigenpairs(W& be64, block_of<W> h, std::span<double> values, block_of<W> v) {
-  be64.eigh(h, values);
-  std::reverse(values.begin(), values.end());
-  for (index_t i = 0; i < v.cols; ++i) {
-    be64.copy(const_block_of<W>(h.col_range(h.cols - 1 - i, 1)).view(), v.col_range(i, 1));
-  }
 }
 
 template <backend B>
@@ -117,19 +107,15 @@ class subspace_iteration {
   }
 
  private:
-  struct interval {
-    double lowest = 0;  ///< θ_b
-    double wanted = 0;  ///< θ_r
-    double beyond = 0;  ///< Σ_{r<i≤b} θ_i
-    double highest = 0; ///< θ_1 of what is not locked
-  };
-
   static constexpr bool is_float = sizeof(T) == 4;
   static constexpr auto eps = static_cast<double>(std::numeric_limits<T>::epsilon());
   static constexpr index_t largest_degree = 4;
   static constexpr index_t most_sweeps = 60;
   /// What a filter may lift: half of float's digits stay for the directions it lifts least.
   static constexpr double largest_lift = is_float ? 1e4 : 1e8;
+  /// Smaller relative gains of a sweep count as this: what is left then sits in the few slowest
+  /// directions, and their contraction is known less well than that of the sum.
+  static constexpr double least_gain = 1e-3;
   /// ‖BᵀB·x − θx‖/θ below which a Ritz vector is locked: it misses 1e-3 of a direction, and the
   /// block has r/10 directions to spare.
   static constexpr double lock_residual = 0.03;
@@ -139,7 +125,7 @@ class subspace_iteration {
   /// flat, Gaussian, power-law, exponential and outlier spectra.
   double caution() const {
     const double few = options_.rank < 16 ? 1 : options_.rank < 64 ? 0.5 : 0.25;
-    return (std::max)(few, 0.25 * std::sqrt(1e-3 / options_.tolerance));
+    return (std::max)(few, 0.25 * std::pow(1e-3 / options_.tolerance, 0.6));
   }
 
   block_type q() { return q_.col_range(locked(), active_); }
@@ -210,19 +196,18 @@ class subspace_iteration {
 
       if (loss <= noise) return finish(0);
 
-      interval theta = ritz_interval();
+      ritz_interval theta = active_interval();
       const double loss_at_rank = loss + theta.beyond;
       if (previous_loss) {
         const double a = damped_up_to;
         const double kept = chebyshev(2 * (std::max)(theta.lowest, a) / a - 1, degree) /
                             chebyshev(2 * (std::max)(theta.wanted, a) / a - 1, degree);
         const double contraction = std::clamp(kept * kept, 1e-6, 0.9);
-        if (!estimated) {
-          const double progress = (std::max)(*previous_loss / loss_at_rank - 1, 0.0);
-          outcome_.excess = caution() * progress * contraction / (1 - contraction);
-        } else {
-          outcome_.excess *= contraction;
-        }
+        const double progress = (std::max)(*previous_loss / loss_at_rank - 1, 0.0);
+        const auto left = [&](double gained) { return gained * contraction / (1 - contraction); };
+        outcome_.excess = estimated ? (std::min)(outcome_.excess * contraction,
+                                                 2 * left((std::max)(progress, least_gain)))
+                                    : caution() * left(progress);
         estimated = true;
         if (outcome_.excess <= options_.tolerance || outcome_.sweeps >= most_sweeps) {
           return finish(outcome_.excess);
@@ -253,12 +238,12 @@ class subspace_iteration {
     outcome_.excess = excess;
   }
 
-  static double lift(const interval& theta, index_t degree) {
+  static double lift(const ritz_interval& theta, index_t degree) {
     return chebyshev(2 * theta.highest / theta.lowest - 1, degree);
   }
 
   /// As many as the lift allows and the tolerance still needs.
-  index_t choose_degree(const interval& theta, bool estimated) const {
+  index_t choose_degree(const ritz_interval& theta, bool estimated) const {
     index_t allowed = 1;
     while (allowed < largest_degree && lift(theta, allowed + 1) <= largest_lift)
       ++allowed;
@@ -317,6 +302,11 @@ class subspace_iteration {
     be_.trsm(side::right, op::transpose, l, image);
   }
 
+  ritz_interval active_interval() {
+    auto frame = be64_.frame();
+    return ritz_interval_of(be64_, rough_gram(), columns_ - options_.rank, eps, options_.seed + 2);
+  }
+
   /// zᵀz, summed in double.
   wide_block gram_of(block_type z) {
     const auto h = be64_.scratch(z.cols, z.cols);
@@ -335,69 +325,6 @@ class subspace_iteration {
     be_.mirror_lower(sum);
     be64_.copy(const_block_of<B>(sum).view(), h);
     return h;
-  }
-
-  /// Ritz values of zᵀz: the b − r lowest by inverse iteration, the highest by power iteration.
-  interval ritz_interval() {
-    auto frame = be64_.frame();
-    const auto h = rough_gram();
-    std::vector<double> diagonal(static_cast<std::size_t>(active_));
-    be64_.diagonal(h, diagonal);
-    double trace = 0;
-    for (const double d : diagonal)
-      trace += d;
-    // Far below what rounding leaves of the lowest value; makes the factorisation exist.
-    double shift = trace * eps / 16;
-    const auto l = be64_.scratch(active_, active_);
-    for (;; shift *= 16) {
-      be64_.copy(const_block_of<wide>(h).view(), l);
-      be64_.shift_diagonal(l, shift);
-      if (be64_.potrf(l) == 0) break;
-    }
-    const index_t dropped = columns_ - options_.rank;
-    const index_t count = (std::min)(2 * dropped + 4, active_);
-    const auto x = be64_.scratch(active_, count);
-    be64_.random_normal(x, options_.seed + 2);
-    for (int step = 0; step < 4; ++step) {
-      be64_.trsm(side::left, op::none, l, x);
-      be64_.trsm(side::left, op::transpose, l, x);
-      if (step % 2 == 1) orthonormalize(be64_, x);
-    }
-    const std::vector<double> values = ritz_values(h, x); // ascending
-    interval theta;
-    theta.lowest = (std::max)(values.front(), shift);
-    theta.wanted = values[static_cast<std::size_t>((std::min)(dropped, count - 1))];
-    for (index_t i = 0; i < dropped; ++i)
-      theta.beyond += (std::max)(values[static_cast<std::size_t>(i)], 0.0);
-    theta.highest = (std::max)(largest_eigenvalue(h), theta.wanted);
-    return theta;
-  }
-
-  /// Power iteration on a few columns reaches 9/10 of it.
-  double largest_eigenvalue(wide_block h) {
-    auto frame = be64_.frame();
-    const index_t count = (std::min)(index_t{4}, h.cols);
-    auto x = be64_.scratch(h.cols, count);
-    auto y = be64_.scratch(h.cols, count);
-    be64_.random_normal(x, options_.seed + 3);
-    for (int step = 0; step < 6; ++step) {
-      be64_.gemm(op::none, op::none, 1.0, h, x, 0.0, y);
-      std::swap(x, y);
-      orthonormalize(be64_, x);
-    }
-    return 1.1 * ritz_values(h, x).back();
-  }
-
-  /// Eigenvalues of xᵀ·h·x, ascending.
-  std::vector<double> ritz_values(wide_block h, wide_block x) {
-    auto frame = be64_.frame();
-    const auto hx = be64_.scratch(x.rows, x.cols);
-    const auto small = be64_.scratch(x.cols, x.cols);
-    be64_.gemm(op::none, op::none, 1.0, h, x, 0.0, hx);
-    be64_.gemm(op::transpose, op::none, 1.0, x, hx, 0.0, small);
-    std::vector<double> values(static_cast<std::size_t>(x.cols));
-    be64_.eigh(small, values);
-    return values;
   }
 
   /// Rotates the first `count` active columns to their Ritz vectors and locks those that have
