@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "ressvd/backend/eigen.hpp"
+#include "ressvd/backend/eigen/tridiagonal_qr.hpp"
 
 namespace ressvd::inline v0 {
 namespace detail {
@@ -106,12 +108,27 @@ void eigen_backend<T>::triangularize(block<T> c, block<T> r) {
 template <compute_scalar T>
 void eigen_backend<T>::eigh(block<T> c, std::span<double> values) {
   auto a = detail::as_eigen(c);
-  const Eigen::SelfAdjointEigenSolver<detail::eigen_matrix<T>> solver(a);
-  detail::check_converged(solver, "SelfAdjointEigenSolver", c.rows, c.cols);
-  a = solver.eigenvectors();
-  for (index_t i = 0; i < c.rows; ++i) {
-    values[static_cast<std::size_t>(i)] = static_cast<double>(solver.eigenvalues()[i]);
+  if (c.rows == 1) {
+    values[0] = static_cast<double>(a(0, 0));
+    a(0, 0) = T{1};
+    return;
   }
+  const T unit = detail::take_scale(a);
+  std::vector<T> diagonal(static_cast<std::size_t>(c.rows));
+  std::vector<T> beside(diagonal.size() - 1);
+  {
+    const Eigen::Tridiagonalization<detail::eigen_matrix<T>> reduced(a);
+    for (std::size_t i = 0; i < diagonal.size(); ++i)
+      diagonal[i] = reduced.diagonal()[static_cast<index_t>(i)];
+    for (std::size_t i = 0; i < beside.size(); ++i)
+      beside[i] = reduced.subDiagonal()[static_cast<index_t>(i)];
+    a = reduced.matrixQ();
+  }
+  detail::require<backend_error>(detail::tridiagonal_qr(diagonal, beside, c),
+                                 "the QR iteration did not converge on a ", c.rows, " x ", c.cols,
+                                 " matrix");
+  for (std::size_t i = 0; i < diagonal.size(); ++i)
+    values[i] = static_cast<double>(unit) * static_cast<double>(diagonal[i]);
 }
 
 template <compute_scalar T>
