@@ -5,9 +5,9 @@
     examples/results.py PROGRAM MODEL OUT --texts FILE... [--calibration FILE] [--only REGEX]
 
 PROGRAM is ressvd-llm. Texts and calibration are .txt, .u16, .u32 or .npy files, as ressvd-llm takes
-them; without --calibration the model calibrates on itself. Every run leaves OUT/NAME.json, with the
-report of `compress` and the perplexities; runs whose file exists are not repeated. The tables go to
-standard output. Needs Python 3.8 and nothing else.
+them; without --calibration the model calibrates on itself. fwsvd is left out without --fisher. Every
+run leaves OUT/NAME.json, with the report of `compress` and the perplexities; runs whose file exists
+are not repeated. The tables go to standard output. Needs Python 3.8, and matplotlib for --charts.
 """
 import argparse
 import json
@@ -20,6 +20,7 @@ import sys
 RATIOS = ("0.2", "0.4", "0.6")
 METHODS = {
     "svd": "--method svd",
+    "fwsvd": "--method fwsvd --fisher {fisher}",
     "asvd": "--method asvd",
     "svd-llm": "--method svd-llm",
     "svd-llm+update": "--method svd-llm --update",
@@ -32,6 +33,9 @@ ALLOCATIONS = {
     "last-k": "--last-layers auto",
     "sensitivity": "--allocation sensitivity --probe-ranks 1",
 }
+# Numbers of last layers besides the best one, and the methods they are tried with.
+LAST_LAYERS = {"0.2": (6, 8), "0.4": (8, 10), "0.6": (8, 10)}
+FIXED_METHODS = ("svd-llm", "ressvd", "tempered")
 # What is tried on top of tempered whitening with ranks by sensitivity.
 VARIANTS = {
     "p=1": "--power 1 --probe-ranks 1",
@@ -45,16 +49,23 @@ VARIANTS = {
 }
 
 
-def grid():
+def grid(fisher):
     """(name, ratio, method, allocation, arguments) of every run."""
     for ratio in RATIOS:
         for method, arguments in METHODS.items():
+            if method == "fwsvd" and fisher is None:
+                continue
+            arguments = arguments.format(fisher=fisher)
             for allocation, how in ALLOCATIONS.items():
                 if method in ("adasvd", "svd-llm+update") and allocation != "uniform":
                     continue
                 how = "" if "--allocation" in arguments else how
                 yield (f"{method} {allocation} {ratio}", ratio, method, allocation,
                        f"--ratio {ratio} {arguments} {how}")
+        for method in FIXED_METHODS:
+            for k in LAST_LAYERS[ratio]:
+                yield (f"{method} last {k} {ratio}", ratio, method, "last-k",
+                       f"--ratio {ratio} {METHODS[method]} --last-layers {k}")
         for variant, arguments in VARIANTS.items():
             yield (f"sensitivity {variant} {ratio}", ratio, variant, "variant",
                    f"--ratio {ratio} --method tempered --allocation sensitivity {arguments}")
@@ -74,8 +85,12 @@ def perplexity(args, model, text):
     return json.loads(report.read_text())["perplexity"]
 
 
+def file_of(args, name):
+    return args.out / (re.sub(r"[^a-z0-9.=+-]+", "-", name) + ".json")
+
+
 def measure(args, name, arguments):
-    target = args.out / (re.sub(r"[^a-z0-9.=+-]+", "-", name) + ".json")
+    target = file_of(args, name)
     if target.exists():
         return json.loads(target.read_text())
     print(name, file=sys.stderr, flush=True)
@@ -130,6 +145,114 @@ def print_tables(args, original, results):
               f"{a['measured_loss']:.4f} | {digits(r['perplexities'])} |")
 
 
+# Lines of the chart of perplexity against ratio: run, label, style.
+CHART_LINES = [
+    ("svd uniform", "SVD", "C7--"),
+    ("asvd uniform", "ASVD", "C5--"),
+    ("svd-llm uniform", "SVD-LLM", "C0--"),
+    ("ressvd last-k", "ResSVD, last k", "C1-"),
+    ("tempered sensitivity", "tempered, by sensitivity", "C2-"),
+    ("sensitivity two probe ranks, retruncate", "and a new truncation", "C3-"),
+]
+
+
+def save(figure, path):
+    # No date: the same results give the same file.
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+
+
+def perplexity_chart(plt, names, original, runs):
+    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), squeeze=False)
+    for i, (axis, name) in enumerate(zip(axes[0], names)):
+        for run, label, style in CHART_LINES:
+            points = [(float(r), runs[f"{run} {r}"]["perplexities"][i] / original[i] - 1)
+                      for r in RATIOS if f"{run} {r}" in runs]
+            if points:
+                axis.plot(*zip(*points), style, marker="o", markersize=4, label=label)
+        axis.set(title=name, yscale="log", xlabel="compression ratio", xticks=[0.2, 0.4, 0.6])
+    axes[0][0].set_ylabel("excess perplexity, relative")
+    axes[0][-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def kept_chart(plt, report, title):
+    """What each matrix keeps of its parameters, by layer and type."""
+    shares = {}
+    for matrix in report["matrices"]:
+        layer = int(re.search(r"layers\.(\d+)\.", matrix["name"]).group(1))
+        m, n, r = matrix["rows"], matrix["cols"], matrix["rank"]
+        kind = matrix["name"].rsplit(".", 1)[1]
+        shares.setdefault(kind, {})[layer] = 1 if r is None else r * (m + n) / (m * n)
+    layers = sorted(next(iter(shares.values())))
+    figure, axis = plt.subplots(figsize=(6, 3))
+    picture = axis.imshow([[kept[layer] for layer in layers] for kept in shares.values()],
+                          vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    for y, kept in enumerate(shares.values()):
+        for x, layer in enumerate(layers):
+            axis.text(x, y, f"{100 * kept[layer]:.0f}", ha="center", va="center", fontsize=7,
+                      color="white" if kept[layer] < 0.6 else "black")
+    axis.set(title=title, xlabel="layer", xticks=range(len(layers)), xticklabels=layers,
+             yticks=range(len(shares)), yticklabels=shares)
+    figure.colorbar(picture, label="share of parameters kept")
+    return figure
+
+
+def error_chart(plt, runs):
+    """The final-layer error of every k that a search tried."""
+    figure, axis = plt.subplots(figsize=(5, 3.4))
+    for color, ratio in enumerate(RATIOS):
+        for method, style in (("svd-llm", "--"), ("ressvd", "-")):
+            search = runs.get(f"{method} last-k {ratio}", {}).get("allocation", {}).get("search")
+            if search:
+                tried = sorted((c["last_layers"], c["final_layer_error"]) for c in search)
+                axis.plot(*zip(*tried), f"C{color}{style}", marker="o", markersize=3,
+                          label=f"{method}, {float(ratio):.0%}")
+    axis.set(xlabel="last layers compressed", ylabel="final-layer error", ylim=(0, None))
+    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def prediction_chart(plt, runs):
+    """Measured against predicted divergence of every run that probed."""
+    figure, axis = plt.subplots(figsize=(4, 3.6))
+    values = []
+    for color, ratio in enumerate(RATIOS):
+        for marker, label in (("o", "one probe rank"), ("s", "two probe ranks")):
+            points = [(r["allocation"]["predicted_loss"], r["allocation"]["measured_loss"])
+                      for name, r in runs.items()
+                      if name.endswith(ratio) and "predicted_loss" in r["allocation"]
+                      and ("two probe ranks" in name) == (marker == "s")]
+            if points:
+                axis.plot(*zip(*points), f"C{color}{marker}", markersize=4,
+                          label=f"{float(ratio):.0%}, {label}")
+                values += [value for point in points for value in point]
+    if values:
+        ends = [min(values), max(values)]
+        axis.plot(ends, ends, color="grey", linewidth=1)
+    axis.set(xlabel="predicted KL divergence", ylabel="measured", xscale="log", yscale="log")
+    axis.legend(fontsize="small")
+    return figure
+
+
+def draw_charts(args, original, results):
+    import matplotlib
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "ressvd", "svg.fonttype": "none"})
+    from matplotlib import pyplot as plt
+
+    args.charts.mkdir(parents=True, exist_ok=True)
+    stem = f"{args.charts}/{args.model.resolve().name}"
+    runs = {run[0]: report for run, report in results}
+    names = [text.name.rsplit(".", 1)[0] for text in args.texts]
+    save(perplexity_chart(plt, names, original, runs), f"{stem}-perplexity.svg")
+    save(error_chart(plt, runs), f"{stem}-last-layers.svg")
+    save(prediction_chart(plt, runs), f"{stem}-prediction.svg")
+    chosen = "sensitivity two probe ranks 0.4"
+    if chosen in runs:
+        save(kept_chart(plt, runs[chosen], "Ranks by sensitivity at 40 %, % kept"),
+             f"{stem}-ranks.svg")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("program", type=pathlib.Path)
@@ -138,16 +261,24 @@ def main():
     parser.add_argument("--texts", type=pathlib.Path, nargs="+", required=True)
     parser.add_argument("--calibration", type=pathlib.Path)
     parser.add_argument("--first", action="store_true", help="use the calibration's first windows")
+    parser.add_argument("--fisher", type=pathlib.Path, help="mean squared gradients, for fwsvd")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--windows", type=int, default=96, help="of each text")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="runs whose name matches this")
+    parser.add_argument("--charts", type=pathlib.Path, help="folder for SVG charts")
+    parser.add_argument("--finished", action="store_true", help="only what OUT has already")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     original = [perplexity(args, args.model, text) for text in args.texts]
-    runs = [r for r in grid() if re.search(args.only, r[0])]
-    print_tables(args, original, [(r, measure(args, r[0], r[4])) for r in runs])
+    runs = [r for r in grid(args.fisher) if re.search(args.only, r[0])]
+    if args.finished:
+        runs = [r for r in runs if file_of(args, r[0]).exists()]
+    results = [(r, measure(args, r[0], r[4])) for r in runs]
+    print_tables(args, original, results)
+    if args.charts:
+        draw_charts(args, original, results)
 
 
 if __name__ == "__main__":

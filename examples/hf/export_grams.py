@@ -14,11 +14,8 @@ first windows are taken. For other models and data:
             model(batch)
     grams.save("grams.safetensors")
 """
-import argparse
-import pathlib
 import re
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -86,48 +83,17 @@ class gram_collector:
         save_file(tensors, path)
 
 
-def read_ids(path, tokenizer):
-    suffix = pathlib.Path(path).suffix
-    if suffix == ".npy":
-        ids = np.load(path).reshape(-1)
-    elif suffix in (".u16", ".u32"):
-        ids = np.fromfile(path, "<u" + ("2" if suffix == ".u16" else "4"))
-    else:
-        ids = tokenizer()(pathlib.Path(path).read_text(encoding="utf-8"))["input_ids"]
-    return torch.from_numpy(np.asarray(ids, np.int64))
-
-
 def main():
     # Only for a model that is opened here: the collector itself needs torch alone.
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from model_and_samples import open_model_and_samples, parse_arguments
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("file", metavar="FILE", help="safetensors file to write")
-    parser.add_argument("--tokens", required=True, metavar="SAMPLES")
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--seqlen", type=int, default=2048, help="at most the model's context")
-    parser.add_argument("--batch", type=int, default=1, help="windows at a time")
-    parser.add_argument("--only", default="", help="regular expression for the layers' names")
-    parser.add_argument("--dtype", default="auto", help="of the model, for example float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--trust-remote-code", action="store_true")
-    args = parser.parse_args()
-
-    trust = {"trust_remote_code": args.trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **trust)
-    model.eval().to(args.device)
-    ids = read_ids(args.tokens, lambda: AutoTokenizer.from_pretrained(args.model, **trust))
-    seqlen = min(args.seqlen, getattr(model.config, "max_position_embeddings", args.seqlen))
-    if len(ids) < args.samples * seqlen:
-        parser.error(f"{args.tokens}: holds {len(ids)} tokens, {args.samples} windows of {seqlen} "
-                     f"need {args.samples * seqlen}")
-    windows = ids[:args.samples * seqlen].reshape(args.samples, seqlen)
+    args = parse_arguments(__doc__.splitlines()[0])
+    model, batches = open_model_and_samples(args)
     with torch.no_grad(), gram_collector(model, args.only, device="cpu") as grams:
-        for batch in windows.split(args.batch):
-            model(batch.to(args.device), use_cache=False)
+        for batch in batches:
+            model(batch, use_cache=False)
     grams.save(args.file)
-    print(f"{args.file}: {len(grams.sums)} Grams of {windows.numel()} tokens")
+    print(f"{args.file}: {len(grams.sums)} Grams of {sum(map(torch.numel, batches))} tokens")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ try:
     from transformers import AutoModelForCausalLM, __version__
     from transformers.utils import logging
 
+    from export_fisher import fisher_information
     from export_grams import gram_collector
     from load_factored import load
     from make_loadable import make_loadable
@@ -181,6 +182,37 @@ class exported_grams(unittest.TestCase):
                                                delta=1e-3)
             self.assertAlmostEqual(given["heldout"]["compressed_perplexity"] /
                                    direct["heldout"]["compressed_perplexity"], 1, delta=1e-3)
+
+    def test_fisher(self):
+        """Squares of finite differences, and a file that the program takes."""
+        model = AutoModelForCausalLM.from_pretrained(fixtures / "llama", dtype=torch.float64)
+        tokens = pathlib.Path(scratch.name) / "fisher.u16"
+        ids = np.random.default_rng(2).integers(0, 80, 4 * 32)
+        ids.astype("<u2").tofile(tokens)
+        windows = torch.from_numpy(ids.reshape(4, 32))
+        fisher = fisher_information(model, windows)
+        name = "model.layers.1.mlp.down_proj.weight"
+        weight = model.get_parameter(name)
+        step = 1e-4
+        slopes = []
+        with torch.no_grad():
+            for window in windows:
+                losses = []
+                for sign in (1, -1):
+                    weight[2, 3] += sign * step
+                    losses.append(model(window[None], labels=window[None]).loss.item())
+                    weight[2, 3] -= sign * step
+                slopes.append((losses[0] - losses[1]) / (2 * step))
+        expected = np.mean(np.square(slopes))
+        self.assertAlmostEqual(fisher[name][2, 3].item() / expected, 1, delta=1e-4)
+
+        file = pathlib.Path(scratch.name) / "fisher.safetensors"
+        subprocess.run([sys.executable, root / "examples/hf/export_fisher.py", fixtures / "llama",
+                        file, "--tokens", tokens, "--samples", "4", "--seqlen", "32", "--dtype",
+                        "float64", "--only", "layers"], capture_output=True, check=True)
+        torch.testing.assert_close(load_file(file)[name], fisher[name])
+        report = compress("llama", scratch.name + "/fwsvd", "--method", "fwsvd", "--fisher", file)
+        self.assertTrue(all("activation_loss" in m for m in report["matrices"]))
 
     def test_llama(self):
         self.agree("llama")
