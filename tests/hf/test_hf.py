@@ -193,7 +193,7 @@ class exported_grams(unittest.TestCase):
         fisher = fisher_information(model, windows)
         name = "model.layers.1.mlp.down_proj.weight"
         weight = model.get_parameter(name)
-        step = 1e-4
+        step = 1e-2  # norms compute in float32: a smaller one is lost in their rounding
         slopes = []
         with torch.no_grad():
             for window in windows:
@@ -204,7 +204,7 @@ class exported_grams(unittest.TestCase):
                     weight[2, 3] -= sign * step
                 slopes.append((losses[0] - losses[1]) / (2 * step))
         expected = np.mean(np.square(slopes))
-        self.assertAlmostEqual(fisher[name][2, 3].item() / expected, 1, delta=1e-4)
+        self.assertAlmostEqual(fisher[name][2, 3].item() / expected, 1, delta=0.02)
 
         file = pathlib.Path(scratch.name) / "fisher.safetensors"
         subprocess.run([sys.executable, root / "examples/hf/export_fisher.py", fixtures / "llama",
