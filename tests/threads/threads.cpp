@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/compare.hpp"
+#include "support/dense.hpp"
+#include "support/eigen_backends.hpp"
+#include "support/placed.hpp"
+#include "support/problem.hpp"
+
+namespace {
+
+/// Restores the number of threads.
+class thread_count {
+ public:
+  explicit thread_count(int count) : before_(support::threads()) { support::set_threads(count); }
+  thread_count(const thread_count&) = delete;
+  thread_count& operator=(const thread_count&) = delete;
+  ~thread_count() { support::set_threads(before_); }
+
+ private:
+  int before_;
+};
+
+/// The whole way from activations to factors, by every method and algorithm, in a context of its
+/// own; everything that comes out.
+template <class B>
+std::vector<support::dense> compress_all(const support::dense& w, const support::dense& x,
+                                         ressvd::index_t rank, std::uint64_t seed) {
+  using namespace support;
+  namespace methods = ressvd::methods;
+  using T = typename B::scalar;
+  using wide = ressvd::wide_backend<B>;
+  B be;
+  const placed<T, B> pw(be, w, layout::row_major, 1);
+  const placed<float, B> px(be, x);
+  ressvd::gram_accumulator<wide> sums(wide(be), x.rows(), {.channel_means = true});
+  sums.add(px.view(), ressvd::token_order::features_by_tokens);
+  const auto means = sums.mean_abs();
+  const auto whitening = ressvd::whiten(be, sums.gram());
+  const ressvd::calibration<B> data{
+      .whitening = &whitening, .gram = sums.gram(), .mean_abs = means.ref()};
+  std::vector<dense> results{values_of(be, sums.gram()), values_of(be, whitening.factor)};
+  const auto keep = [&](const auto& pair) {
+    results.push_back(values_of(be, pair.u));
+    results.push_back(values_of(be, pair.v));
+  };
+  const ressvd::rank_target target{.rank = rank};
+  for (const auto algorithm : {ressvd::svd_algorithm::exact, ressvd::svd_algorithm::gram,
+                               ressvd::svd_algorithm::subspace}) {
+    keep(methods::svd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
+    keep(methods::asvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
+    keep(methods::adasvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
+    keep(methods::ressvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
+  }
+  const auto basis = ressvd::truncated_svd(
+      be, pw.view(), {}, whitening.metric(),
+      {.rank = rank, .algorithm = ressvd::svd_algorithm::subspace, .seed = seed});
+  results.push_back(values_of(be, basis.q));
+  return results;
+}
+
+} // namespace
+
+TEMPLATE_LIST_TEST_CASE("threads with contexts of their own compute what one thread computes",
+                        "[threads]", test_backends) {
+  using namespace support;
+  using T = typename TestType::scalar;
+  constexpr std::size_t count = 4;
+  const thread_count one(1);
+  std::array<dense, count> w;
+  std::array<dense, count> x;
+  std::array<std::vector<dense>, count> expected;
+  std::array<std::vector<dense>, count> actual;
+  const auto run = [&](std::size_t i) {
+    return compress_all<TestType>(w[i], x[i], 8 + static_cast<index_t>(i), i);
+  };
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto n = static_cast<index_t>(64 + 8 * i);
+    w[i] = rounded<T>(random_normal(80, n, i));
+    x[i] = rounded<float>(activations(n, 100, 10 + i, {.outlier_channels = 1}));
+    expected[i] = run(i);
+  }
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < count; ++i)
+    threads.emplace_back([&, i] { actual[i] = run(i); });
+  for (std::thread& thread : threads)
+    thread.join();
+  for (std::size_t i = 0; i < count; ++i) {
+    INFO("matrix " << i);
+    CHECK(actual[i] == expected[i]);
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("threads may read the same weights, whitening and basis", "[threads]",
+                        test_backends) {
+  using namespace support;
+  using T = typename TestType::scalar;
+  const thread_count one(1);
+  TestType be;
+  const dense x = activations(60, 90, 3);
+  const placed<T, TestType> w(be, rounded<T>(random_normal(50, 60, 4)), layout::row_major, 2);
+  const placed<double, TestType> gram(be, x * transpose(x));
+  const auto whitening = ressvd::whiten(be, gram.view());
+  const auto basis = ressvd::truncated_svd(be, w.view(), {}, whitening.metric(), {.rank = 20});
+  const auto read = [&](index_t rank) {
+    TestType own;
+    const auto pair = ressvd::slice(own, w.view(), basis, rank);
+    const auto loss = ressvd::weighted_loss(own, w.view(), pair, whitening.metric());
+    return std::pair(values_of(own, pair).product(), loss.absolute);
+  };
+  std::array<std::pair<dense, double>, 4> actual;
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < actual.size(); ++i)
+    threads.emplace_back([&, i] { actual[i] = read(5 * static_cast<index_t>(i + 1)); });
+  for (std::thread& thread : threads)
+    thread.join();
+  for (std::size_t i = 0; i < actual.size(); ++i)
+    CHECK(actual[i] == read(5 * static_cast<index_t>(i + 1)));
+}
+
+TEMPLATE_LIST_TEST_CASE("equal numbers of threads and equal seeds give equal bits", "[threads]",
+                        test_backends) {
+  using namespace support;
+  using T = typename TestType::scalar;
+  // Large enough for Eigen to divide its products among threads.
+  const dense x = rounded<float>(activations(130, 260, 5, {.outlier_channels = 4}));
+  const dense w = rounded<T>(random_normal(110, 130, 6));
+  for (const int threads : {1, 3}) {
+    INFO(threads << " threads");
+    const thread_count limited(threads);
+    const auto first = compress_all<TestType>(w, x, 20, 7);
+    CHECK(compress_all<TestType>(w, x, 20, 7) == first);
+    // The last result is the one that begins with random numbers.
+    CHECK_FALSE(compress_all<TestType>(w, x, 20, 8).back() == first.back());
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("the number of threads changes results by no more than rounding",
+                        "[threads]", test_backends) {
+  using namespace support;
+  namespace methods = ressvd::methods;
+  using T = typename TestType::scalar;
+  using wide = ressvd::wide_backend<TestType>;
+  // Large enough for Eigen to divide its products among threads.
+  constexpr index_t m = 180;
+  constexpr index_t n = 220;
+  constexpr index_t rank = 40;
+  const dense x = rounded<float>(activations(n, 500, 1, {.outlier_channels = 4}));
+  // σ_rank is well separated, so that the result is determined.
+  std::vector<double> spectrum = geometric_spectrum(m, 100);
+  for (index_t i = 0; i < rank; ++i)
+    spectrum[static_cast<std::size_t>(i)] += 1;
+  const dense w = rounded<T>(with_spectrum(m, n, spectrum, 2));
+
+  struct outcome {
+    dense gram;
+    std::vector<dense> products;
+  };
+  const auto run = [&](int threads) {
+    const thread_count limited(threads);
+    TestType be;
+    const placed<T, TestType> pw(be, w, layout::row_major, 1);
+    const placed<float, TestType> px(be, x);
+    ressvd::gram_accumulator<wide> sums(wide(be), n);
+    sums.add(px.view(), ressvd::token_order::features_by_tokens);
+    const auto whitening = ressvd::whiten(be, sums.gram());
+    outcome o{values_of(be, sums.gram()), {}};
+    for (const auto algorithm : {ressvd::svd_algorithm::exact, ressvd::svd_algorithm::gram}) {
+      o.products.push_back(
+          values_of(be, methods::svd(be, pw.view(), {},
+                                     {.target = {.rank = rank}, .algorithm = algorithm})
+                            .factors)
+              .product());
+      o.products.push_back(
+          values_of(be, methods::svd_llm(be, pw.view(), {.whitening = &whitening},
+                                         {.target = {.rank = rank}, .algorithm = algorithm})
+                            .factors)
+              .product());
+    }
+    return o;
+  };
+  const outcome one = run(1);
+  const double plain_change = 2 * truncation_change(w, w, rank, eps<TestType>);
+  for (const int threads : {2, 3, 4}) {
+    INFO(threads << " threads");
+    const outcome many = run(threads);
+    const dense bound = (2 * 501 * static_cast<double>(std::numeric_limits<float>::epsilon())) *
+                        (absolute(x) * absolute(transpose(x)));
+    CHECK(error_in_bounds(many.gram, one.gram, bound) <= 1);
+    for (std::size_t i = 0; i < one.products.size(); i += 2) {
+      CHECK(distance(many.products[i], one.products[i]) <= plain_change);
+      // In the metric of outlier channels the loss is determined, its subspace hardly.
+      const double loss = loss_of(w, one.products[i + 1], x);
+      const double tolerance = loss_tolerance(loss, 2 * projection_error(w, x, eps<TestType>)) +
+                               2 * gram_algorithm_loss(w * x, rank);
+      CHECK_THAT(loss_of(w, many.products[i + 1], x), WithinAbs(loss, tolerance));
+    }
+  }
+}
