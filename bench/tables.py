@@ -2,13 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns the JSON files of bench/run.sh into the tables of docs/performance.md.
 
-    python3 bench/tables.py build/release/bench-results/*.json
+    python3 bench/tables.py build/release/bench-results/*.json [--charts FOLDER]
+
+The chart needs matplotlib.
 """
+import argparse
 import json
-import sys
+import pathlib
 from collections import defaultdict
 
-COUNTERS = ("gemms", "excess", "applications", "sweeps", "gflops", "of_gemm", "speedup", "of_ideal")
+COUNTERS = ("gemms", "excess", "applications", "sweeps", "gflops", "of_gemm", "speedup", "of_ideal",
+            "of_uniform")
 
 
 def figures(paths):
@@ -74,18 +78,60 @@ def low_rank(runs):
           [[*key] + [row.get(ratio, "–") for ratio in ratios] for key, row in cells.items()])
 
 
+def search(runs):
+    rows = []
+    for name, run in runs.items():
+        method, way, backend, size, *_ = name.split("/")
+        rows.append([method, way.replace("_", " "), backend, f"{size} × {size}",
+                     f"{run['ms'] / 1000:.2f}", f"{run['of_uniform']:.2f}"])
+    table(["method", "way", "backend", "matrices", "s", "of uniform"], rows)
+
+
+def time_chart(runs, folder):
+    """Time against size of the square layer matrices, at 40 % where the rank matters."""
+    import matplotlib
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "ressvd", "svg.fonttype": "none"})
+    from matplotlib import pyplot as plt
+
+    lines = defaultdict(list)
+    for name, run in runs.items():
+        algorithm, backend, spectrum, shape, *ratio = name.split("/")
+        m, n = shape.split("x")
+        if spectrum == "layer" and m == n and algorithm != "subspace_1e-5" and ratio in ([], ["40"]):
+            lines[f"{algorithm}, {backend}"].append((int(m), run["ms"] / 1000))
+    figure, axis = plt.subplots(figsize=(5, 3.6))
+    for label, points in sorted(lines.items()):
+        axis.plot(*zip(*sorted(points)), marker="o", markersize=4, label=label,
+                  linestyle="-" if label.startswith("subspace") else "--")
+    sizes = sorted({size for points in lines.values() for size, _ in points})
+    axis.set(xlabel="rows = columns", ylabel="seconds", xscale="log", yscale="log")
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.minorticks_off()
+    axis.legend(fontsize="small")
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "time_against_size.svg", metadata={"Date": None}, bbox_inches="tight")
+
+
 def main():
-    runs = figures(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--charts", type=pathlib.Path)
+    args = parser.parse_args()
+    runs = figures(args.files)
     for title, write, prefixes in (
             ("Truncated SVD", truncated_svd, ("subspace", "gram/", "exact/", "published/", "gesvd",
                                               "syevd/")),
             ("Gram of activations", gram, ("gram/", "gram_sum/")),
-            ("Low-rank product", low_rank, ("low_rank/",))):
+            ("Low-rank product", low_rank, ("low_rank/",)),
+            ("Search over the number of last layers", search, ("svd_llm/", "ressvd/"))):
         chosen = {name: run for name, run in runs.items()
                   if name.startswith(prefixes) and ("gflops" in run) == (write is gram)}
         if chosen:
             print(f"## {title}\n")
             write(chosen)
+            if write is truncated_svd and args.charts:
+                time_chart(chosen, args.charts)
 
 
 if __name__ == "__main__":
