@@ -197,6 +197,25 @@ def kept_chart(plt, report, title):
     return figure
 
 
+def loss_chart(plt, runs):
+    """Both losses of the uniformly compressed matrices, relative, in the mean over all of them."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    for axis, loss in zip(axes, ("activation_loss", "weight_loss")):
+        for method in ("svd", "fwsvd", "asvd", "svd-llm", "ressvd", "tempered"):
+            points = []
+            for ratio in RATIOS:
+                matrices = runs.get(f"{method} uniform {ratio}", {}).get("matrices", [])
+                values = [m[loss]["relative"] for m in matrices if loss in m]
+                if values:
+                    points.append((1 - float(ratio), sum(values) / len(values)))
+            if points:
+                axis.plot(*zip(*points), marker="o", markersize=4, label=method)
+        axis.set(title=loss.replace("_", " "), xlabel="rank / break-even rank", ylabel="relative",
+                 xticks=[0.4, 0.6, 0.8], ylim=(0, None))
+    axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def error_chart(plt, runs):
     """The final-layer error of every k that a search tried."""
     figure, axis = plt.subplots(figsize=(5, 3.4))
@@ -245,6 +264,7 @@ def draw_charts(args, original, results):
     runs = {run[0]: report for run, report in results}
     names = [text.name.rsplit(".", 1)[0] for text in args.texts]
     save(perplexity_chart(plt, names, original, runs), f"{stem}-perplexity.svg")
+    save(loss_chart(plt, runs), f"{stem}-losses.svg")
     save(error_chart(plt, runs), f"{stem}-last-layers.svg")
     save(prediction_chart(plt, runs), f"{stem}-prediction.svg")
     chosen = "sensitivity two probe ranks 0.4"
