@@ -189,8 +189,9 @@ class compressor_on final : public compressor {
 
   pair sliced(const factored_matrix& m, const view& w, std::int64_t rank) {
     const residual_stage* stage = m.stage_for(rank);
+    if (options_.method == method::ressvd && stage == nullptr) return compensated(m, w, rank);
     const std::int64_t rows = m.basis_rows();
-    std::int64_t leading = stage != nullptr ? stage->intermediate_rank : rank;
+    const std::int64_t leading = stage != nullptr ? stage->intermediate_rank : rank;
     auto q = be_.allocate(rows, rank);
     be_.upload({m.q.data(), rows, leading, rows}, q.ref().left_cols(leading));
     if (leading < rank) {
@@ -204,6 +205,16 @@ class compressor_on final : public compressor {
     be_.copy(transposed.v.view().transposed(), factors.u.ref());
     be_.copy(transposed.u.view().transposed(), factors.v.ref());
     return factors;
+  }
+
+  // Both stages for a rank that was not known when the matrix was factored.
+  pair compensated(const factored_matrix& m, const view& w, std::int64_t rank) {
+    const ressvd::residual_options options{.rank = rank, .beta = options_.beta};
+    const std::int64_t leading = ressvd::intermediate_rank(w.rows, w.cols, options);
+    ressvd::svd_basis<B> stage1;
+    stage1.q = be_.allocate(w.rows, leading);
+    be_.upload({m.q.data(), w.rows, leading, w.rows}, stage1.q.ref());
+    return ressvd::project(be_, w, ressvd::residual_compensation(be_, w, stage1, options).q);
   }
 
   void factor_matrix(factored_matrix& m, const linear& weights,
