@@ -3,7 +3,7 @@
 #
 # Installs what is missing of a list of Debian/Ubuntu packages.
 #
-#   scripts/install_dependencies.sh build|bench|ci...
+#   scripts/install_dependencies.sh build|bench|ci|fuzz|coverage|analysis...
 #
 # As root or with sudo it installs; otherwise it prints the command and fails. Where there is no
 # dpkg it prints what is needed and leaves the check to CMake. RESSVD_NO_INSTALL=1 skips it all.
@@ -31,8 +31,22 @@ for purpose in "$@"; do
       tool clang-format-14 clang-format-14
       tool python3 python3
       ;;
+    fuzz)
+      packages+=(libeigen3-dev nlohmann-json3-dev libclang-rt-dev)
+      tool clang++ clang
+      tool cmake cmake
+      ;;
+    coverage)
+      tool g++ g++
+      tool gcovr gcovr
+      ;;
+    analysis)
+      tool clang++ clang
+      tool clang-tidy clang-tidy
+      tool cppcheck cppcheck
+      ;;
     *)
-      echo "usage: $0 build|bench|ci..." >&2
+      echo "usage: $0 build|bench|ci|fuzz|coverage|analysis..." >&2
       exit 2
       ;;
   esac
