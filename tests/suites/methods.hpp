@@ -483,7 +483,8 @@ TEMPLATE_LIST_TEST_CASE("every method takes any storage and layout of W", "[meth
   });
 }
 
-TEMPLATE_LIST_TEST_CASE("the same call twice gives the same bits", "[methods]", test_backends) {
+TEMPLATE_LIST_TEST_CASE("the same call twice gives the same bits", "[methods][long]",
+                        test_backends) {
   using namespace methods_suite;
   auto be = make_backend<TestType>();
   auto other = make_backend<TestType>();
