@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Builds the fuzz targets with clang++ and runs them, each for some seconds, from the seeds in
-# tests/fuzz/corpus. A crash, a leak, an input that takes more than 10 s or 2 GB fails the run and
+# tests/fuzz/corpus. A crash, a leak, an input that takes a minute or 2 GB fails the run and
 # stays in build/fuzz/crashes. What was found lies in build/fuzz/corpus and serves the next run.
 #
 #   scripts/fuzz.sh SECONDS [TARGET...]
@@ -26,7 +26,7 @@ run() {
   local target=$1 out=$build_dir/corpus/$1 words=()
   mkdir -p "$out"
   [ ! -f "tests/fuzz/$target.dict" ] || words=("-dict=tests/fuzz/$target.dict")
-  "$build_dir/bin/fuzz_$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
+  "$build_dir/bin/fuzz_$target" -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 \
     -max_len=4096 -print_final_stats=1 "${words[@]}" \
     -artifact_prefix="$build_dir/crashes/$target-" \
     "$out" "tests/fuzz/corpus/$target" >"$build_dir/$target.log" 2>&1

@@ -152,6 +152,7 @@ activation_kind read_activation(const json_object& json, const char* key, const 
   if (name == "silu" || name == "swish") return activation_kind::silu;
   if (name == "relu") return activation_kind::relu;
   if (name == "gelu") return activation_kind::gelu;
+  // cppcheck-suppress missingReturn // unsupported() does not return
   if (name == "gelu_new" || name == "gelu_pytorch_tanh") return activation_kind::gelu_tanh;
   json.unsupported("activation '" + printable(name) + "'");
 }

@@ -55,10 +55,10 @@ mapped_file::~mapped_file() {
 void mapped_file::release(std::span<const std::byte> part) const {
   if (part.empty()) return;
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<std::uintptr_t>(part.data());
-  const std::uintptr_t first = begin / page * page;
+  // From the page on in which the part begins.
+  const std::size_t before = reinterpret_cast<std::uintptr_t>(part.data()) % page;
   // Advice only: a refusal changes nothing but the memory in use.
-  ::madvise(reinterpret_cast<void*>(first), begin + part.size() - first, MADV_DONTNEED);
+  ::madvise(const_cast<std::byte*>(part.data()) - before, before + part.size(), MADV_DONTNEED);
 }
 
 } // namespace ressvd_llm

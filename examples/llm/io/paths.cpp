@@ -27,7 +27,7 @@ std::filesystem::path file_inside(const std::filesystem::path& directory, std::s
   if (error || !std::filesystem::is_directory(root, error)) {
     throw file_error(directory, "no such directory");
   }
-  const std::filesystem::path file = directory / name;
+  std::filesystem::path file = directory / name;
   const std::filesystem::path target = std::filesystem::canonical(file, error);
   if (error) throw file_error(file, "no such file");
   const bool in_cache = root.parent_path().filename() == "snapshots" &&

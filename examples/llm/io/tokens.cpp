@@ -126,7 +126,8 @@ std::vector<std::int32_t> read_npy(const std::filesystem::path& file, std::int64
     throw file_error(file, "is not in C order");
   }
   const std::uint64_t elements = header.elements();
-  const auto read = [&]<std::integral T>(T) {
+  const auto read = [&](auto id) {
+    using T = decltype(id);
     const std::span<const std::byte> data = content.subspan(start + length);
     if (data.size() % sizeof(T) != 0 || data.size() / sizeof(T) != elements) {
       throw file_error(file, "holds " + std::to_string(data.size()) + " bytes of data for " +
