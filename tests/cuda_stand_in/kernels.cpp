@@ -22,7 +22,7 @@
 struct _nvrtcProgram {
   std::string source;
   std::string name;
-  std::string library; ///< path of what was compiled: the "machine code"
+  std::string shared_object; ///< path of what was compiled: the "machine code"
   std::string log;
 };
 
@@ -56,8 +56,8 @@ nvrtcResult compile(_nvrtcProgram& program) {
   const std::string base = STAND_IN_FOLDER "/kernel_" +
                            std::to_string(std::hash<std::string>{}(
                                text + read_file(STAND_IN_SOURCES "/cuda_stand_in/threads.hpp")));
-  program.library = base + ".so";
-  if (access(program.library.c_str(), R_OK) == 0) return NVRTC_SUCCESS;
+  program.shared_object = base + ".so";
+  if (access(program.shared_object.c_str(), R_OK) == 0) return NVRTC_SUCCESS;
   // Several tests run at once: each writes files of its own, the last step is atomic.
   const std::string mine = base + "_" + std::to_string(getpid());
   std::ofstream(mine + ".cpp") << text;
@@ -69,7 +69,7 @@ nvrtcResult compile(_nvrtcProgram& program) {
     program.log = read_file(mine + ".log");
     return NVRTC_ERROR_COMPILATION;
   }
-  std::rename((mine + ".so").c_str(), program.library.c_str());
+  std::rename((mine + ".so").c_str(), program.shared_object.c_str());
   std::remove((mine + ".cpp").c_str());
   std::remove((mine + ".log").c_str());
   return NVRTC_SUCCESS;
@@ -165,11 +165,11 @@ nvrtcResult nvrtcGetProgramLog(nvrtcProgram program, char* log) {
   return NVRTC_SUCCESS;
 }
 nvrtcResult nvrtcGetCUBINSize(nvrtcProgram program, std::size_t* size) {
-  *size = program->library.size() + 1;
+  *size = program->shared_object.size() + 1;
   return NVRTC_SUCCESS;
 }
 nvrtcResult nvrtcGetCUBIN(nvrtcProgram program, char* code) {
-  std::strcpy(code, program->library.c_str());
+  std::strcpy(code, program->shared_object.c_str());
   return NVRTC_SUCCESS;
 }
 nvrtcResult nvrtcGetPTXSize(nvrtcProgram program, std::size_t* size) {

@@ -133,7 +133,7 @@ class cuda_kernels {
   cuda_kernels& operator=(const cuda_kernels&) = delete;
   ~cuda_kernels() {
     for (const auto& [name, k] : loaded_)
-      driver_.unload(k.library);
+      driver_.unload(k.loaded);
   }
 
   /// Launches a kernel of the source. The arguments must have the types of its parameters.
@@ -166,7 +166,7 @@ class cuda_kernels {
     decltype(&cuGetErrorName) error_name = nullptr;
   };
   struct loaded_kernel {
-    CUlibrary library;
+    CUlibrary loaded;
     CUkernel kernel;
   };
 
@@ -180,10 +180,10 @@ class cuda_kernels {
     const compiled_kernel compiled = compile_kernel(name, target_, exact_);
     loaded_kernel k{};
     check_driver(
-        driver_.load(&k.library, compiled.code.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
+        driver_.load(&k.loaded, compiled.code.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
         name);
-    const CUresult found = driver_.get_kernel(&k.kernel, k.library, compiled.symbol.c_str());
-    if (found != CUDA_SUCCESS) driver_.unload(k.library);
+    const CUresult found = driver_.get_kernel(&k.kernel, k.loaded, compiled.symbol.c_str());
+    if (found != CUDA_SUCCESS) driver_.unload(k.loaded);
     check_driver(found, name);
     loaded_.emplace(name, k);
     return k.kernel;
