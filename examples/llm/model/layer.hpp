@@ -71,8 +71,9 @@ struct layer_weights {
 // must outlive them).
 enum class weight_storage : std::uint8_t { float32, mapped };
 
-// The rank of a factored matrix, nothing for a dense one. Throws file_error, naming file and tensor,
-// for a matrix that is missing, present in both forms or of another shape than the module's.
+// The rank of a factored matrix, nothing for a dense one. Throws file_error, naming file and
+// tensor, for a matrix that is missing, present in both forms or of another shape than the
+// module's.
 std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_module& module);
 
 // Throws file_error unless the embedding and the matrices of all layers have the shapes that the
