@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the seeds of the fuzz targets to corpus/, from the fixtures of the tests and by hand."""
+"""Writes the seeds of the fuzz targets to corpus/, from the fixtures of the tests and by hand.
+
+Seeds named found_... are inputs that once crashed; they are kept as they were found."""
 import json
 import pathlib
 import struct

@@ -776,6 +776,25 @@ TEMPLATE_LIST_TEST_CASE("subspace iteration serves ranks beyond the matrix's own
   }
 }
 
+TEMPLATE_LIST_TEST_CASE("subspace iteration stands more outliers than the rank asked for",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  std::vector<double> spectrum = geometric_spectrum(60, 10);
+  for (std::size_t i = 0; i < 5; ++i)
+    spectrum[i] = 1000 - 100 * static_cast<double>(i);
+  const problem<TestType> p(be, with_spectrum(60, 80, spectrum, 48), dense(80, 1));
+  for (const index_t rank : {1, 2, 4}) {
+    INFO("rank " << rank);
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
+                                             {.rank = rank, .algorithm = svd_algorithm::subspace});
+    CHECK(basis.report.algorithm == svd_algorithm::subspace);
+    const double optimum = sum_of_squares_from(spectrum, rank);
+    CHECK(span_loss(p.w, values_of(be, basis.q), rank) <=
+          1.01 * optimum + span_rounding<TestType>(p.w));
+  }
+}
+
 TEMPLATE_LIST_TEST_CASE("subspace iteration gives way where its block is the whole matrix",
                         "[truncated_svd]", test_backends) {
   using namespace svd_suite;

@@ -96,7 +96,8 @@ ritz_interval ritz_interval_of(W& be64, block_of<W> h, index_t dropped, double e
   ritz_interval theta;
   theta.lowest = (std::max)(values.front(), shift);
   theta.wanted = values[static_cast<std::size_t>((std::min)(dropped, count - 1))];
-  for (index_t i = 0; i < dropped; ++i)
+  // At small ranks h may have fewer values than are not wanted: the others are locked.
+  for (index_t i = 0; i < (std::min)(dropped, count); ++i)
     theta.beyond += (std::max)(values[static_cast<std::size_t>(i)], 0.0);
   theta.highest = (std::max)(largest_eigenvalue(be64, h, seed + 1), theta.wanted);
   return theta;
