@@ -2,21 +2,13 @@
 #include "support/catch.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <csignal>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <set>
 #include <string>
-#include <thread>
 #include <vector>
-
-#include <spawn.h>
-#include <sys/wait.h>
 
 #include <nlohmann/json.hpp>
 
@@ -28,8 +20,6 @@
 #include "io/error.hpp"
 #include "llm/io/temporary.hpp"
 #include "llm/model/fixture.hpp"
-
-extern char** environ;
 
 namespace ressvd_llm {
 namespace {
@@ -54,15 +44,6 @@ compress_options options_for(const std::filesystem::path& model,
   o.type = dtype::f32;
   o.seed = 7;
   return o;
-}
-
-std::map<std::string, std::string> files_of(const std::filesystem::path& directory) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    std::ifstream in(entry.path(), std::ios::binary);
-    files[entry.path().filename().string()] = {std::istreambuf_iterator<char>(in), {}};
-  }
-  return files;
 }
 
 double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
@@ -477,73 +458,6 @@ TEST_CASE("Requests that cannot be carried out are refused and leave nothing", "
   compress(o);
   auto again = options_for(dir / "out", dir / "twice");
   refused(again, "factored checkpoint already");
-}
-
-TEST_CASE("A killed run resumes to the same bytes", "[compress]") {
-  const fixture f("llama3");
-  const temporary_directory dir;
-  const std::string whole = (dir / "whole").string();
-  const std::string killed = (dir / "killed").string();
-  const auto start = [&](const std::string& output, bool resume) {
-    std::vector<std::string> words{RESSVD_LLM_PROGRAM,
-                                   "compress",
-                                   f.directory.string(),
-                                   output,
-                                   "--ratio",
-                                   "0.4",
-                                   "--method",
-                                   "svd-llm",
-                                   "--update",
-                                   "--samples",
-                                   "24",
-                                   "--seqlen",
-                                   "16",
-                                   "--heldout-samples",
-                                   "4",
-                                   "--search-samples",
-                                   "8",
-                                   "--threads",
-                                   "1"};
-    if (resume) words.push_back("--resume");
-    std::vector<char*> arguments;
-    for (std::string& word : words)
-      arguments.push_back(word.data());
-    arguments.push_back(nullptr);
-    pid_t child = 0;
-    posix_spawn_file_actions_t quiet;
-    posix_spawn_file_actions_init(&quiet);
-    posix_spawn_file_actions_addopen(&quiet, 1, "/dev/null", 1, 0);
-    posix_spawn_file_actions_addopen(&quiet, 2, "/dev/null", 1, 0);
-    REQUIRE(posix_spawn(&child, words[0].c_str(), &quiet, nullptr, arguments.data(), environ) == 0);
-    posix_spawn_file_actions_destroy(&quiet);
-    return child;
-  };
-  const auto wait = [](pid_t child) {
-    int status = 0;
-    waitpid(child, &status, 0);
-    return status;
-  };
-  const auto began = std::chrono::steady_clock::now();
-  REQUIRE(wait(start(whole, false)) == 0);
-  const auto duration = std::chrono::steady_clock::now() - began;
-  const auto expected = files_of(whole);
-
-  // At six moments of the run; where it is already over, there is nothing to resume.
-  for (int moment = 1; moment <= 6; ++moment) {
-    const pid_t child = start(killed, false);
-    std::this_thread::sleep_for(duration * moment / 7);
-    kill(child, SIGKILL);
-    wait(child);
-    if (!std::filesystem::exists(killed)) {
-      REQUIRE(wait(start(killed, true)) == 0);
-    } else if (std::filesystem::exists(killed + ".partial")) {
-      // Killed after the output got its name: the next run refuses it and clears what is left.
-      CHECK(wait(start(killed, true)) != 0);
-    }
-    CHECK(files_of(killed) == expected);
-    CHECK_FALSE(std::filesystem::exists(killed + ".partial"));
-    std::filesystem::remove_all(killed);
-  }
 }
 
 } // namespace ressvd_llm
