@@ -14,6 +14,8 @@
 #include <nlohmann/json.hpp>
 
 #include "commands/program.hpp"
+#include "compress/scratch_file.hpp"
+#include "io/checkpoint.hpp"
 #include "io/error.hpp"
 #include "llm/io/limits.hpp"
 #include "llm/io/temporary.hpp"
@@ -136,15 +138,30 @@ TEST_CASE("models that are not alike cannot be compared", "[compare]") {
   const fixture f("llama");
   const fs::path other = directory / "other";
   fs::create_directory(other);
-  fs::copy_file(f.directory / "model.safetensors", other / "model.safetensors");
+  const auto write_tensors = [&](std::int64_t vocabulary) {
+    const checkpoint source = checkpoint::open(f.directory);
+    std::vector<scratch_matrix> tensors;
+    for (const std::string& name : source.names()) {
+      auto shape = source.describe(name).shape;
+      auto values = read_f32(source, name, shape);
+      if (shape[0] == f.config.vocab) {
+        shape[0] = vocabulary;
+        values.resize(static_cast<std::size_t>(vocabulary * shape[1]));
+      }
+      tensors.push_back({name, shape, values});
+    }
+    write_scratch(other / "model.safetensors", tensors);
+  };
   auto config = nlohmann::json::parse(llm_test::read(f.directory / "config.json"));
   std::string expected;
   SECTION("vocabulary") {
     config["vocab_size"] = 79;
+    write_tensors(79);
     expected = "its vocabulary is 79, the original's is 80";
   }
   SECTION("layers") {
     config["num_hidden_layers"] = 1;
+    write_tensors(80);
     expected = "its number of layers is 1, the original's is 2";
   }
   llm_test::write(other / "config.json", config.dump());
