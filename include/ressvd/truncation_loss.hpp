@@ -6,7 +6,11 @@
 //   right   ‖(W − WQ_rQ_rᵀ)F‖_F² = ‖WF‖_F² − 2·tr(D_r) + ⟨M_r, H_r⟩,
 //           D = QᵀWᵀWGQ, M = QᵀWᵀWQ, H = QᵀGQ, of each its leading r × r block
 // so one product gives the truncation loss of all slices, also in metrics the basis was not made
-// for. W, Q: in any storage type and the backend's scalar; nothing is changed; all calls block.
+// for. W: m × n in any storage type and layout, Q in the backend's scalar; nothing is changed.
+//   cost        left 2mnr + 2n²r flops; right 4mnr + 6r²n in double
+//   workspace   left mn + 2nr scalars; right mn + mr + 4rn + r² doubles
+//   blocks      yes
+//   source      Pythagoras in the Frobenius norm, docs/theory.md
 #pragma once
 
 #include <algorithm>
