@@ -387,6 +387,12 @@ ordered_json compress(const compress_options& options) {
   report["seconds"] = clock.seconds();
   report["memory"] = {
       {"program_bytes", program}, {"estimate_bytes", estimate}, {"peak_bytes", peak_memory()}};
+  const fallback_report fallbacks = bench.compressor().fallbacks();
+  if (fallbacks.count > 0) {
+    report["fallbacks"] = {{"count", fallbacks.count}, {"last", fallbacks.last}};
+    std::fprintf(stderr, "%lld decompositions by a second routine, the last: %s\n",
+                 static_cast<long long>(fallbacks.count), fallbacks.last.c_str());
+  }
   std::fprintf(stderr, "peak memory: %.0f MiB\n", static_cast<double>(peak_memory()) / mebi);
   return report;
 }

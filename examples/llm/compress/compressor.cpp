@@ -10,17 +10,17 @@
 
 namespace ressvd_llm {
 
-std::unique_ptr<compressor> make_compressor(const compress_options& options, double power,
+std::unique_ptr<compressor> make_compressor(const compress_options& options,
                                             std::optional<checkpoint> fisher) {
   if (options.backend == backend_choice::cuda) {
 #ifdef RESSVD_LLM_CUDA
-    return make_cuda_compressor(options, power, std::move(fisher));
+    return make_cuda_compressor(options, std::move(fisher));
 #else
     throw usage_error("--backend cuda: this program was built without the CUDA backend");
 #endif
   }
   using backend = ressvd::eigen_backend<float>;
-  return std::make_unique<compressor_on<backend>>(backend(), options, power, std::move(fisher));
+  return std::make_unique<compressor_on<backend>>(backend(), options, std::move(fisher));
 }
 
 } // namespace ressvd_llm

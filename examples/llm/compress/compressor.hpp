@@ -22,9 +22,18 @@
 
 namespace ressvd_llm {
 
+// Decompositions on which the backend's first routine failed.
+struct fallback_report {
+  std::int64_t count = 0;
+  std::string last; // which matrix, the routine that served, how the other one failed
+};
+
 class compressor {
  public:
   virtual ~compressor() = default;
+
+  // The power of tempered whitening from now on.
+  virtual void temper(double power) = 0;
 
   // Adds tokens × features activations that enter the matrices of a group of layer `layer`.
   virtual void observe(std::int64_t layer, input_group group, const float* x, std::int64_t tokens,
@@ -51,15 +60,17 @@ class compressor {
   // Replaces matrices first to last, which read that input, by factors fitted to it.
   virtual void fit(layer_weights& weights, const factored_layer& bases,
                    const std::vector<matrix_rank>& ranks, std::size_t first, std::size_t last) = 0;
+
+  virtual fallback_report fallbacks() const = 0;
 };
 
-// On the backend that the options name. `power`: of tempered whitening, where the method asks for
-// it. The options must outlive the object. Throws usage_error where the backend is not built in.
-std::unique_ptr<compressor> make_compressor(const compress_options& options, double power,
+// On the backend that the options name. The options must outlive the object. Throws usage_error
+// where the backend is not built in.
+std::unique_ptr<compressor> make_compressor(const compress_options& options,
                                             std::optional<checkpoint> fisher);
 
 // The same on the GPU; only where the CUDA backend is built in.
-std::unique_ptr<compressor> make_cuda_compressor(const compress_options& options, double power,
+std::unique_ptr<compressor> make_cuda_compressor(const compress_options& options,
                                                  std::optional<checkpoint> fisher);
 
 } // namespace ressvd_llm

@@ -7,10 +7,10 @@
 
 namespace ressvd_llm {
 
-std::unique_ptr<compressor> make_cuda_compressor(const compress_options& options, double power,
+std::unique_ptr<compressor> make_cuda_compressor(const compress_options& options,
                                                  std::optional<checkpoint> fisher) {
   using backend = ressvd::cuda_backend<float>;
-  return std::make_unique<compressor_on<backend>>(backend(), options, power, std::move(fisher));
+  return std::make_unique<compressor_on<backend>>(backend(), options, std::move(fisher));
 }
 
 } // namespace ressvd_llm

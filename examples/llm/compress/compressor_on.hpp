@@ -41,9 +41,10 @@ class compressor_on final : public compressor {
   using accumulator = ressvd::gram_accumulator<wide>;
 
  public:
-  compressor_on(B be, const compress_options& options, double power,
-                std::optional<checkpoint> fisher)
-      : be_(std::move(be)), options_(options), power_(power), fisher_(std::move(fisher)) {}
+  compressor_on(B be, const compress_options& options, std::optional<checkpoint> fisher)
+      : be_(std::move(be)), options_(options), fisher_(std::move(fisher)) {}
+
+  void temper(double power) override { power_ = power; }
 
   void observe(std::int64_t layer, input_group group, const float* x, std::int64_t tokens,
                std::int64_t features) override {
@@ -144,6 +145,15 @@ class compressor_on final : public compressor {
                            original);
     }
     shifted_.reset();
+  }
+
+  fallback_report fallbacks() const override {
+    if constexpr (requires { be_.context()->report.fallbacks; }) {
+      const auto& report = be_.context()->report;
+      return {.count = report.fallbacks, .last = report.last_fallback};
+    } else {
+      return {};
+    }
   }
 
  private:
@@ -330,7 +340,7 @@ class compressor_on final : public compressor {
 
   B be_;
   const compress_options& options_;
-  double power_;
+  double power_ = 1;
   std::optional<checkpoint> fisher_;
   std::array<std::optional<accumulator>, input_group_count> observed_; // of the layer at hand
   std::optional<accumulator> shifted_;

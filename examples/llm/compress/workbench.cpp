@@ -47,13 +47,14 @@ double relative_error(const hidden_states& a, const hidden_states& b) {
 workbench::workbench(const compress_options& options, const language_model& model)
     : options_(options), model_(model), engine_(model.config()) {
   if (!options.grams.empty()) grams_.emplace(options.grams);
+  std::optional<checkpoint> fisher;
+  if (!options.fisher.empty()) fisher = checkpoint::open_file(options.fisher);
+  compressor_ = make_compressor(options, std::move(fisher));
 }
 
 void workbench::use(layer_store store, double power) {
   store_ = std::move(store);
-  std::optional<checkpoint> fisher;
-  if (!options_.fisher.empty()) fisher = checkpoint::open_file(options_.fisher);
-  compressor_ = make_compressor(options_, power, std::move(fisher));
+  compressor_->temper(power);
 }
 
 void workbench::factor(const sample_set& samples,

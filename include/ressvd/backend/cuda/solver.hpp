@@ -40,8 +40,10 @@ inline int as_int(index_t n) {
   return static_cast<int>(n);
 }
 
+/// That interface answers in int as well, where a large workspace may overflow.
 template <compute_scalar T>
 solver_size in_elements(int count) {
+  require<solver_error>(count >= 0, "cuSOLVER asked for a workspace of ", count, " elements");
   return {static_cast<std::size_t>(count) * sizeof(T), 0};
 }
 

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// ressvd-llm --backend cuda where a routine fails.
+#include <filesystem>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include "compress/compress.hpp"
+#include "cuda_stand_in/stand_in.hpp"
+#include "llm/io/temporary.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+using stand_in::control;
+using stand_in::fault;
+
+TEST_CASE("the program's report names the decompositions that another routine made", "[cuda]") {
+  const llm_test::temporary_directory directory;
+  ressvd_llm::compress_options options;
+  options.model = std::filesystem::path(RESSVD_LLM_FIXTURES) / "llama";
+  options.output = directory.path() / "output";
+  options.backend = ressvd_llm::backend_choice::cuda;
+  options.method = ressvd_llm::method::svd;
+  options.allocation = ressvd_llm::allocation::uniform;
+  options.ratio = 0.4;
+  options.samples = 2;
+  options.seqlen = 8;
+  options.heldout_samples = 0;
+  control.syevd = fault::unconverged;
+  const nlohmann::ordered_json report = ressvd_llm::compress(options);
+  control.syevd = fault::none;
+  REQUIRE(report.contains("fallbacks"));
+  CHECK(report["fallbacks"]["count"] == 1); // the fault is that of one call
+  CHECK_THAT(report["fallbacks"]["last"].get<std::string>(),
+             contains_text(" by syevj, after syevd: it did not converge"));
+}
+
+} // namespace
