@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <string>
+#include <utility>
+
 #include "ressvd/backend/eigen.hpp"
 #include "ressvd/cuda.hpp"
 #include "support/catch.hpp"
@@ -62,6 +65,28 @@ TEST_CASE("errors name the library, the status and the place", "[cuda]") {
   CHECK_THROWS_AS(cuda::check(CUBLAS_STATUS_ALLOC_FAILED), ressvd::workspace_error);
   CHECK_THROWS_AS(cuda::check(CUSOLVER_STATUS_ALLOC_FAILED), ressvd::workspace_error);
   CHECK_NOTHROW(cuda::check(cudaSuccess));
+}
+
+TEST_CASE("every status of cuSOLVER has its name", "[cuda]") {
+#define NAMED(status) std::pair<cusolverStatus_t, std::string>(status, #status)
+  const std::pair<cusolverStatus_t, std::string> statuses[] = {
+      NAMED(CUSOLVER_STATUS_SUCCESS),
+      NAMED(CUSOLVER_STATUS_NOT_INITIALIZED),
+      NAMED(CUSOLVER_STATUS_ALLOC_FAILED),
+      NAMED(CUSOLVER_STATUS_INVALID_VALUE),
+      NAMED(CUSOLVER_STATUS_ARCH_MISMATCH),
+      NAMED(CUSOLVER_STATUS_MAPPING_ERROR),
+      NAMED(CUSOLVER_STATUS_EXECUTION_FAILED),
+      NAMED(CUSOLVER_STATUS_INTERNAL_ERROR),
+      NAMED(CUSOLVER_STATUS_MATRIX_TYPE_NOT_SUPPORTED),
+      NAMED(CUSOLVER_STATUS_NOT_SUPPORTED),
+      NAMED(CUSOLVER_STATUS_INVALID_LICENSE),
+      NAMED(CUSOLVER_STATUS_INVALID_WORKSPACE)};
+#undef NAMED
+  for (const auto& [status, name] : statuses)
+    CHECK(cuda::status_name(status) == name);
+  // Of routines that are not used.
+  CHECK(std::string(cuda::status_name(CUSOLVER_STATUS_IRS_PARAMS_INVALID)) == "an unknown status");
 }
 
 TEST_CASE("without a device a context is refused by name", "[cuda]") {

@@ -120,6 +120,23 @@ TEMPLATE_LIST_TEST_CASE("singular values come from the other routine when the fi
   }
 }
 
+TEST_CASE("a routine that refuses a size has no part in the scratch that is asked for", "[cuda]") {
+  constexpr index_t n = 90;
+  cuda_backend<double> owner;
+  const dense x = random_normal(n, 2 * n, 4);
+  const dense g = x * transpose(x);
+  const std::size_t for_both = owner.eigh_bytes(n);
+  control.syevd = fault::refused;
+  const std::size_t for_one = owner.eigh_bytes(n);
+  CHECK(for_one < for_both); // the stand-in's syevd asks for more than its syevj
+  confined<cuda_backend<double>> here(owner, for_one);
+  placed<double, cuda_backend<double>> c(owner, g, layout::col_major);
+  std::vector<double> values(n);
+  control.syevd = fault::refused;
+  here.backend.eigh(c.block(), values);
+  CHECK(here.backend.context()->report.syevj == 1);
+}
+
 TEST_CASE("an SVD that is perturbed by more than rounding is not taken", "[cuda]") {
   cuda_backend<double> be;
   control.gesvdp_perturbation = 1e-2;

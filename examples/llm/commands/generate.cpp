@@ -44,7 +44,7 @@ bool prompts_begin_with_bos(const model_config& config) {
 std::vector<std::int32_t> read_prompt(const generate_command& line, const model_config& config,
                                       const tokenizer* text) {
   if (text == nullptr) {
-    const std::vector<std::int32_t> ids = read_tokens(line.prompt_tokens, config.vocab, nullptr);
+    std::vector<std::int32_t> ids = read_tokens(line.prompt_tokens, config.vocab, nullptr);
     if (ids.empty()) throw file_error(line.prompt_tokens, "holds no tokens");
     return ids;
   }

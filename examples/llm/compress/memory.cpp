@@ -37,7 +37,7 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
     const std::int64_t area = module.out * module.in;
     const std::int64_t side = (std::min)(module.out, module.in);
     // Weights twice in float and twice in double, Gram, eigenvectors and their work space, basis.
-    const std::uint64_t work = bytes(area, 2 * 4 + 2 * 8) + bytes(side * side, 4 * 8) +
+    const std::uint64_t work = bytes(2 * area, 4) + bytes(2 * area, 8) + bytes(4 * side * side, 8) +
                                bytes((module.out + module.in) * side, 8);
     estimate.factoring = (std::max)(estimate.factoring, work);
   }
@@ -47,7 +47,7 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
     estimate.grams += bytes(n * n, 8);
     widest = (std::max)(widest, n);
   }
-  estimate.grams += bytes(widest * widest, 3 * 8);
+  estimate.grams += bytes(3 * widest * widest, 8);
 
   const std::int64_t chunk =
       (std::max)(forward_options{}.shared_tokens / window_length, std::int64_t{1}) * window_length;

@@ -272,9 +272,8 @@ void read_llama_like(const json_object& json, model_config& config) {
 }
 
 void read_heads(const json_object& json, model_config& config) {
-  if (config.family == model_family::qwen3) {
-    config.head_dim = json.extent("head_dim");
-  } else if (config.family != model_family::opt && json.has("head_dim")) {
+  if (config.family == model_family::qwen3 ||
+      (config.family != model_family::opt && json.has("head_dim"))) {
     config.head_dim = json.extent("head_dim");
   } else if (config.hidden_size % config.heads == 0) {
     config.head_dim = config.hidden_size / config.heads;
