@@ -42,7 +42,7 @@ class host_context {
   host_context() = default;
   /// Takes scratch from the caller's buffer alone; a kernel that needs more throws
   /// workspace_error. Results are still allocated (they outlive the call), and so is what the
-  /// decompositions of Eigen and LAPACK need inside.
+  /// decompositions of both CPU backends need inside.
   host_context(void* buffer, std::size_t bytes) : scratch(buffer, bytes) {}
 
   workspace<host_memory> scratch;

@@ -4,13 +4,16 @@
 // (compiled.hpp) then spares a translation unit their instantiation.
 #pragma once
 
-#include <Eigen/Dense>
+#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "ressvd/backend/eigen.hpp"
+#include "ressvd/backend/eigen/bidiagonal_qr.hpp"
+#include "ressvd/backend/eigen/householder.hpp"
 #include "ressvd/backend/eigen/tridiagonal_qr.hpp"
 
 namespace ressvd::inline v0 {
@@ -28,24 +31,31 @@ auto as_eigen(block<T> a) {
                                                           Eigen::OuterStride<>(a.ld));
 }
 
-/// Divides a by a power of two near its largest element and returns that power: Eigen's Householder
+/// Divides a by a power of two near its largest element and returns that power: Householder
 /// reflections square what they are given.
-template <class Matrix>
-auto take_scale(Matrix& a) {
-  using T = typename Matrix::Scalar;
-  const T largest = a.size() == 0 ? T{0} : a.cwiseAbs().maxCoeff();
-  if (largest == T{0} || !std::isfinite(largest)) return T{1};
+template <class B>
+typename B::scalar take_scale(B& be, block_of<B> a) {
+  using T = typename B::scalar;
+  const double largest = be.max_abs(const_block_of<B>(a).view());
+  if (largest == 0 || !std::isfinite(largest)) return T{1};
   int exponent = 0;
   std::frexp(largest, &exponent);
   const T unit = std::ldexp(T{1}, (std::min)(exponent, std::numeric_limits<T>::max_exponent - 1));
-  a /= unit;
+  for (index_t j = 0; j < a.cols; ++j) {
+    for (index_t i = 0; i < a.rows; ++i)
+      a.data[i + j * a.ld] /= unit;
+  }
   return unit;
 }
 
-template <class Solver>
-void check_converged(const Solver& solver, const char* routine, index_t rows, index_t cols) {
-  require<backend_error>(solver.info() == Eigen::Success, "Eigen's ", routine,
-                         " did not converge on a ", rows, " x ", cols, " matrix");
+/// r ← scale times the upper triangle of a, with zeros below it and below a's last row.
+template <class B>
+void copy_triangle(B& be, const_block_of<B> a, typename B::scalar scale, block_of<B> r) {
+  be.fill(r, 0);
+  for (index_t j = 0; j < a.cols; ++j) {
+    for (index_t i = 0; i < (std::min)(j + 1, a.rows); ++i)
+      r.data[i + j * r.ld] = scale * a.data[i + j * a.ld];
+  }
 }
 
 } // namespace detail
@@ -82,77 +92,100 @@ void eigen_backend<T>::gemm(op oa, op ob, T alpha, block<const T> a, block<const
 
 template <compute_scalar T>
 void eigen_backend<T>::thin_qr(block<T> c, block<T> r) {
-  auto q = detail::as_eigen(c);
-  const T unit = detail::take_scale(q);
-  const Eigen::HouseholderQR<detail::eigen_matrix<T>> qr(q);
-  auto triangle = detail::as_eigen(r);
-  triangle = qr.matrixQR().topRows(c.cols).template triangularView<Eigen::Upper>();
-  triangle *= unit;
-  q.setIdentity();
-  q.applyOnTheLeft(qr.householderQ());
+  const T unit = detail::take_scale(*this, c);
+  const auto reflectors = detail::reduce_to_triangle(*this, c);
+  detail::copy_triangle<eigen_backend>(*this, c, unit, r);
+  detail::form_q(*this, reflectors, c);
 }
 
 template <compute_scalar T>
 void eigen_backend<T>::triangularize(block<T> c, block<T> r) {
-  using stored = Eigen::Map<detail::eigen_matrix<T>, 0, Eigen::OuterStride<>>;
-  stored in = detail::as_eigen(c);
-  auto out = detail::as_eigen(r);
-  const T unit = detail::take_scale(in);
-  const Eigen::HouseholderQR<Eigen::Ref<detail::eigen_matrix<T>>> qr(in);
-  const index_t k = (std::min)(c.rows, c.cols);
-  out.setZero();
-  out.topRows(k) = in.topRows(k).template triangularView<Eigen::Upper>();
-  out *= unit;
+  const T unit = detail::take_scale(*this, c);
+  detail::reduce_to_triangle(*this, c);
+  detail::copy_triangle<eigen_backend>(*this, c, unit, r);
 }
 
 template <compute_scalar T>
 void eigen_backend<T>::eigh(block<T> c, std::span<double> values) {
-  auto a = detail::as_eigen(c);
-  if (c.rows == 1) {
-    values[0] = static_cast<double>(a(0, 0));
-    a(0, 0) = T{1};
-    return;
-  }
-  const T unit = detail::take_scale(a);
-  std::vector<T> diagonal(static_cast<std::size_t>(c.rows));
+  const index_t n = c.rows;
+  this->mirror_lower(c);
+  const T unit = detail::take_scale(*this, c);
+  std::vector<T> diagonal(static_cast<std::size_t>(n));
   std::vector<T> beside(diagonal.size() - 1);
   {
-    const Eigen::Tridiagonalization<detail::eigen_matrix<T>> reduced(a);
-    for (std::size_t i = 0; i < diagonal.size(); ++i)
-      diagonal[i] = reduced.diagonal()[static_cast<index_t>(i)];
-    for (std::size_t i = 0; i < beside.size(); ++i)
-      beside[i] = reduced.subDiagonal()[static_cast<index_t>(i)];
-    a = reduced.matrixQ();
+    const auto reflectors = detail::reduce_to_tridiagonal(*this, c, diagonal, beside);
+    this->fill(c, T{0});
+    c.data[0] = T{1};
+    if (n > 1) detail::form_q(*this, reflectors, c.part(1, 1, n - 1, n - 1));
   }
   detail::require<backend_error>(detail::tridiagonal_qr(diagonal, beside, c),
-                                 "the QR iteration did not converge on a ", c.rows, " x ", c.cols,
-                                 " matrix");
+                                 "the QR iteration did not converge on a ", n, " x ", n, " matrix");
   for (std::size_t i = 0; i < diagonal.size(); ++i)
     values[i] = static_cast<double>(unit) * static_cast<double>(diagonal[i]);
 }
 
+// A tall matrix is first reduced to its triangle; of a wide one the triangle of its transpose is
+// taken, A = Rᵀ·Qᵀ.
 template <compute_scalar T>
 void eigen_backend<T>::svd(block<T> c, std::span<double> values, block<T> u) {
-  const Eigen::BDCSVD<detail::eigen_matrix<T>> solver(detail::as_eigen(c), Eigen::ComputeThinU);
-  detail::check_converged(solver, "BDCSVD", c.rows, c.cols);
-  detail::as_eigen(u) = solver.matrixU();
-  for (index_t i = 0; i < (std::min)(c.rows, c.cols); ++i) {
-    values[static_cast<std::size_t>(i)] = static_cast<double>(solver.singularValues()[i]);
+  const index_t n = (std::min)(c.rows, c.cols);
+  if (c.rows != c.cols) {
+    auto square = this->allocate(n, n);
+    if (c.rows > n) {
+      thin_qr(c, square);
+      auto inner = this->allocate(n, n);
+      svd(square, values, inner);
+      return gemm(op::none, op::none, T{1}, c, inner, T{0}, u);
+    }
+    auto transposed = this->allocate(c.cols, n);
+    this->copy(block<const T>(c).view().transposed(), transposed);
+    triangularize(transposed, square);
+    const auto lower = c.left_cols(n);
+    this->copy(std::as_const(square).view().transposed(), lower);
+    return svd(lower, values, u);
   }
+  const T unit = detail::take_scale(*this, c);
+  std::vector<T> diagonal(static_cast<std::size_t>(n));
+  std::vector<T> above(diagonal.size() - 1);
+  {
+    const auto reflectors = detail::reduce_to_bidiagonal(*this, c, diagonal, above);
+    detail::form_q(*this, reflectors, u);
+  }
+  std::vector<double> d(diagonal.begin(), diagonal.end());
+  std::vector<double> e(above.begin(), above.end());
+  detail::require<backend_error>(detail::bidiagonal_qr(d, e, u),
+                                 "the QR iteration did not converge on a ", n, " x ", n, " matrix");
+  for (std::size_t i = 0; i < d.size(); ++i)
+    values[i] = static_cast<double>(unit) * d[i];
 }
 
+// By columns of x alone: in x·op(L) = c each is c's, less those already known times elements of L.
+// op(L)·x = c is solved as xᵀ·op(L)ᵀ = cᵀ.
 template <compute_scalar T>
 void eigen_backend<T>::solve_leaf(side s, op o, block<const T> l, block<T> c) {
-  const auto lower = detail::as_eigen(l).template triangularView<Eigen::Lower>();
-  auto x = detail::as_eigen(c);
-  if (s == side::left && o == op::none) {
-    lower.solveInPlace(x);
-  } else if (s == side::left) {
-    lower.transpose().solveInPlace(x);
-  } else if (o == op::none) {
-    lower.template solveInPlace<Eigen::OnTheRight>(x);
-  } else {
-    lower.transpose().template solveInPlace<Eigen::OnTheRight>(x);
+  if (s == side::left) {
+    constexpr index_t chunk = 256;
+    for (index_t j = 0; j < c.cols; j += chunk) {
+      auto f = this->frame();
+      const auto part = c.col_range(j, (std::min)(chunk, c.cols - j));
+      const auto across = this->scratch(part.cols, part.rows);
+      this->copy(block<const T>(part).view().transposed(), across);
+      solve_leaf(side::right, transposed(o), l, across);
+      this->copy(block<const T>(across).view().transposed(), part);
+    }
+    return;
+  }
+  const index_t n = l.rows;
+  for (index_t k = 0; k < n; ++k) {
+    const index_t j = o == op::transpose ? k : n - 1 - k;
+    const auto column = c.col_range(j, 1);
+    if (o == op::transpose) {
+      gemm(op::none, o, T{-1}, c.left_cols(j), l.part(j, 0, 1, j), T{1}, column);
+    } else {
+      gemm(op::none, o, T{-1}, c.col_range(j + 1, k), l.part(j + 1, j, k, 1), T{1}, column);
+    }
+    for (index_t i = 0; i < c.rows; ++i)
+      column.data[i] /= l.data[j + j * l.ld];
   }
 }
 
