@@ -139,8 +139,9 @@ void eigenvalue_factor(W& be, const_block_of<W> g, block_of<W> factor, whitening
 
 /// Whitening factor of a Gram. G is symmetric, of any storage; both triangles are checked, the
 /// lower one is used.
-/// Throws std::invalid_argument for an empty or non-square G, nonfinite_error for NaN or infinity,
-/// indefinite_error for a G that is not positive semidefinite beyond rounding.
+/// Throws std::invalid_argument for an empty or non-square G and where ridge or damping overflow,
+/// nonfinite_error for NaN or infinity, indefinite_error for a G that is not positive semidefinite
+/// beyond rounding.
 template <backend B, class U>
 whitening<B> whiten(B& be, matrix_view<U, typename B::space> gram,
                     const whitening_options& options = {}) {
@@ -156,6 +157,11 @@ whitening<B> whiten(B& be, matrix_view<U, typename B::space> gram,
   const auto g = be64.scratch(gram.rows, gram.cols);
   be64.copy(detail::as_const_view(gram), g);
   const double mean = detail::checked_mean_diagonal<wide>(be64, g);
+  // Of no diagonal element more than this comes out.
+  const double largest =
+      mean * (static_cast<double>(g.rows) + options.ridge + 2 * options.max_damping);
+  detail::require(std::isfinite(largest), "whitening damping up to ", options.max_damping,
+                  ", ridge ", options.ridge, " overflow on a Gram of mean diagonal ", mean);
   if (options.ridge > 0) be64.shift_diagonal(g, options.ridge * mean);
 
   whitening<B> result{.factor = be64.allocate(g.rows, g.cols)};

@@ -350,6 +350,9 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of whitening are refused", "[whitening]", t
                     contains_text("ridge inf"));
   CHECK_THROWS_WITH(ressvd::whiten(be, good.view(), {.max_damping = infinity}),
                     contains_text("to inf"));
+  const placed<double, TestType> large(be, 1e200 * identity(4));
+  CHECK_THROWS_WITH(ressvd::whiten(be, large.view(), {.ridge = 1e200}),
+                    contains_text("overflow on a Gram of mean diagonal 1e+200"));
   CHECK_THROWS_AS(ressvd::whiten(be, good.view(), {.damping = not_a_number}),
                   std::invalid_argument);
 }
