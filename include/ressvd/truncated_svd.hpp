@@ -40,8 +40,8 @@ enum class svd_algorithm : std::uint8_t {
   exact,     ///< dense SVD of A in the backend's scalar; workspace at most 3mn + n² scalars
   gram,    ///< eigendecomposition of AAᵀ or AᵀA in double; workspace 2 mn + min(m, n)² doubles
   subspace ///< Chebyshev-filtered subspace iteration in the backend's scalar, to svd_options'
-           ///< tolerance; workspace 2mn + 2(m + n)·b scalars and 3b² doubles for a block of
-           ///< b = rank + max(rank/10, 8). Where b reaches min(m, n), gram runs instead
+           ///< tolerance; workspace 2mn + 2(m + n)·b scalars and 3b² + 512b doubles for a block of
+           ///< b = rank + max(rank/5, 8). Where b reaches min(m, n), gram runs instead
 };
 
 struct svd_options {

@@ -3,10 +3,13 @@
 // Eigenvalues of a small symmetric h = ZᵀZ (b × b, double) that a block iteration steers by: all of
 // them, or the ends of the spectrum by a few steps of inverse and of power iteration.
 //   cost        ends: b³/3 flops and 20 b² for each of the lowest values; all: an
-//   eigendecomposition workspace   ends: b² and 2b doubles for each of the lowest values blocks yes
+//               eigendecomposition
+//   workspace   ends: b² and 2b doubles for each of the lowest values
+//   blocks      yes
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -76,6 +79,8 @@ ritz_interval ritz_interval_of(W& be64, block_of<W> h, index_t dropped, double e
   double trace = 0;
   for (const double d : diagonal)
     trace += d;
+  require<backend_error>(trace > 0 && std::isfinite(trace), "the Gram of ", h.cols,
+                         " columns of an iteration has trace ", trace);
   // Far below what rounding leaves of the lowest value; makes the factorisation exist.
   double shift = trace * eps / 16;
   const auto l = be64.scratch(h.cols, h.cols);
@@ -84,7 +89,7 @@ ritz_interval ritz_interval_of(W& be64, block_of<W> h, index_t dropped, double e
     be64.shift_diagonal(l, shift);
     if (be64.potrf(l) == 0) break;
   }
-  const index_t count = (std::min)(2 * dropped + 4, h.cols);
+  const index_t count = (std::min)(dropped + dropped / 2 + 8, h.cols);
   const auto x = be64.scratch(h.cols, count);
   be64.random_normal(x, seed);
   for (int step = 0; step < 4; ++step) {

@@ -2,26 +2,28 @@
 //
 // Leading singular subspace of A: m × p by Chebyshev-filtered block subspace iteration, in the
 // backend's own scalar. On the shorter side of A, H = BᵀB with B = A (m ≥ p) or B = Aᵀ, a block Q
-// of b = r + max(r/10, 8) orthonormal columns goes through sweeps
+// of b = r + max(r/5, 8) orthonormal columns goes through sweeps
 //   Z = B·Q                        loss certificate ‖A‖² − ‖Z‖²_F for all b columns
 //   [θ_b, θ_r] of ZᵀZ              its lowest Ritz values, by inverse iteration in double
-//   Q ← orth(T_d(2H/θ_b − 1)·Q)    damps [0, θ_b], lifts what is above it
+//   Q ← orth(T_d(2H/a − 1)·Q)      damps [0, a], a = θ_b, and lifts what is above it
 // and one Rayleigh–Ritz step ends: ZᵀZ = VΘVᵀ, U = Q·V or Z·V·Θ^(-1/2).
 //
-// The lowest Ritz value never exceeds the eigenvalue it stands for, so that no wanted direction is
-// damped. Each sweep divides the excess of the loss at rank r by about 1/c = T_d(2θ_r/θ_b − 1)², so
-// one that gained δ left about δ·c/(1 − c). The smaller of twice this and c times what the sweep
-// before left is the estimate that ends the iteration.
+// A Ritz value never exceeds the eigenvalue it stands for, so that no wanted direction is damped;
+// those of the start block are far below it, and there a = min(θ_r, 2θ_b). Each sweep divides the
+// excess of the loss at rank r by about 1/c = T_d(2θ_r/θ_b − 1)², so one that gained δ left about
+// δ·c/(1 − c). The smaller of twice this and c times what the sweep before left is the estimate
+// that ends the iteration.
 //
-// A filter lifts the largest eigenvalue by T_d(2θ_1/θ_b − 1), which must leave digits for the
-// others. Its degree is bounded by that, and Ritz vectors that are far above the rest and have
-// converged are locked: kept as they are and projected out of A (a quarter of the block at a time).
-// Where even degree one lifts too much, the sweep goes by B and Bᵀ in turn, with a basis of its own
-// between them.
+// A filter lifts the largest eigenvalue by T_d(2θ_1/a − 1), which must leave digits for the others
+// and draws the columns together: beyond 1e3 Cholesky QR begins with a pass in mixed precision. The
+// degree is bounded by the lift, and Ritz vectors that are far above the rest and have converged
+// are locked: kept as they are and projected out of A (a quarter of the block at a time). Where even
+// degree one lifts too much, the sweep goes by B and Bᵀ in turn, with a basis of its own between
+// them.
 //
 //   cost        2mpb flops for each multiplication by B or Bᵀ, 6·min(m, p)·b² for each
 //               orthonormalisation, 9b³ once
-//   workspace   at most 2(m + p)·b scalars and 3b² doubles
+//   workspace   at most 2(m + p)·b scalars and 3b² + 512b doubles
 //   blocks      in every sweep
 //   source      Zhou, Saad, Tiago, Chelikowsky, "Self-consistent-field calculations using
 //               Chebyshev-filtered subspace iteration", J. Comput. Phys. 219 (2006)
@@ -58,7 +60,7 @@ struct subspace_outcome {
 
 /// Columns that the iteration works on.
 inline index_t subspace_block(index_t rank) {
-  return rank + (std::max)(rank / 10, index_t{8});
+  return rank + (std::max)(rank / 5, index_t{8});
 }
 
 /// T_d(x) for x ≥ −1; |T_d| ≤ 1 below 1.
@@ -81,6 +83,7 @@ class subspace_iteration {
         a_(a),
         options_(options),
         on_right_(a.rows >= a.cols),
+        largest_lift_(lift_allowed(options.tolerance)),
         short_(on_right_ ? a.cols : a.rows),
         long_(on_right_ ? a.rows : a.cols),
         columns_(subspace_block(options.rank)),
@@ -111,21 +114,30 @@ class subspace_iteration {
   static constexpr auto eps = static_cast<double>(std::numeric_limits<T>::epsilon());
   static constexpr index_t largest_degree = 4;
   static constexpr index_t most_sweeps = 60;
-  /// What a filter may lift: half of float's digits stay for the directions it lifts least.
-  static constexpr double largest_lift = is_float ? 1e4 : 1e8;
-  /// Smaller relative gains of a sweep count as this: what is left then sits in the few slowest
-  /// directions, and their contraction is known less well than that of the sum.
+  /// What Cholesky QR can still take apart.
+  static constexpr double most_lift = is_float ? 3e5 : 1e8;
+  /// Above this the columns of a filtered block are too dependent for a Gram in their own scalar.
+  static constexpr double plain_lift = 1e3;
+  /// Smaller relative gains of a sweep count as this where it contracts well: what is left then
+  /// sits in the few slowest directions, and their contraction is known less well than that of the
+  /// sum.
   static constexpr double least_gain = 1e-3;
-  /// ‖BᵀB·x − θx‖/θ below which a Ritz vector is locked: it misses 1e-3 of a direction, and the
-  /// block has r/10 directions to spare.
-  static constexpr double lock_residual = 0.03;
+  /// ‖BᵀB·x − θx‖/θ below which a Ritz vector is locked: it misses this squared of a direction, and
+  /// the block has r/5 directions to spare.
+  static constexpr double lock_residual = 0.02;
 
   /// The slowest direction's contraction overestimates what is left of the sum over many, the more
   /// the looser the tolerance. With this factor the estimate was 1 to 50 times what was left on
   /// flat, Gaussian, power-law, exponential and outlier spectra.
   double caution() const {
-    const double few = options_.rank < 16 ? 1 : options_.rank < 64 ? 0.5 : 0.25;
-    return (std::max)(few, 0.25 * std::pow(1e-3 / options_.tolerance, 0.6));
+    const double few = options_.rank < 16 ? 1 : 0.6;
+    return (std::max)(few, 0.6 * std::pow(1e-3 / options_.tolerance, 0.6));
+  }
+
+  /// What a filter may lift: it leaves the directions it lifts least a part of eps·lift of noise,
+  /// whose energy counts against the tolerance.
+  static double lift_allowed(double tolerance) {
+    return (std::min)(most_lift, std::sqrt(tolerance / 3) / eps);
   }
 
   block_type q() { return q_.col_range(locked(), active_); }
@@ -190,7 +202,7 @@ class subspace_iteration {
       if (hidden()) {
         if (++hidden_sweeps > 4) return finish(4 * eps * remaining_ / loss);
         half_steps();
-        orthonormalize_active();
+        orthonormalize_active(most_lift);
         continue;
       }
 
@@ -205,9 +217,12 @@ class subspace_iteration {
         const double contraction = std::clamp(kept * kept, 1e-6, 0.9);
         const double progress = (std::max)(*previous_loss / loss_at_rank - 1, 0.0);
         const auto left = [&](double gained) { return gained * contraction / (1 - contraction); };
-        outcome_.excess = estimated ? (std::min)(outcome_.excess * contraction,
-                                                 2 * left((std::max)(progress, least_gain)))
-                                    : caution() * left(progress);
+        outcome_.excess =
+            estimated
+                ? (std::min)(
+                      outcome_.excess * contraction,
+                      2 * left((std::max)(progress, least_gain * std::pow(1 - contraction, 3))))
+                : caution() * left(progress);
         estimated = true;
         if (outcome_.excess <= options_.tolerance || outcome_.sweeps >= most_sweeps) {
           return finish(outcome_.excess);
@@ -216,18 +231,21 @@ class subspace_iteration {
       previous_loss = loss_at_rank;
 
       const bool may_lock = active_ > columns_ / 2 && active_ >= 16;
-      if (may_lock && lift(theta, 3) > largest_lift && lock(active_ / 4, 1) > 0) {
+      if (may_lock && lift(theta, 3) > largest_lift_ && lock(active_ / 4, 1) > 0) {
         theta.highest = 1.1 * highest_unlocked_;
       }
+      // The Ritz values of the start block are far too low.
+      if (!estimated) theta.lowest = (std::min)(theta.wanted, 2 * theta.lowest);
       damped_up_to = theta.lowest;
-      if (lift(theta, 1) > 2 * largest_lift) {
+      if (lift(theta, 1) > 2 * largest_lift_) {
         degree = 1;
         half_steps();
+        orthonormalize_active(most_lift);
       } else {
         degree = choose_degree(theta, estimated);
         filter(degree, theta.lowest);
+        orthonormalize_active(lift(theta, degree));
       }
-      orthonormalize_active();
     }
   }
 
@@ -245,7 +263,7 @@ class subspace_iteration {
   /// As many as the lift allows and the tolerance still needs.
   index_t choose_degree(const ritz_interval& theta, bool estimated) const {
     index_t allowed = 1;
-    while (allowed < largest_degree && lift(theta, allowed + 1) <= largest_lift)
+    while (allowed < largest_degree && lift(theta, allowed + 1) <= largest_lift_)
       ++allowed;
     if (!estimated) return allowed;
     const double missing = std::sqrt(outcome_.excess / options_.tolerance);
@@ -278,9 +296,10 @@ class subspace_iteration {
     backward(T{1}, z(), T{0}, q());
   }
 
-  /// Within the complement of what is locked. One pass of Cholesky QR where the columns are
-  /// independent enough: between sweeps a basis need not be orthonormal to the last digits.
-  void orthonormalize_active() {
+  /// Within the complement of what is locked; `lifted`: how far the filter drew the columns
+  /// together. One pass of Cholesky QR where they are independent enough: between sweeps a basis
+  /// need not be orthonormal to the last digits.
+  void orthonormalize_active(double lifted) {
     auto frame = be_.frame();
     if (locked() > 0) {
       const auto fixed = q_.left_cols(locked());
@@ -288,6 +307,7 @@ class subspace_iteration {
       be_.gemm(op::transpose, op::none, T{1}, fixed, q(), T{0}, overlap);
       be_.gemm(op::none, op::none, T{-1}, fixed, overlap, T{1}, q());
     }
+    if (is_float && lifted > plain_lift) mixed_cholesky_qr_pass(be_, q());
     if (cholesky_qr_pass(be_, q()).independence * 1e-4 < eps) orthonormalize(be_, q());
   }
 
@@ -412,6 +432,7 @@ class subspace_iteration {
   block_type a_;
   subspace_options options_;
   bool on_right_; ///< Q acts on A's columns
+  double largest_lift_;
   index_t short_;
   index_t long_;
   index_t columns_; ///< b
