@@ -17,9 +17,9 @@
 // A filter lifts the largest eigenvalue by T_d(2θ_1/a − 1), which must leave digits for the others
 // and draws the columns together: beyond 1e3 Cholesky QR begins with a pass in mixed precision. The
 // degree is bounded by the lift, and Ritz vectors that are far above the rest and have converged
-// are locked: kept as they are and projected out of A (a quarter of the block at a time). Where even
-// degree one lifts too much, the sweep goes by B and Bᵀ in turn, with a basis of its own between
-// them.
+// are locked: kept as they are and projected out of A (a quarter of the block at a time). Where
+// even degree one lifts too much, the sweep goes by B and Bᵀ in turn, with a basis of its own
+// between them.
 //
 //   cost        2mpb flops for each multiplication by B or Bᵀ, 6·min(m, p)·b² for each
 //               orthonormalisation, 9b³ once
