@@ -91,6 +91,18 @@ inline std::vector<dense> difficult_tall_matrices(index_t m, index_t n) {
           with_spectrum(m, n, std::vector<double>(static_cast<std::size_t>(n), 1.0), 34)};
 }
 
+/// n × n; about every fourth number on the diagonal is zero, which no shift of a QR iteration
+/// passes, and every fifth above it.
+inline dense bidiagonal_with_zeros(index_t n, unsigned seed) {
+  const dense values = random_normal(n, 2, seed);
+  dense a(n, n);
+  for (index_t i = 0; i < n; ++i) {
+    if (values(i, 0) > -0.67) a(i, i) = values(i, 0);
+    if (i + 1 < n && values(i, 1) > -0.84) a(i, i + 1) = values(i, 1);
+  }
+  return a;
+}
+
 struct product_shape {
   index_t m, n, k;
 };
@@ -454,6 +466,29 @@ TEMPLATE_LIST_TEST_CASE("svd gives singular values and left vectors of any shape
       CHECK(pu.surroundings_unchanged(be));
       CHECK(pa.surroundings_unchanged(be));
     }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("svd takes bidiagonals with zeros on the diagonal", "[backend]",
+                        test_backends) {
+  using namespace backend_suite;
+  using T = typename TestType::scalar;
+  auto be = make_backend<TestType>();
+  constexpr index_t n = 61;
+  const double tolerance = householder_tolerance(n, n, eps<TestType>);
+  for (unsigned seed = 0; seed < 12; ++seed) {
+    INFO("seed " << seed);
+    const dense a = rounded<T>(bidiagonal_with_zeros(n, seed));
+    placed<T, TestType> pa(be, a, layout::col_major, 2);
+    placed<T, TestType> pu(be, dense(n, n, not_a_number), layout::col_major, 3);
+    std::vector<double> values(static_cast<std::size_t>(n));
+    be.svd(pa.block(), values, pu.block());
+    const dense u = pu.values(be);
+    const dense b = transpose(u) * a;
+    for (double& s : values)
+      s *= s;
+    CHECK(orthonormality_error(u) <= tolerance);
+    CHECK(distance(b * transpose(b), diagonal_matrix(values)) <= 2 * tolerance * squared_norm(a));
   }
 }
 

@@ -39,7 +39,8 @@ inline double smaller_singular_value(double f, double g, double h) {
   return twice_larger == 0 ? 0 : 2 * f * (h / twice_larger);
 }
 
-/// One step on rows first to last of the bidiagonal (d, e), where no e is zero.
+/// One step on rows first to last of the bidiagonal (d, e), where no e is zero. A zero in d, which
+/// would keep a shift from passing, leaves with one step without.
 template <class T>
 void bidiagonal_step(std::vector<double>& d, std::vector<double>& e, std::size_t first,
                      std::size_t last, rotations<T>& turns) {
@@ -47,8 +48,11 @@ void bidiagonal_step(std::vector<double>& d, std::vector<double>& e, std::size_t
   const auto turn = [&](const plane_rotation& p) {
     turns.pairs.push_back({static_cast<T>(p.c), static_cast<T>(-p.s)});
   };
+  const bool singular = std::any_of(d.begin() + static_cast<std::ptrdiff_t>(first),
+                                    d.begin() + static_cast<std::ptrdiff_t>(last) + 1,
+                                    [](double x) { return x == 0; });
   const double shift = smaller_singular_value(d[last - 1], e[last - 1], d[last]);
-  const double share = d[first] == 0 ? 0 : shift / std::abs(d[first]);
+  const double share = singular ? 0 : shift / std::abs(d[first]);
   if (share * share < static_cast<double>(std::numeric_limits<T>::epsilon())) {
     plane_rotation right{1, 0, 0};
     plane_rotation left{1, 0, 0};
@@ -88,9 +92,9 @@ void bidiagonal_step(std::vector<double>& d, std::vector<double>& e, std::size_t
 }
 
 /// d: n diagonal entries, e: n − 1 above it; q: n × n. d becomes the singular values, descending,
-/// and q the product of q and the left vectors. What is below eps of the largest entry or of its
-/// neighbours on the diagonal counts as zero in e. False when some value did not converge in 30·n
-/// steps.
+/// and q the product of q and the left vectors. What is below eps of the largest entry counts as
+/// zero, in e also what is below eps of its neighbours on the diagonal. False when some value did
+/// not converge in 30·n steps.
 template <class T>
 bool bidiagonal_qr(std::vector<double>& d, std::vector<double>& e, block<T> q) {
   const std::size_t n = d.size();
@@ -102,10 +106,14 @@ bool bidiagonal_qr(std::vector<double>& d, std::vector<double>& e, block<T> q) {
     largest = (std::max)(largest, std::abs(x));
   rotations<T> turns;
   std::size_t steps = 0;
+  const double negligible = eps * largest / 16;
   for (std::size_t last = n - 1; last > 0;) {
+    for (double& x : d) {
+      if (std::abs(x) <= negligible) x = 0;
+    }
     for (std::size_t i = 0; i < last; ++i) {
       if (std::abs(e[i]) <= eps * (std::abs(d[i]) + std::abs(d[i + 1])) ||
-          std::abs(e[i]) <= eps * largest / 16) {
+          std::abs(e[i]) <= negligible) {
         e[i] = 0;
       }
     }
