@@ -54,10 +54,11 @@ def truncated_svd(runs):
             f"{algorithm}, {backend}", spectrum, shape.replace("x", " × "),
             f"{ratio[0]} %" if ratio else "", f"{run['ms'] / 1000:.2f}", f"{run['gemms']:.1f}",
             of(runs, name, f"exact/{backend}/{layer}"), of(runs, name, f"gram/{backend}/{layer}"),
-            of(runs, name, f"published/lapack/{layer}"), f"{run['excess']:.0e}",
+            of(runs, name, f"bdcsvd/eigen/{layer}"), of(runs, name, f"published/lapack/{layer}"),
+            f"{run['excess']:.0e}",
         ])
     table(["algorithm", "spectrum", "shape", "ratio", "s", "products", "of exact", "of gram",
-           "of published", "excess"], rows)
+           "of BDCSVD", "of published", "excess"], rows)
 
 
 def gram(runs):
@@ -120,8 +121,8 @@ def main():
     args = parser.parse_args()
     runs = figures(args.files)
     for title, write, prefixes in (
-            ("Truncated SVD", truncated_svd, ("subspace", "gram/", "exact/", "published/", "gesvd",
-                                              "syevd/")),
+            ("Truncated SVD", truncated_svd, ("subspace", "gram/", "exact/", "bdcsvd/", "published/",
+                                              "gesvd", "syevd/")),
             ("Gram of activations", gram, ("gram/", "gram_sum/")),
             ("Low-rank product", low_rank, ("low_rank/",)),
             ("Search over the number of last layers", search, ("svd_llm/", "ressvd/"))):
