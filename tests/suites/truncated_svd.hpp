@@ -695,6 +695,27 @@ TEMPLATE_LIST_TEST_CASE("subspace iteration reaches the tolerance asked for at e
   }
 }
 
+// Directions of one singular value on both sides of the rank never separate, and need not.
+TEMPLATE_LIST_TEST_CASE("a plateau at the rank does not hold subspace iteration up",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  constexpr index_t count = 120;
+  std::vector<double> plateau(count, 0.5);
+  std::fill_n(plateau.begin(), 60, 1.0);
+  std::fill_n(plateau.begin(), 10, 2.0);
+  const problem<TestType> p(be, with_spectrum(count, 150, plateau, 41), dense(150, 1));
+  for (const index_t rank : {20, 40}) {
+    INFO("rank " << rank);
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
+                                             {.rank = rank, .algorithm = svd_algorithm::subspace});
+    CHECK(basis.report.sweeps <= 4);
+    CHECK(basis.report.excess_loss <= 1e-3);
+    CHECK(span_loss(p.w, values_of(be, basis.q), rank) <=
+          (1 + 1e-3) * sum_of_squares_from(plateau, rank));
+  }
+}
+
 TEMPLATE_LIST_TEST_CASE("subspace iteration works in any metric", "[truncated_svd]",
                         test_backends) {
   using namespace svd_suite;
