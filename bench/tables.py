@@ -47,7 +47,7 @@ def of(runs, name, other):
 
 def truncated_svd(runs):
     rows = []
-    for name, run in runs.items():
+    for name, run in sorted(runs.items()):
         algorithm, backend, spectrum, shape, *ratio = name.split("/")
         layer = f"layer/{shape}"
         rows.append([
