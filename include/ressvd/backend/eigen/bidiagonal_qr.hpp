@@ -97,17 +97,14 @@ void bidiagonal_step(std::vector<double>& d, std::vector<double>& e, std::size_t
 /// not converge in 30·n steps.
 template <class T>
 bool bidiagonal_qr(std::vector<double>& d, std::vector<double>& e, block<T> q) {
-  const std::size_t n = d.size();
   constexpr double eps = std::numeric_limits<T>::epsilon();
   double largest = 0;
   for (const double x : d)
     largest = (std::max)(largest, std::abs(x));
   for (const double x : e)
     largest = (std::max)(largest, std::abs(x));
-  rotations<T> turns;
-  std::size_t steps = 0;
   const double negligible = eps * largest / 16;
-  for (std::size_t last = n - 1; last > 0;) {
+  const auto clear = [&](std::size_t last) {
     for (double& x : d) {
       if (std::abs(x) <= negligible) x = 0;
     }
@@ -117,20 +114,11 @@ bool bidiagonal_qr(std::vector<double>& d, std::vector<double>& e, block<T> q) {
         e[i] = 0;
       }
     }
-    while (last > 0 && e[last - 1] == 0)
-      --last;
-    if (last == 0) break;
-    std::size_t first = last - 1;
-    while (first > 0 && e[first - 1] != 0)
-      --first;
-    if (++steps > 30 * n) return false;
+  };
+  const auto step = [&](std::size_t first, std::size_t last, rotations<T>& turns) {
     bidiagonal_step(d, e, first, last, turns);
-    if (turns.steps.size() == turns.batch) {
-      apply(turns, q);
-      turns = {};
-    }
-  }
-  apply(turns, q);
+  };
+  if (!qr_iteration(e, q, clear, step)) return false;
   for (double& x : d)
     x = std::abs(x);
   sort_with_columns(d, q, [](double a, double b) { return a > b; });

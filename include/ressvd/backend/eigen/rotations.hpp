@@ -75,6 +75,32 @@ void apply(const rotations<T>& turns, block<T> q) {
   }
 }
 
+/// Takes e, what is beside or above a diagonal, to zero: clear(last) zeroes what is negligible
+/// before e[last], step(first, last, turns) is a QR step on rows first to last, between which no e
+/// is zero; its rotations go to q's columns. False after 30 steps for each row.
+template <class V, class T, class Clear, class Step>
+bool qr_iteration(std::vector<V>& e, block<T> q, Clear clear, Step step) {
+  rotations<T> turns;
+  std::size_t steps = 0;
+  for (std::size_t last = e.size(); last > 0;) {
+    clear(last);
+    while (last > 0 && e[last - 1] == 0)
+      --last;
+    if (last == 0) break;
+    std::size_t first = last - 1;
+    while (first > 0 && e[first - 1] != 0)
+      --first;
+    if (++steps > 30 * (e.size() + 1)) return false;
+    step(first, last, turns);
+    if (turns.steps.size() == turns.batch) {
+      apply(turns, q);
+      turns = {};
+    }
+  }
+  apply(turns, q);
+  return true;
+}
+
 /// Sorts values, and the columns of q with them.
 template <class V, class T, class Less>
 void sort_with_columns(std::vector<V>& values, block<T> q, Less less) {

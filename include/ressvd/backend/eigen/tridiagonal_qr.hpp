@@ -54,32 +54,20 @@ void qr_step(std::vector<T>& d, std::vector<T>& e, std::size_t first, std::size_
 /// did not converge in 30·n steps.
 template <class T>
 bool tridiagonal_qr(std::vector<T>& d, std::vector<T>& e, block<T> q) {
-  const std::size_t n = d.size();
-  rotations<T> turns;
-  std::size_t steps = 0;
-  for (std::size_t last = n - 1; last > 0;) {
-    const auto negligible = [&](std::size_t i) {
-      return std::abs(e[i]) <=
-                 std::numeric_limits<T>::epsilon() * (std::abs(d[i]) + std::abs(d[i + 1])) ||
-             std::abs(e[i]) < (std::numeric_limits<T>::min)();
-    };
+  const auto negligible = [&](std::size_t i) {
+    return std::abs(e[i]) <=
+               std::numeric_limits<T>::epsilon() * (std::abs(d[i]) + std::abs(d[i + 1])) ||
+           std::abs(e[i]) < (std::numeric_limits<T>::min)();
+  };
+  const auto clear = [&](std::size_t last) {
     for (std::size_t i = 0; i < last; ++i) {
       if (negligible(i)) e[i] = 0;
     }
-    while (last > 0 && e[last - 1] == 0)
-      --last;
-    if (last == 0) break;
-    std::size_t first = last - 1;
-    while (first > 0 && e[first - 1] != 0)
-      --first;
-    if (++steps > 30 * n) return false;
+  };
+  const auto step = [&](std::size_t first, std::size_t last, rotations<T>& turns) {
     qr_step(d, e, first, last, turns);
-    if (turns.steps.size() == turns.batch) {
-      apply(turns, q);
-      turns = {};
-    }
-  }
-  apply(turns, q);
+  };
+  if (!qr_iteration(e, q, clear, step)) return false;
   sort_with_columns(d, q, [](T a, T b) { return a < b; });
   return true;
 }
