@@ -27,6 +27,7 @@
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/finite.hpp"
+#include "ressvd/detail/svd_deflated_gram.hpp"
 #include "ressvd/detail/svd_exact.hpp"
 #include "ressvd/detail/svd_gram.hpp"
 #include "ressvd/detail/svd_subspace.hpp"
@@ -38,17 +39,21 @@ namespace ressvd::inline v0 {
 enum class svd_algorithm : std::uint8_t {
   automatic, ///< by shape, rank, scalar and backend: see detail::chosen_algorithm
   exact,     ///< dense SVD of A in the backend's scalar; workspace at most 3mn + n² scalars
-  gram,    ///< eigendecomposition of AAᵀ or AᵀA in double; workspace 2 mn + min(m, n)² doubles
-  subspace ///< Chebyshev-filtered subspace iteration in the backend's scalar, to svd_options'
-           ///< tolerance; workspace 2mn + 2(m + n)·b scalars and 3b² + 512b doubles for a block of
-           ///< b = rank + max(rank/5, 8). Where b reaches min(m, n), gram runs instead
+  gram, ///< eigendecomposition of AAᵀ or AᵀA in double; workspace 2 mn + 3·min(m, n)² doubles
+  subspace, ///< Chebyshev-filtered subspace iteration in the backend's scalar, to svd_options'
+            ///< tolerance; workspace 2mn + 2(m + n)·b scalars and 3b² + 512b doubles for a block of
+            ///< b = rank + max(rank/5, 8). Where b reaches min(m, n), gram runs instead
+  deflated_gram ///< eigendecomposition as in gram, but in the backend's scalar and without A's
+                ///< outliers, to the tolerance; workspace 2mn + 4·min(m, n)² scalars. Where
+                ///< rounding may cost more than the tolerance, subspace runs instead
 };
 
 struct svd_options {
   index_t rank = 0; ///< largest rank that will be sliced; 1 to min(m, columns of A)
   svd_algorithm algorithm = svd_algorithm::automatic;
-  double tolerance = 1e-3; ///< subspace: excess of the loss at `rank`, relative to the optimum
-  std::uint64_t seed = 1;  ///< subspace: of the start block; equal seeds give equal results
+  double tolerance = 1e-3; ///< deflated_gram, subspace: excess of the loss at `rank`, relative to
+                           ///< the optimum
+  std::uint64_t seed = 1;  ///< the same: of the start block; equal seeds give equal results
 };
 
 struct svd_report {
@@ -58,7 +63,8 @@ struct svd_report {
   index_t numerical_rank = 0;
   index_t sweeps = 0;      ///< subspace: filters that were applied
   double applications = 0; ///< subspace: products of AAᵀ with the whole block
-  double excess_loss = 0;  ///< subspace: estimated excess of the loss, relative to the optimum
+  double excess_loss = 0;  ///< deflated_gram, subspace: estimated excess of the loss, relative to
+                           ///< the optimum
 };
 
 /// On which side of W the orthonormal basis acts.
@@ -263,6 +269,7 @@ svd_basis<B> factor_basis(B& be, matrix_view<const U, typename B::space> w, doub
     resolution = report.algorithm == svd_algorithm::exact ? longest * eps
                                                           : (std::max)(resolution, longest * eps);
   }
+  bool reached = true;
   if (report.algorithm == svd_algorithm::gram) {
     wide be64(be);
     auto frame = be64.frame();
@@ -275,6 +282,11 @@ svd_basis<B> factor_basis(B& be, matrix_view<const U, typename B::space> w, doub
     const auto a = weighed_matrix(be, w, unit, left, right, basis.total_energy);
     if (report.algorithm == svd_algorithm::exact) {
       exact_svd<B>(be, a, values, basis.q.ref());
+    } else if (report.algorithm == svd_algorithm::deflated_gram) {
+      const auto excess = deflated_gram_svd<B>(
+          be, a, {.tolerance = options.tolerance, .seed = options.seed}, values, basis.q.ref());
+      reached = excess.has_value();
+      report.excess_loss = excess.value_or(0);
     } else {
       values.resize(static_cast<std::size_t>(options.rank));
       const auto outcome = subspace_svd<B>(
@@ -285,6 +297,11 @@ svd_basis<B> factor_basis(B& be, matrix_view<const U, typename B::space> w, doub
       report.applications = outcome.applications;
       report.excess_loss = outcome.excess;
     }
+  }
+  if (!reached) {
+    svd_options other = options;
+    other.algorithm = svd_algorithm::subspace;
+    return factor_basis(be, w, unit, left, right, other);
   }
   report.numerical_rank = count_above(basis.singular_values, resolution);
 

@@ -125,7 +125,7 @@ void factor(input& in) {
   const metric left = metric_of(in.byte(), left_factor);
   const metric right = metric_of(in.byte(), right_factor);
   const ressvd::svd_options options{.rank = in.number(),
-                                    .algorithm = static_cast<ressvd::svd_algorithm>(in.byte() % 4),
+                                    .algorithm = static_cast<ressvd::svd_algorithm>(in.byte() % 5),
                                     .tolerance = in.real(),
                                     .seed = in.byte()};
   const index_t rank = in.number();

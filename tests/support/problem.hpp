@@ -119,6 +119,8 @@ inline std::string name_of(ressvd::svd_algorithm algorithm) {
       return "exact";
     case ressvd::svd_algorithm::gram:
       return "gram";
+    case ressvd::svd_algorithm::deflated_gram:
+      return "deflated gram";
     case ressvd::svd_algorithm::subspace:
       return "subspace";
   }

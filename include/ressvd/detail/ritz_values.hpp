@@ -20,17 +20,6 @@
 
 namespace ressvd::inline v0::detail {
 
-/// Eigenvalues, descending, of the symmetric h, and the vectors of the largest in v's columns. h is
-/// destroyed.
-template <backend W>
-void leading_eigenpairs(W& be64, block_of<W> h, std::span<double> values, block_of<W> v) {
-  be64.eigh(h, values);
-  std::reverse(values.begin(), values.end());
-  for (index_t i = 0; i < v.cols; ++i) {
-    be64.copy(const_block_of<W>(h.col_range(h.cols - 1 - i, 1)).view(), v.col_range(i, 1));
-  }
-}
-
 /// Eigenvalues of xᵀ·h·x, ascending.
 template <backend W>
 std::vector<double> ritz_values(W& be64, block_of<W> h, block_of<W> x) {

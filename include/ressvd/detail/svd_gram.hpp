@@ -17,6 +17,7 @@
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/orthonormalize.hpp"
+#include "ressvd/detail/ritz_block.hpp"
 
 namespace ressvd::inline v0::detail {
 
@@ -26,18 +27,13 @@ void gram_svd(B& be, const_block_of<B> a, std::span<double> values, block_of<B> 
   const bool wide = a.rows <= a.cols;
   const index_t k = (std::min)(a.rows, a.cols);
   auto frame = be.frame();
-  const auto vectors = be.scratch(k, k);
-  be.fill(vectors, 0.0);
-  be.add_gram(wide ? a.view() : a.view().transposed(), vectors);
-  be.eigh(vectors, values);
-  std::reverse(values.begin(), values.end());
+  const auto gram = be.scratch(k, k);
+  be.fill(gram, 0.0);
+  be.add_gram(wide ? a.view() : a.view().transposed(), gram);
+  const auto leading = wide ? q : be.scratch(k, q.cols);
+  leading_eigenpairs(be, gram, values, leading);
   for (double& v : values)
     v = std::sqrt((std::max)(v, 0.0));
-
-  const auto leading = wide ? q : be.scratch(k, q.cols);
-  for (index_t i = 0; i < q.cols; ++i) {
-    be.copy(const_block_of<B>(vectors.col_range(k - 1 - i, 1)).view(), leading.col_range(i, 1));
-  }
   if (wide) return;
   be.gemm(op::none, op::none, 1.0, a, leading, 0.0, q);
   std::vector<double> reciprocals(static_cast<std::size_t>(q.cols));

@@ -40,6 +40,7 @@
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/orthonormalize.hpp"
+#include "ressvd/detail/ritz_block.hpp"
 #include "ressvd/detail/ritz_values.hpp"
 #include "ressvd/metric.hpp"
 
@@ -192,7 +193,7 @@ class subspace_iteration {
       forward(q(), z());
       double loss = remaining_ - be_.dot(z(), z());
       if (loss < 0.01 * remaining_) {
-        polish(q(), z());
+        polish<B>(be_, q(), z());
         loss = remaining_ - be_.dot(z(), z());
       }
       // A loss that rounding hides in the difference shows when the largest part is taken out.
@@ -250,7 +251,7 @@ class subspace_iteration {
   }
 
   void finish(double excess) {
-    polish(q(), z());
+    polish<B>(be_, q(), z());
     // Of the whole block; Rayleigh–Ritz adds what it drops.
     outcome_.tail = remaining_ - be_.dot(z(), z());
     outcome_.excess = excess;
@@ -311,28 +312,9 @@ class subspace_iteration {
     if (cholesky_qr_pass(be_, q()).independence * 1e-4 < eps) orthonormalize(be_, q());
   }
 
-  /// The second pass, for columns of Q and their images under B.
-  void polish(block_type x, block_type image) {
-    auto frame = be_.frame();
-    const auto l = be_.scratch(x.cols, x.cols);
-    be_.fill(l, T{0});
-    be_.add_gram(const_block_of<B>(x).view().transposed(), l);
-    be_.potrf(l);
-    be_.trsm(side::right, op::transpose, l, x);
-    be_.trsm(side::right, op::transpose, l, image);
-  }
-
   ritz_interval active_interval() {
     auto frame = be64_.frame();
     return ritz_interval_of(be64_, rough_gram(), columns_ - options_.rank, eps, options_.seed + 2);
-  }
-
-  /// zᵀz, summed in double.
-  wide_block gram_of(block_type z) {
-    const auto h = be64_.scratch(z.cols, z.cols);
-    be64_.fill(h, 0.0);
-    be64_.add_gram(const_block_of<B>(z).view().transposed(), h);
-    return h;
   }
 
   /// zᵀz of the active columns, summed in the backend's scalar; both triangles.
@@ -354,17 +336,8 @@ class subspace_iteration {
     auto frame = be_.frame();
     const auto lead = q().left_cols(count);
     const auto image = z().left_cols(count);
-    polish(lead, image);
-    std::vector<double> theta(static_cast<std::size_t>(count));
-    {
-      auto inner = be_.frame();
-      const auto v = be_.scratch(count, count);
-      const auto v64 = be64_.scratch(count, count);
-      leading_eigenpairs(be64_, gram_of(image), theta, v64);
-      be_.copy(const_block_of<wide>(v64).view(), v);
-      rotate(lead, v);
-      rotate(image, v);
-    }
+    polish<B>(be_, lead, image);
+    const std::vector<double> theta = rotate_to_ritz_vectors<B>(be_, lead, image);
     // ‖BᵀB·x − θx‖² = ‖BᵀB·x‖² − θ²
     std::vector<double> squares(theta.size());
     const auto back = be_.scratch(count, short_);
@@ -386,14 +359,6 @@ class subspace_iteration {
     return done;
   }
 
-  /// c ← c·v.
-  void rotate(block_type c, block_type v) {
-    auto frame = be_.frame();
-    const auto out = be_.scratch(c.rows, v.cols);
-    be_.gemm(op::none, op::none, T{1}, c, v, T{0}, out);
-    be_.copy(const_block_of<B>(out).view(), c);
-  }
-
   /// Over all columns, the locked ones included: b directions, of which the best `rank` stay.
   void rayleigh_ritz(std::span<double> values, block_type u) {
     auto frame = be_.frame();
@@ -401,7 +366,7 @@ class subspace_iteration {
     const auto v64 = be64_.scratch(columns_, options_.rank);
     {
       auto inner = be64_.frame();
-      leading_eigenpairs(be64_, gram_of(z_), theta, v64);
+      leading_eigenpairs(be64_, wide_gram<B>(be64_, z_), std::span<double>(theta), v64);
     }
     const auto v = be_.scratch(columns_, options_.rank);
     if (on_right_) {
