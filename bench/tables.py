@@ -53,11 +53,11 @@ def truncated_svd(runs):
         rows.append([
             f"{algorithm}, {backend}", spectrum, shape.replace("x", " × "),
             f"{ratio[0]} %" if ratio else "", f"{run['ms'] / 1000:.2f}", f"{run['gemms']:.1f}",
-            of(runs, name, f"exact/{backend}/{layer}"), of(runs, name, f"gram/{backend}/{layer}"),
+            of(runs, name, f"exact/{backend}/{layer}"), of(runs, name, f"swift/lapack/{layer}"),
             of(runs, name, f"bdcsvd/eigen/{layer}"), of(runs, name, f"published/lapack/{layer}"),
             f"{run['excess']:.0e}",
         ])
-    table(["algorithm", "spectrum", "shape", "ratio", "s", "products", "of exact", "of gram",
+    table(["algorithm", "spectrum", "shape", "ratio", "s", "products", "of exact", "of swift",
            "of BDCSVD", "of published", "excess"], rows)
 
 
@@ -104,7 +104,7 @@ def time_chart(runs, folder):
     figure, axis = plt.subplots(figsize=(5, 3.6))
     for label, points in sorted(lines.items()):
         axis.plot(*zip(*sorted(points)), marker="o", markersize=4, label=label,
-                  linestyle="-" if label.startswith("subspace") else "--")
+                  linestyle="-" if label.startswith(("subspace", "deflated")) else "--")
     sizes = sorted({size for points in lines.values() for size, _ in points})
     axis.set(xlabel="rows = columns", ylabel="seconds", xscale="log", yscale="log")
     axis.set_xticks(sizes, [str(size) for size in sizes])

@@ -4,6 +4,8 @@
 // (truncated_svd.hpp; exact is LAPACK's gesdd and our QR iteration over Eigen's products), and by
 //   bdcsvd     Eigen's BDCSVD, the left vectors alone
 //   published  LAPACK: Cholesky of the Gram, explicit inverse, gesdd, two products
+//   swift      LAPACK: the Gram of the shorter side in double, all of its eigenvectors by syevd,
+//              the route of Swift-SVD
 //
 //   --benchmark_filter=subspace/eigen/layer/2048x2048
 #include <Eigen/SVD>
@@ -86,6 +88,40 @@ void published(benchmark::State& state, spectrum kind, shape s, index_t rank) {
   const const_block_of<lapack_backend<float>> q = u.ref().left_cols(rank);
   report(state, be, s, seconds, excess_loss(be, known, known.a.ref(), q), dense_tolerance);
 }
+
+void swift(benchmark::State& state, shape s, index_t rank) {
+  using detail::lapack::size;
+  lapack_backend<float> be;
+  lapack_backend<double> be64(be);
+  const known_matrix& known = known_matrix_of(spectrum::layer, s.m, s.n);
+  const bool wide = s.m <= s.n;
+  const index_t k = (std::min)(s.m, s.n);
+  auto q = be.allocate(s.m, rank);
+  std::vector<double> lambda(static_cast<std::size_t>(k));
+  double seconds = 0;
+  for (auto _ : state) {
+    auto frame = be64.frame();
+    const double time = seconds_of([&] {
+      const auto a = be64.scratch(s.m, s.n);
+      const auto h = be64.scratch(k, k);
+      be64.copy(known.a.view(), a);
+      be64.fill(h, 0.0);
+      const auto rows = block<const double>(a).view();
+      be64.add_gram(wide ? rows : rows.transposed(), h);
+      LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'L', size(k), h.data, size(k), lambda.data());
+      const auto vectors = be.scratch(k, rank);
+      be.copy(block<const double>(h.col_range(k - rank, rank)).view(), wide ? q.ref() : vectors);
+      if (!wide) {
+        be.gemm(op::none, op::none, 1.0f, known.a.ref(), vectors, 0.0f, q.ref());
+        detail::orthonormalize(be, q.ref());
+      }
+    });
+    state.SetIterationTime(time);
+    seconds += time;
+  }
+  report(state, be, s, seconds, excess_loss(be, known, known.a.ref(), std::as_const(q).ref()),
+         1e-5);
+}
 #endif
 
 void add_all() {
@@ -98,6 +134,8 @@ void add_all() {
 #ifdef RESSVD_BENCH_LAPACK
     add("published/lapack/layer/" + name_of(s),
         [=](benchmark::State& state) { published(state, kind, s, rank); });
+    add("swift/lapack/layer/" + name_of(s),
+        [=](benchmark::State& state) { swift(state, s, rank); });
 #endif
   });
 }

@@ -2,9 +2,10 @@
 //
 // The library's own factorisations of a matrix A (m × n, float, singular values known), on any
 // backend:
-//   subspace   to an excess loss of 1e-3 and of 1e-5
-//   gram       one symmetric eigendecomposition in double: the route of Swift-SVD
-//   exact      a dense SVD in float
+//   subspace        to an excess loss of 1e-3 and of 1e-5
+//   deflated_gram   a symmetric eigendecomposition in float, to an excess loss of 1e-3
+//   gram            the same in double
+//   exact           a dense SVD in float
 // Counters: gemms, the time as a multiple of one product of 2mn·min(m, n) flops on the same backend
 // in the same process; excess, the loss beyond the optimum, relative to it. A benchmark fails when
 // its loss is wrong.
@@ -71,9 +72,9 @@ void factor(benchmark::State& state, B be, spectrum kind, shape s, index_t rank,
   if (basis.report.algorithm != options.algorithm) {
     return state.SkipWithError("another algorithm ran");
   }
-  const double tolerance = options.algorithm == svd_algorithm::subspace ? options.tolerance
-                           : options.algorithm == svd_algorithm::gram   ? 1e-5
-                                                                        : dense_tolerance;
+  const double tolerance = options.algorithm == svd_algorithm::exact  ? dense_tolerance
+                           : options.algorithm == svd_algorithm::gram ? 1e-5
+                                                                      : options.tolerance;
   state.counters["applications"] = basis.report.applications;
   state.counters["sweeps"] = static_cast<double>(basis.report.sweeps);
   report(state, be, s, seconds, excess_loss(be, known, a.ref(), basis.q.ref().left_cols(rank)),
@@ -102,20 +103,23 @@ void add_factorings(const B& be, spectrum kind, shape s) {
   for (const int percent : {20, 40, 60}) {
     const index_t rank = rank_at(s, percent);
     const std::string ratio = "/" + std::to_string(percent);
-    for (const double tolerance : {1e-3, 1e-5}) {
-      const svd_options options{
-          .rank = rank, .algorithm = svd_algorithm::subspace, .tolerance = tolerance};
-      add((tolerance == 1e-3 ? "subspace" : "subspace_1e-5") + where + ratio,
+    const auto add_options = [&](const char* name, const svd_options& options) {
+      add(name + where + ratio,
           [=](benchmark::State& state) { factor(state, be, kind, s, rank, options); });
+    };
+    add_options("subspace", {.rank = rank, .algorithm = svd_algorithm::subspace});
+    add_options("subspace_1e-5",
+                {.rank = rank, .algorithm = svd_algorithm::subspace, .tolerance = 1e-5});
+    add_options("deflated_gram", {.rank = rank, .algorithm = svd_algorithm::deflated_gram});
+    // The time of those below hardly depends on the spectrum.
+    if (kind == spectrum::flat) continue;
+    add_options("gram", {.rank = rank, .algorithm = svd_algorithm::gram});
+    // A dense SVD is of all vectors.
+    if (percent == 40) {
+      add("exact" + where, [=](benchmark::State& state) {
+        factor(state, be, kind, s, rank, {.rank = rank, .algorithm = svd_algorithm::exact});
+      });
     }
-  }
-  // Their time does not depend on the rank, and hardly on the spectrum.
-  if (kind == spectrum::flat) return;
-  const index_t rank = rank_at(s, 40);
-  for (const auto algorithm : {svd_algorithm::gram, svd_algorithm::exact}) {
-    const svd_options options{.rank = rank, .algorithm = algorithm};
-    add((algorithm == svd_algorithm::gram ? "gram" : "exact") + where,
-        [=](benchmark::State& state) { factor(state, be, kind, s, rank, options); });
   }
 }
 
