@@ -39,6 +39,12 @@ class eigen_backend : public host_backend<eigen_backend<T>, T> {
   void triangularize(block<T> c, block<T> r);
   void eigh(block<T> c, std::span<double> values);
   void svd(block<T> c, std::span<double> values, block<T> u);
+  /// Of the symmetric n × n matrix in c's lower triangle, which is destroyed: all eigenvalues
+  /// ascending in values, and in q: n × count orthonormal eigenvectors of the count ≤ n largest, in
+  /// the same order. q may be c. 4/3·n³ flops for the reduction, half of them in matrix-vector
+  /// products, 2n²·count for its transformation of the vectors, and at most n³/3 + n²·count for
+  /// those of the tridiagonal matrix, where count > 0.
+  void leading_eigenvectors(block<T> c, std::span<double> values, block<T> q);
 
  private:
   void solve_leaf(side s, op o, block<const T> l, block<T> c);

@@ -91,17 +91,26 @@ void apply_block(B& be, const_block_of<B> v, op o, const_block_of<B> t, block_of
   be.gemm(op::none, op::none, T{-1}, v, second, T{1}, c);
 }
 
+/// q ← H_0·H_1⋯q for q: m × n. Where `from_identity`, column j is that of the identity and its
+/// zeros above reflector j are left alone.
+template <class B>
+void apply_q(B& be, const reflectors<B>& h, block_of<B> q, bool from_identity = false) {
+  const index_t count = h.v.cols();
+  for (index_t j = (count - 1) / reflector_block * reflector_block; j >= 0; j -= reflector_block) {
+    const index_t width = (std::min)(reflector_block, count - j);
+    const index_t skipped = from_identity ? j : 0;
+    apply_block<B>(be, h.v.ref().part(j, j, q.rows - j, width), op::none,
+                   h.t.ref().part(0, j, width, width),
+                   q.part(j, skipped, q.rows - j, q.cols - skipped));
+  }
+}
+
 /// The leading columns of H_0·H_1⋯ into q: m × n, n at least the number of reflectors.
 template <class B>
 void form_q(B& be, const reflectors<B>& h, block_of<B> q) {
   be.fill(q, 0);
   be.shift_diagonal(q, 1);
-  const index_t count = h.v.cols();
-  for (index_t j = (count - 1) / reflector_block * reflector_block; j >= 0; j -= reflector_block) {
-    const index_t width = (std::min)(reflector_block, count - j);
-    apply_block<B>(be, h.v.ref().part(j, j, q.rows - j, width), op::none,
-                   h.t.ref().part(0, j, width, width), q.part(j, j, q.rows - j, q.cols - j));
-  }
+  apply_q(be, h, q, true);
 }
 
 /// A = Q·R: R in the upper triangle of a, what is below it is unspecified.

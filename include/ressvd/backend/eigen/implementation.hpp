@@ -14,7 +14,7 @@
 #include "ressvd/backend/eigen.hpp"
 #include "ressvd/backend/eigen/bidiagonal_qr.hpp"
 #include "ressvd/backend/eigen/householder.hpp"
-#include "ressvd/backend/eigen/tridiagonal_qr.hpp"
+#include "ressvd/backend/tridiagonal.hpp"
 
 namespace ressvd::inline v0 {
 namespace detail {
@@ -107,21 +107,24 @@ void eigen_backend<T>::triangularize(block<T> c, block<T> r) {
 
 template <compute_scalar T>
 void eigen_backend<T>::eigh(block<T> c, std::span<double> values) {
+  leading_eigenvectors(c, values, c);
+}
+
+template <compute_scalar T>
+void eigen_backend<T>::leading_eigenvectors(block<T> c, std::span<double> values, block<T> q) {
   const index_t n = c.rows;
   this->mirror_lower(c);
   const T unit = detail::take_scale(*this, c);
   std::vector<T> diagonal(static_cast<std::size_t>(n));
   std::vector<T> beside(diagonal.size() - 1);
-  {
-    const auto reflectors = detail::reduce_to_tridiagonal(*this, c, diagonal, beside);
-    this->fill(c, T{0});
-    c.data[0] = T{1};
-    if (n > 1) detail::form_q(*this, reflectors, c.part(1, 1, n - 1, n - 1));
-  }
-  detail::require<backend_error>(detail::tridiagonal_qr(diagonal, beside, c),
-                                 "the QR iteration did not converge on a ", n, " x ", n, " matrix");
-  for (std::size_t i = 0; i < diagonal.size(); ++i)
-    values[i] = static_cast<double>(unit) * static_cast<double>(diagonal[i]);
+  const auto reflectors = detail::reduce_to_tridiagonal(*this, c, diagonal, beside);
+  const std::vector<double> d(diagonal.begin(), diagonal.end());
+  const std::vector<double> e(beside.begin(), beside.end());
+  detail::require<backend_error>(detail::tridiagonal_eigenvectors(*this, d, e, values, q),
+                                 "the eigenvalues of a ", n, " x ", n, " matrix did not converge");
+  detail::apply_q(*this, reflectors, q.part(1, 0, n - 1, q.cols));
+  for (double& value : values.first(diagonal.size()))
+    value *= static_cast<double>(unit);
 }
 
 // A tall matrix is first reduced to its triangle; of a wide one the triangle of its transpose is
