@@ -88,6 +88,17 @@ def search(runs):
     table(["method", "way", "backend", "matrices", "s", "of uniform"], rows)
 
 
+def crossover(runs):
+    """Milliseconds of each algorithm, by rank in percent of the shorter side."""
+    cells = defaultdict(dict)
+    for name, run in runs.items():
+        _, algorithm, backend, shape, percent = name.split("/")
+        cells[backend, shape.replace("x", " × "), algorithm][percent] = f"{run['ms']:.0f}"
+    percents = sorted({percent for row in cells.values() for percent in row}, key=int)
+    table(["backend", "shape", "algorithm"] + [f"{percent} %" for percent in percents],
+          [[*key] + [row.get(percent, "–") for percent in percents] for key, row in sorted(cells.items())])
+
+
 def time_chart(runs, folder):
     """Time against size of the square layer matrices, at 40 % where the rank matters."""
     import matplotlib
@@ -121,10 +132,11 @@ def main():
     args = parser.parse_args()
     runs = figures(args.files)
     for title, write, prefixes in (
-            ("Truncated SVD", truncated_svd, ("subspace", "gram/", "exact/", "bdcsvd/", "published/",
-                                              "gesvd", "syevd/")),
+            ("Truncated SVD", truncated_svd, ("subspace", "deflated_gram/", "gram/", "exact/", "bdcsvd/",
+                                              "published/", "swift/", "gesvd", "syevd/")),
             ("Gram of activations", gram, ("gram/", "gram_sum/")),
             ("Low-rank product", low_rank, ("low_rank/",)),
+            ("Crossovers of automatic", crossover, ("crossover/",)),
             ("Search over the number of last layers", search, ("svd_llm/", "ressvd/"))):
         chosen = {name: run for name, run in runs.items()
                   if name.startswith(prefixes) and ("gflops" in run) == (write is gram)}

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "ressvd/backend/host.hpp"
+#include "ressvd/backend/tridiagonal.hpp"
 
 namespace ressvd::inline v0 {
 namespace detail::lapack {
@@ -48,6 +49,8 @@ struct routines<float> {
   static constexpr auto geqrf = &LAPACKE_sgeqrf;
   static constexpr auto orgqr = &LAPACKE_sorgqr;
   static constexpr auto syevd = &LAPACKE_ssyevd;
+  static constexpr auto sytrd = &LAPACKE_ssytrd;
+  static constexpr auto ormtr = &LAPACKE_sormtr;
   static constexpr auto gesdd = &LAPACKE_sgesdd;
   static constexpr auto gesvd = &LAPACKE_sgesvd;
 };
@@ -62,6 +65,8 @@ struct routines<double> {
   static constexpr auto geqrf = &LAPACKE_dgeqrf;
   static constexpr auto orgqr = &LAPACKE_dorgqr;
   static constexpr auto syevd = &LAPACKE_dsyevd;
+  static constexpr auto sytrd = &LAPACKE_dsytrd;
+  static constexpr auto ormtr = &LAPACKE_dormtr;
   static constexpr auto gesdd = &LAPACKE_dgesdd;
   static constexpr auto gesvd = &LAPACKE_dgesvd;
 };
@@ -153,6 +158,28 @@ class lapack_backend : public host_backend<lapack_backend<T>, T> {
     check(routines::syevd(LAPACK_COL_MAJOR, 'V', 'L', size(c.rows), c.data, size(c.ld), w.data()),
           "syevd", c);
     std::copy(w.begin(), w.end(), values.begin());
+  }
+
+  /// Of the symmetric n × n matrix in c's lower triangle, which is destroyed: all eigenvalues
+  /// ascending in values, and in q: n × count orthonormal eigenvectors of the count ≤ n largest, in
+  /// the same order. LAPACK's reduction, and a divide and conquer that forms no others.
+  void leading_eigenvectors(block<T> c, std::span<double> values, block<T> q) {
+    using namespace detail::lapack;
+    const auto n = static_cast<std::size_t>(c.rows);
+    std::vector<T> diagonal(n);
+    std::vector<T> beside(n);
+    std::vector<T> tau(n);
+    check(routines::sytrd(LAPACK_COL_MAJOR, 'L', size(c.rows), c.data, size(c.ld), diagonal.data(),
+                          beside.data(), tau.data()),
+          "sytrd", c);
+    const std::vector<double> d(diagonal.begin(), diagonal.end());
+    const std::vector<double> e(beside.begin(), beside.end() - 1);
+    detail::require<backend_error>(detail::tridiagonal_eigenvectors(*this, d, e, values, q),
+                                   "the eigenvalues of a ", c.rows, " x ", c.rows,
+                                   " matrix did not converge");
+    check(routines::ormtr(LAPACK_COL_MAJOR, 'L', 'L', 'N', size(q.rows), size(q.cols), c.data,
+                          size(c.ld), tau.data(), q.data, size(q.ld)),
+          "ormtr", q);
   }
 
   /// Divide and conquer; where it does not converge, QR iteration.
