@@ -421,6 +421,42 @@ TEMPLATE_LIST_TEST_CASE("eigh diagonalises what is in the lower triangle", "[bac
   }
 }
 
+TEMPLATE_LIST_TEST_CASE("leading_eigenvectors are those of the largest eigenvalues", "[backend]",
+                        test_backends) {
+  using namespace backend_suite;
+  using T = typename TestType::scalar;
+  auto be = make_backend<TestType>();
+  if constexpr (requires(ressvd::block_of<TestType> c, std::vector<double> v) {
+                  be.leading_eigenvectors(c, v, c);
+                }) {
+    for (const index_t n : {1, 2, 3, 33, 70, 150}) {
+      const dense v = random_orthonormal(n, n, 41);
+      const dense x = random_normal(n, n, 42);
+      for (const dense& made : {x + transpose(x), dense(n, n),
+                                v * diagonal_matrix(geometric_spectrum(n, 1e9)) * transpose(v)}) {
+        const dense a = rounded<T>(0.5 * (made + transpose(made)));
+        const double tolerance = householder_tolerance(n, n, eps<TestType>) * frobenius(a);
+        const std::vector<double> reference = eigh(a).values;
+        for (const index_t count : {index_t{0}, index_t{1}, (n + 2) / 3, n}) {
+          INFO("order " << n << ", " << count << " vectors");
+          placed<T, TestType> pc(be, with_upper(a, not_a_number), layout::col_major, 3);
+          placed<T, TestType> pq(be, dense(n, count, not_a_number), layout::col_major, 2);
+          std::vector<double> values(static_cast<std::size_t>(n));
+          be.leading_eigenvectors(pc.block(), values, pq.block());
+          const dense q = pq.values(be);
+          CHECK(orthonormality_error(q) <= householder_tolerance(n, n, eps<TestType>));
+          const std::vector<double> theirs(values.end() - count, values.end());
+          CHECK(distance(a * q, q * diagonal_matrix(theirs)) <= tolerance);
+          CHECK(std::is_sorted(values.begin(), values.end()));
+          CHECK(distance(column(values), column(reference)) <= tolerance);
+          CHECK(pq.surroundings_unchanged(be));
+          CHECK(pc.surroundings_unchanged(be));
+        }
+      }
+    }
+  }
+}
+
 TEMPLATE_LIST_TEST_CASE("svd gives singular values and left vectors of any shape", "[backend]",
                         test_backends) {
   using namespace backend_suite;
