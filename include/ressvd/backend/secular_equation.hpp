@@ -37,38 +37,39 @@ struct secular_equation {
   index_t size() const { return static_cast<index_t>(d.size()); }
 };
 
-/// Σ z_i²/(d_i − λ) over some poles, and its derivative.
+/// Σ z_i²/(d_i − λ) over count poles, and its derivative. With so many running sums compilers make
+/// vectors of a loop over them at every level of optimisation.
 struct secular_sum {
   double value = 0;
   double slope = 0;
 };
-inline secular_sum sum_poles(const secular_equation& f, index_t begin, index_t end,
+inline secular_sum sum_poles(const double* d, const double* z, index_t count,
                              const secular_root& at) {
-  constexpr std::size_t lanes = 8;
-  const double* d = f.d.data();
-  const double* z = f.z.data();
-  std::array<double, lanes> values{};
-  std::array<double, lanes> slopes{};
-  index_t i = begin;
-  for (; i + static_cast<index_t>(lanes) <= end; i += static_cast<index_t>(lanes)) {
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-      const index_t k = i + static_cast<index_t>(lane);
-      const double quotient = z[k] / ((d[k] - at.origin) - at.offset);
-      values[lane] += z[k] * quotient;
-      slopes[lane] += quotient * quotient;
+  constexpr index_t lanes = 32;
+  std::array<double, lanes> sums{};
+  std::array<double, lanes> slope_sums{};
+  double* values = sums.data();
+  double* slopes = slope_sums.data();
+  const auto [origin, offset] = at;
+  for (; count >= lanes; count -= lanes, d += lanes, z += lanes) {
+    for (index_t k = 0; k < lanes; ++k) {
+      const double quotient = z[k] / ((d[k] - origin) - offset);
+      values[k] += z[k] * quotient;
+      slopes[k] += quotient * quotient;
     }
   }
-  secular_sum sum;
-  for (; i < end; ++i) {
-    const double quotient = z[i] / ((d[i] - at.origin) - at.offset);
-    sum.value += z[i] * quotient;
-    sum.slope += quotient * quotient;
+  for (index_t k = 0; k < count; ++k) {
+    const double quotient = z[k] / ((d[k] - origin) - offset);
+    values[k] += z[k] * quotient;
+    slopes[k] += quotient * quotient;
   }
-  for (std::size_t lane = 0; lane < lanes; ++lane) {
-    sum.value += values[lane];
-    sum.slope += slopes[lane];
+  for (index_t half = lanes / 2; half > 0; half /= 2) {
+    for (index_t k = 0; k < half; ++k) {
+      values[k] += values[k + half];
+      slopes[k] += slopes[k + half];
+    }
   }
-  return sum;
+  return {values[0], slopes[0]};
 }
 
 /// Π f(i) for i in [begin, end) with eight running products.
@@ -125,12 +126,15 @@ inline secular_root solve_secular(const secular_equation& f, index_t j) {
   const double s = f.z[left] * f.z[left];
   const double t = f.z[right] * f.z[right];
 
+  const auto sum = [&](index_t begin, index_t end, const secular_root& x) {
+    return sum_poles(f.d.data() + begin, f.z.data() + begin, end - begin, x);
+  };
+
   // The equation with the sum over all other poles taken at a middle point: its root is the first
   // guess, its sign there tells the nearest pole.
   const double middle = last ? f.rho / 2 : gap / 2;
   const secular_root centre{last ? f.d[right] : f.d[left], middle};
-  const double others =
-      1 / f.rho + sum_poles(f, 0, l, centre).value + sum_poles(f, r + 1, n, centre).value;
+  const double others = 1 / f.rho + sum(0, l, centre).value + sum(r + 1, n, centre).value;
   const double left_distance = last ? -gap - middle : -middle;
   const double right_distance = last ? -middle : gap - middle;
   const bool beyond = others + s / left_distance + t / right_distance < 0;
@@ -160,8 +164,8 @@ inline secular_root solve_secular(const secular_equation& f, index_t j) {
   bool fixed_weight = !last;
   double previous = std::numeric_limits<double>::infinity();
   for (int step = 0;; ++step) {
-    const auto below = sum_poles(f, 0, r, x);
-    const auto above = sum_poles(f, r, n, x);
+    const auto below = sum(0, r, x);
+    const auto above = sum(r, n, x);
     const double value = 1 / f.rho + below.value + above.value;
     const double slope = below.slope + above.slope;
     if (std::abs(value) <= tolerance * (1 / f.rho + std::abs(below.value) + std::abs(above.value)))
