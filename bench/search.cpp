@@ -39,12 +39,8 @@ double decompose(B& be, const known_matrix& known, index_t from_last, how way, b
   const auto all = candidates(w.rows);
   double losses = 0;
   const auto finish = [&](const svd_basis<B>& basis, index_t rank) {
-    if (!residual) {
-      losses += basis.truncation_loss(rank);
-      return;
-    }
-    const auto both = residual_compensation(be, w, basis, {.rank = rank});
-    losses += both.residual_energy;
+    losses += residual ? residual_compensation(be, w, basis, {.rank = rank}).residual_energy
+                       : basis.truncation_loss(rank);
   };
   const auto basis_of = [&](index_t rank) {
     const index_t stage1 = residual ? intermediate_rank(w.rows, w.cols, {.rank = rank}) : rank;
@@ -54,15 +50,23 @@ double decompose(B& be, const known_matrix& known, index_t from_last, how way, b
     finish(basis_of(all.front().second), all.front().second);
     return losses;
   }
-  const auto once = way == how::factor_once ? basis_of(all.front().second) : svd_basis<B>{};
-  for (const auto& [k, rank] : all) {
-    if (k < from_last) break;
-    if (way == how::factor_once) {
-      finish(once, rank);
-    } else {
-      finish(basis_of(rank), rank);
+  const auto each_rank = [&](auto f) {
+    for (const auto& [k, rank] : all) {
+      if (k < from_last) break;
+      f(rank);
     }
+  };
+  if (way == how::refactor) {
+    each_rank([&](index_t rank) { finish(basis_of(rank), rank); });
+    return losses;
   }
+  const auto once = basis_of(all.front().second);
+  if (!residual) {
+    each_rank([&](index_t rank) { finish(once, rank); });
+    return losses;
+  }
+  residual_stages<B> stages(be, w, once);
+  each_rank([&](index_t rank) { losses += stages.at({.rank = rank}).residual_energy; });
   return losses;
 }
 

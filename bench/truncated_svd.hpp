@@ -52,8 +52,8 @@ void report(benchmark::State& state, B& be, shape s, double seconds, double exce
   const double gemm = gemm_seconds(be, s.m, (std::min)(s.m, s.n), s.n);
   state.counters["gemms"] = seconds / static_cast<double>(state.iterations()) / gemm;
   state.counters["excess"] = excess;
-  // Rounding of A itself and of the residual: far below the smallest tolerance.
-  if (!(excess <= tolerance + 1e-6)) state.SkipWithError("the loss is wrong");
+  // Rounding of A itself, whose optimum is not quite that of its nominal singular values.
+  if (!(excess <= tolerance + 1e-5)) state.SkipWithError("the loss is wrong");
 }
 
 template <class B>

@@ -147,16 +147,6 @@ block_of<B> weighed_matrix(B& be, matrix_view<const U, typename B::space> w, dou
   return a;
 }
 
-/// Whether the backend says that its eigendecompositions run at the speed of gemm.
-template <backend B>
-constexpr bool fast_eigh() {
-  if constexpr (requires { B::eigh_runs_in_gemm; }) {
-    return B::eigh_runs_in_gemm;
-  } else {
-    return false;
-  }
-}
-
 /// Makes `count` of the leading singular values: the others share what is left of the energy.
 inline void append_even_tail(std::vector<double>& values, double tail, index_t count) {
   const auto unknown = static_cast<double>(count - static_cast<index_t>(values.size()));
@@ -166,11 +156,11 @@ inline void append_even_tail(std::vector<double>& values, double tail, index_t c
 
 /// Which algorithm runs for `asked`: A is rows × cols.
 ///
-/// In float, subspace is faster than gram from 512 rows or columns on, up to a share of the shorter
-/// side that depends on what an eigendecomposition costs in products (docs/performance.md): 0.5 on
-/// Eigen's one thread, 0.3 on LAPACK's divide and conquer, which runs in gemm; less where A is
-/// long and the Gram, its only cost that grows with the longer side, cheap. In double, automatic
-/// means the digits of double.
+/// In double, automatic means the digits of double. In float it goes by measured times
+/// (docs/performance.md, bench/crossover.cpp). From 512 rows or columns on, subspace is the fastest
+/// up to a share of the shorter side, half of that where A is long, since of the Gram's cost
+/// nothing but the Gram itself grows with the longer side. Beyond, where the backend forms no more
+/// eigenvectors than are asked for, deflated_gram is.
 template <backend B>
 svd_algorithm chosen_algorithm(svd_algorithm asked, index_t rows, index_t cols, index_t rank) {
   const index_t shorter = (std::min)(rows, cols);
@@ -180,11 +170,13 @@ svd_algorithm chosen_algorithm(svd_algorithm asked, index_t rows, index_t cols, 
   }
   if (asked != svd_algorithm::automatic) return asked;
   if constexpr (std::is_same_v<typename B::scalar, double>) return svd_algorithm::exact;
-  const double share = fast_eigh<B>() ? 0.3 : 0.5;
-  const double crossover =
-      share * static_cast<double>(shorter) * (longer >= 2 * shorter ? 0.5 : 1.0);
-  return shorter >= 512 && static_cast<double>(rank) <= crossover ? svd_algorithm::subspace
-                                                                  : svd_algorithm::gram;
+  if (shorter < 512) return svd_algorithm::gram;
+  constexpr bool partial = has_leading_eigenvectors<B>;
+  const double share = (partial ? 0.15 : 0.5) * (longer >= 2 * shorter ? 0.5 : 1.0);
+  if (static_cast<double>(rank) <= share * static_cast<double>(shorter)) {
+    return svd_algorithm::subspace;
+  }
+  return partial ? svd_algorithm::deflated_gram : svd_algorithm::gram;
 }
 
 /// Refuses NaN and infinity in a factor. A triangle is not looked at, since what is above the
@@ -300,7 +292,7 @@ svd_basis<B> factor_basis(B& be, matrix_view<const U, typename B::space> w, doub
   }
   if (!reached) {
     svd_options other = options;
-    other.algorithm = svd_algorithm::subspace;
+    other.algorithm = svd_algorithm::gram;
     return factor_basis(be, w, unit, left, right, other);
   }
   report.numerical_rank = count_above(basis.singular_values, resolution);

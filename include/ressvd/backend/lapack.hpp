@@ -2,9 +2,6 @@
 //
 // The CPU backend on BLAS and LAPACK through CBLAS and LAPACKE (OpenBLAS, MKL, the reference). Link
 // ressvd::lapack. Threads are those of the BLAS library.
-//
-// Where Eigen's decompositions run on one thread and in matrix-vector products, LAPACK's divide and
-// conquer spends most of its time in gemm.
 #pragma once
 
 #include <cblas.h>
@@ -87,9 +84,6 @@ class lapack_backend : public host_backend<lapack_backend<T>, T> {
  public:
   template <compute_scalar U>
   using rebind = lapack_backend<U>;
-
-  /// Divide and conquer; see svd_algorithm::automatic.
-  static constexpr bool eigh_runs_in_gemm = true;
 
   /// Owns a context that grows on demand.
   lapack_backend() = default;

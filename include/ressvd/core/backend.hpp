@@ -123,6 +123,9 @@ concept backend =
   be.svd(c, values, c);
 
   be.synchronize(); // waits until everything asked for so far is done
+
+  // Optional, used where present: be.leading_eigenvectors(c, values, q) as eigh, but with the
+  // eigenvectors of the q.cols largest eigenvalues alone, ascending like them, in q.
 };
 // clang-format on
 

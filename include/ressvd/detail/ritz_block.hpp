@@ -13,6 +13,12 @@
 
 namespace ressvd::inline v0::detail {
 
+/// Whether the backend forms the eigenvectors of the largest eigenvalues alone.
+template <backend B>
+constexpr bool has_leading_eigenvectors = requires(B& be, block_of<B> h, std::span<double> values) {
+  be.leading_eigenvectors(h, values, h);
+};
+
 /// Eigenvalues of the symmetric h (lower triangle; destroyed), descending, and the eigenvectors of
 /// the largest in v's columns, v: n × any count. All of them about 9n³ flops; less where the
 /// backend has a routine for the largest.
@@ -20,7 +26,7 @@ template <backend B>
 void leading_eigenpairs(B& be, block_of<B> h, std::span<double> values, block_of<B> v) {
   auto frame = be.frame();
   auto ascending = h;
-  if constexpr (requires { be.leading_eigenvectors(h, values, v); }) {
+  if constexpr (has_leading_eigenvectors<B>) {
     ascending = be.scratch(h.rows, v.cols);
     be.leading_eigenvectors(h, values, ascending);
   } else {

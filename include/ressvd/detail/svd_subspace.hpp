@@ -115,6 +115,8 @@ class subspace_iteration {
   static constexpr auto eps = static_cast<double>(std::numeric_limits<T>::epsilon());
   static constexpr index_t largest_degree = 4;
   static constexpr index_t most_sweeps = 60;
+  /// Estimates were up to 1.2 times too small.
+  static constexpr double margin = 0.8;
   /// What Cholesky QR can still take apart.
   static constexpr double most_lift = is_float ? 3e5 : 1e8;
   /// Above this the columns of a filtered block are too dependent for a Gram in their own scalar.
@@ -225,7 +227,7 @@ class subspace_iteration {
                       2 * left((std::max)(progress, least_gain * std::pow(1 - contraction, 3))))
                 : caution() * left(progress);
         estimated = true;
-        if (outcome_.excess <= options_.tolerance || outcome_.sweeps >= most_sweeps) {
+        if (outcome_.excess <= margin * options_.tolerance || outcome_.sweeps >= most_sweeps) {
           return finish(outcome_.excess);
         }
       }
