@@ -39,13 +39,14 @@ namespace ressvd::inline v0 {
 enum class svd_algorithm : std::uint8_t {
   automatic, ///< by shape, rank, scalar and backend: see detail::chosen_algorithm
   exact,     ///< dense SVD of A in the backend's scalar; workspace at most 3mn + n² scalars
-  gram, ///< eigendecomposition of AAᵀ or AᵀA in double; workspace 2 mn + 3·min(m, n)² doubles
+  gram, ///< eigendecomposition of AAᵀ or AᵀA in double; workspace 2mn + 2·min(m, n)² doubles and
+        ///< the backend's for eigenvectors
   subspace, ///< Chebyshev-filtered subspace iteration in the backend's scalar, to svd_options'
             ///< tolerance; workspace 2mn + 2(m + n)·b scalars and 3b² + 512b doubles for a block of
             ///< b = rank + max(rank/5, 8). Where b reaches min(m, n), gram runs instead
-  deflated_gram ///< eigendecomposition as in gram, but in the backend's scalar and without A's
-                ///< outliers, to the tolerance; workspace 2mn + 4·min(m, n)² scalars. Where
-                ///< rounding may cost more than the tolerance, subspace runs instead
+  deflated_gram ///< as gram, but in the backend's scalar and without A's outliers, to the
+                ///< tolerance; workspace in scalars, and rank·max(m, n) more. Where rounding may
+                ///< cost more than the tolerance, gram runs instead
 };
 
 struct svd_options {
