@@ -4,12 +4,13 @@
 // in backend/eigen/implementation.hpp, which ressvd.hpp includes and compiled.hpp does not.
 //
 // Of Eigen it takes the products; the decompositions are Householder reductions written over them
-// (eigen/householder.hpp) and QR iterations whose rotations are applied in batches. They compile
-// in a small part of the time of Eigen's own.
+// (eigen/householder.hpp), divide and conquer for eigh (tridiagonal.hpp) and, for svd, a QR
+// iteration whose rotations are applied in batches. They compile in a small part of the time of
+// Eigen's own.
 //
 // Threads: Eigen's gemm runs on as many threads as Eigen::nbThreads() says, provided the
 // translation unit that instantiates it is compiled with OpenMP. So do the products inside the
-// decompositions; matrix-vector products and rotations, the larger part of eigh and svd, run on one
+// decompositions; matrix-vector products, the larger part of eigh, and svd's rotations run on one
 // thread.
 #pragma once
 

@@ -91,18 +91,17 @@ void apply_block(B& be, const_block_of<B> v, op o, const_block_of<B> t, block_of
   be.gemm(op::none, op::none, T{-1}, v, second, T{1}, c);
 }
 
-/// q ← H_0·H_1⋯q for q: m × n. Where `from_identity`, column j is that of the identity and its
-/// zeros above reflector j are left alone.
+/// c ← (the block of reflectors from j on)·c, c: the rows from j on.
 template <class B>
-void apply_q(B& be, const reflectors<B>& h, block_of<B> q, bool from_identity = false) {
-  const index_t count = h.v.cols();
-  for (index_t j = (count - 1) / reflector_block * reflector_block; j >= 0; j -= reflector_block) {
-    const index_t width = (std::min)(reflector_block, count - j);
-    const index_t skipped = from_identity ? j : 0;
-    apply_block<B>(be, h.v.ref().part(j, j, q.rows - j, width), op::none,
-                   h.t.ref().part(0, j, width, width),
-                   q.part(j, skipped, q.rows - j, q.cols - skipped));
-  }
+void apply_reflectors(B& be, const reflectors<B>& h, index_t j, block_of<B> c) {
+  const index_t width = (std::min)(reflector_block, h.v.cols() - j);
+  apply_block<B>(be, h.v.ref().part(j, j, c.rows, width), op::none,
+                 h.t.ref().part(0, j, width, width), c);
+}
+
+/// Where the last block of `count` reflectors begins.
+inline index_t last_block(index_t count) {
+  return (count - 1) / reflector_block * reflector_block;
 }
 
 /// The leading columns of H_0·H_1⋯ into q: m × n, n at least the number of reflectors.
@@ -110,7 +109,15 @@ template <class B>
 void form_q(B& be, const reflectors<B>& h, block_of<B> q) {
   be.fill(q, 0);
   be.shift_diagonal(q, 1);
-  apply_q(be, h, q, true);
+  for (index_t j = last_block(h.v.cols()); j >= 0; j -= reflector_block)
+    apply_reflectors<B>(be, h, j, q.part(j, j, q.rows - j, q.cols - j));
+}
+
+/// q ← H_0·H_1⋯q for q: m × n.
+template <class B>
+void apply_q(B& be, const reflectors<B>& h, block_of<B> q) {
+  for (index_t j = last_block(h.v.cols()); j >= 0; j -= reflector_block)
+    apply_reflectors<B>(be, h, j, q.part(j, 0, q.rows - j, q.cols));
 }
 
 /// A = Q·R: R in the upper triangle of a, what is below it is unspecified.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Plane rotations of neighbouring columns, as the QR iterations make them. Those of many steps are
+// Plane rotations of neighbouring columns, as a QR iteration makes them. Those of many steps are
 // kept and then applied together, a few rows at a time out of the caches, where one by one each of
 // them would pass through main memory.
 //   source      Van Zee, van de Geijn, Quintana-Ortí, "Restructuring the tridiagonal and bidiagonal
