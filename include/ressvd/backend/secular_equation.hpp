@@ -96,7 +96,7 @@ inline double halfway(double a, double b) {
   const double sign = a < 0 || b < 0 ? -1 : 1;
   const auto x = std::bit_cast<std::uint64_t>(std::abs(a));
   const auto y = std::bit_cast<std::uint64_t>(std::abs(b));
-  return sign * std::bit_cast<double>(x + (y - x) / 2);
+  return sign * std::bit_cast<double>(x / 2 + y / 2);
 }
 
 /// The root of c·η² − a·η + b that lies between two poles, or above both.
