@@ -3,7 +3,7 @@
 // Divide and conquer on the tridiagonal matrices that such methods fail on, with the numbers of
 // eigenvalues below a point (Sturm) as the independent method.
 //
-// Tolerances: deflation changes T by at most 2·√n·tol a merge, tol = 4·eps·max|t_ij|, and the
+// Tolerances: deflation changes T by at most 2·√n·tol a merge, tol ≤ 4·eps·max|t_ij|, and the
 // merges of order n, n/2, … by 1/(1 − √½) times as much, 28·√n·eps in all; the products of some
 // levels add √n·eps each.
 #pragma once

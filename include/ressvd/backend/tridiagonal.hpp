@@ -8,12 +8,11 @@
 // need, are in double whatever the scalar; the vectors and their products are in the scalar.
 //
 // Deflation: where ρ·|z_i|, or the element left beside the diagonal by a rotation of two columns
-// with close d, is at most tol = 4·eps·‖T‖, eps of the scalar, it becomes zero. In a merge of order
-// n that changes T by a matrix of norm at most about 2·√n·tol, all levels together by twice to
-// three times that, usually much less: the size of the rounding errors of the products.
-//   cost        at most 4/3·n³ flops in products for all vectors, with deflation often far less;
-//   the
-//               last merge is n²·count of them, those before it n³/3; O(n²) for values alone
+// with close d, is at most tol ≤ 4·eps·max|t_ij|, eps of the scalar, it becomes zero. In a merge of
+// order n that changes T by a matrix of norm at most about 2·√n·tol, all levels together by 3.4
+// times that, usually much less: the size of the rounding errors of the products.
+//   cost        in products, at most n³/3 flops before the last merge and n²·count in it, with
+//               deflation often far less; O(n²) for values alone
 //   workspace   allocated, in scalars: n² + max(n·count, n²/4), and n²/2 where count < n
 //   source      Cuppen, Numer. Math. 36 (1981); Gu and Eisenstat, "A divide-and-conquer algorithm
 //               for the symmetric tridiagonal eigenproblem", SIAM J. Matrix Anal. Appl. 16 (1995)
@@ -23,6 +22,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <numbers>
 #include <span>
@@ -101,7 +101,7 @@ class divide_and_conquer {
  public:
   /// The tridiagonal (d, e) with elements of magnitude at most 1.
   divide_and_conquer(B& be, std::vector<double> d, std::vector<double> e)
-      : be_(be), d_(std::move(d)), e_(std::move(e)), columns_(d_.size()) {}
+      : be_(be), d_(std::move(d)), e_(std::move(e)), pairs_(d_.size()) {}
 
   /// See tridiagonal_eigenvectors.
   bool solve(std::span<double> values, block<T> q) {
@@ -121,7 +121,7 @@ class divide_and_conquer {
     }
     if (!solve(0, n, left, right, q)) return false;
     for (index_t i = 0; i < n; ++i)
-      values[at(i)] = columns_[at(i)].value;
+      values[at(i)] = pairs_[at(i)].value;
     sort_columns(q);
     return true;
   }
@@ -184,7 +184,7 @@ class divide_and_conquer {
       z.data[1 + (n - 1) * rows] = 1;
     }
     if (!tridiagonal_qr(d, e, z)) return false;
-    const auto pairs = std::span(columns_).subspan(at(start), at(n));
+    const auto pairs = std::span(pairs_).subspan(at(start), at(n));
     for (index_t i = 0; i < n; ++i)
       pairs[at(i)] = {d[at(i)], z.data[i * rows], z.data[rows - 1 + i * rows], i};
     std::sort(pairs.begin(), pairs.end(), ascending);
@@ -200,7 +200,7 @@ class divide_and_conquer {
 
   /// The pairs of both halves become those of the whole, in q as solve() says.
   void merge(index_t start, index_t n, double beside, block<T> left, block<T> right, block<T> q) {
-    const auto pairs = std::span(columns_).subspan(at(start), at(n));
+    const auto pairs = std::span(pairs_).subspan(at(start), at(n));
     couple(pairs, beside);
     secular_equation f{{}, {}, 2 * std::abs(beside)};
     const std::vector<rotation> rotations = deflate(pairs, f.rho);
@@ -259,7 +259,7 @@ class divide_and_conquer {
   /// Marks the pairs that are eigenpairs of the whole up to the tolerance, after the rotations that
   /// make them so. What remains has distinct values and no negligible z.
   static std::vector<rotation> deflate(std::span<eigenpair> pairs, double rho) {
-    constexpr double tolerance = 4 * static_cast<double>(std::numeric_limits<T>::epsilon());
+    constexpr double tolerance = 2 * static_cast<double>(std::numeric_limits<T>::epsilon());
     std::vector<rotation> rotations;
     eigenpair* previous = nullptr;
     for (auto& pair : pairs) {
@@ -331,7 +331,7 @@ class divide_and_conquer {
                     const std::vector<secular_root>& roots, block<T> q) {
     const auto n = static_cast<index_t>(pairs.size());
     const auto k = static_cast<index_t>(poles.size());
-    const bool last_merge = pairs.size() == columns_.size();
+    const bool last_merge = pairs.size() == pairs_.size();
     std::array<index_t, 4> counts{};
     std::vector<double> d, z, first, last;
     for (const auto& pole : poles) {
@@ -386,7 +386,7 @@ class divide_and_conquer {
 
   /// The last q.cols pairs' vectors into their order.
   void sort_columns(block<T> q) {
-    const auto pairs = std::span(columns_).last(at(q.cols));
+    const auto pairs = std::span(pairs_).last(at(q.cols));
     if (std::is_sorted(pairs.begin(), pairs.end(),
                        [](const eigenpair& a, const eigenpair& b) { return a.column < b.column; }))
       return;
@@ -401,14 +401,15 @@ class divide_and_conquer {
   B& be_;
   std::vector<double> d_;
   std::vector<double> e_;
-  std::vector<eigenpair> columns_;
+  std::vector<eigenpair> pairs_;
   matrix<T> kept_;  ///< Q of a merge
   matrix<T> inner_; ///< its right factor
 };
 
-/// d: n diagonal entries, e: n − 1 beside it. values: all n eigenvalues, ascending. q: n × count,
-/// 0 ≤ count ≤ n, becomes orthonormal eigenvectors of the `count` largest of them, in ascending
-/// order. False when an element is not finite or the QR iteration on a leaf does not converge.
+/// d: n ≥ 1 diagonal entries, e: n − 1 beside it. values: all n eigenvalues, ascending. q: n ×
+/// count, 0 ≤ count ≤ n, becomes orthonormal eigenvectors of the `count` largest of them, in
+/// ascending order. False when an element is not finite or the QR iteration on a leaf does not
+/// converge.
 template <class B>
 bool tridiagonal_eigenvectors(B& be, std::vector<double> d, std::vector<double> e,
                               std::span<double> values, block<typename B::scalar> q) {
