@@ -10,8 +10,7 @@
 //
 // Threads: Eigen's gemm runs on as many threads as Eigen::nbThreads() says, provided the
 // translation unit that instantiates it is compiled with OpenMP. So do the products inside the
-// decompositions; matrix-vector products, the larger part of eigh, and svd's rotations run on one
-// thread.
+// decompositions, with the matrix-vector products; only the rotations of svd run on one thread.
 #pragma once
 
 #include "ressvd/backend/host.hpp"

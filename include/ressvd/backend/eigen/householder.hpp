@@ -17,6 +17,7 @@
 #include <limits>
 #include <vector>
 
+#include "ressvd/backend/eigen/threads.hpp"
 #include "ressvd/backend/host_values.hpp"
 #include "ressvd/core/backend.hpp"
 
@@ -150,20 +151,22 @@ inline index_t tile_end(index_t i, index_t n) {
   return (std::min)((i / 256 + 1) * 256, n);
 }
 
-/// y ← alpha·A·x on rows and columns from `first` on, for symmetric A with the tiles on its
-/// diagonal and below: each tile is read from memory once and used for both of its places.
+/// y ← y + alpha·A·x on rows and columns from `first` on, for symmetric A with the tiles on its
+/// diagonal and below, of which this takes every `step`th column of tiles from the `begin`th on:
+/// each tile is read from memory once and used for both of its places.
 template <class B>
-void symmetric_product(B& be, typename B::scalar alpha, const_block_of<B> a, index_t first,
-                       const_block_of<B> x, block_of<B> y) {
+void add_symmetric_product(B& be, typename B::scalar alpha, const_block_of<B> a, index_t first,
+                           const_block_of<B> x, block_of<B> y, index_t begin, index_t step) {
   using T = typename B::scalar;
   const index_t n = a.rows;
-  be.fill(y, 0);
   const auto add = [&](op o, const_block_of<B> tile, index_t from, index_t to) {
     be.gemm(o, op::none, alpha, tile,
             x.part(from - first, 0, o == op::none ? tile.cols : tile.rows, 1), T{1},
             y.part(to - first, 0, o == op::none ? tile.rows : tile.cols, 1));
   };
-  for (index_t j = first; j < n; j = tile_end(j, n)) {
+  index_t column = 0;
+  for (index_t j = first; j < n; j = tile_end(j, n), ++column) {
+    if (column % step != begin) continue;
     const index_t width = tile_end(j, n) - j;
     add(op::none, a.part(j, j, width, width), j, j);
     for (index_t i = j + width; i < n; i = tile_end(i, n)) {
@@ -172,6 +175,20 @@ void symmetric_product(B& be, typename B::scalar alpha, const_block_of<B> a, ind
       add(op::transpose, tile, i, j);
     }
   }
+}
+
+/// y ← alpha·A·x, as above, each thread with a sum of its own in `sums`: n × threads.
+template <class B>
+void symmetric_product(B& be, typename B::scalar alpha, const_block_of<B> a, index_t first,
+                       const_block_of<B> x, block_of<B> y, block_of<B> sums) {
+  const index_t threads = (std::min)(threads_for(x.rows * x.rows / 2), sums.cols);
+  const auto sum = [&](index_t t) { return t == 0 ? y : sums.part(0, t, y.rows, 1); };
+  in_parallel(threads, [&](index_t t) {
+    be.fill(sum(t), 0);
+    add_symmetric_product<B>(be, alpha, a, first, x, sum(t), t, threads);
+  });
+  for (index_t t = 1; t < threads; ++t)
+    be.add(1, sum(t), y);
 }
 
 /// A = Q·T·Qᵀ for symmetric A, both triangles given, which is destroyed: T's diagonal and what is
@@ -188,6 +205,7 @@ reflectors<B> reduce_to_tridiagonal(B& be, block_of<B> a, std::vector<typename B
   reflectors<B> h(be, n - 1, n - 1);
   auto left = be.allocate(n, 2 * reflector_block);
   auto right = be.allocate(n, 2 * reflector_block);
+  auto sums = be.allocate(n, threads_for(n * n));
   std::vector<T> inner(static_cast<std::size_t>(2 * reflector_block));
   for (index_t j = 0; j < n; j += reflector_block) {
     const index_t width = (std::min)(reflector_block, n - j);
@@ -212,7 +230,7 @@ reflectors<B> reduce_to_tridiagonal(B& be, block_of<B> a, std::vector<typename B
       // w = τ·(A − L·Rᵀ)·v, less its part along v.
       const auto w = left.ref().part(i + 1, 2 * k + 1, rest, 1);
       const block<T> products{inner.data(), 2 * k, 1, 2 * k};
-      symmetric_product<B>(be, tau, a, i + 1, v, w);
+      symmetric_product<B>(be, tau, a, i + 1, v, w, sums.ref());
       be.gemm(op::transpose, op::none, -tau, r.part(1, 0, rest, 2 * k), v, T{0}, products);
       be.gemm(op::none, op::none, T{1}, l.part(1, 0, rest, 2 * k), products, T{1}, w);
       be.add(static_cast<T>(-0.5 * static_cast<double>(tau) * be.dot(w, v)), v, w);

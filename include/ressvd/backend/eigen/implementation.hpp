@@ -14,6 +14,7 @@
 #include "ressvd/backend/eigen.hpp"
 #include "ressvd/backend/eigen/bidiagonal_qr.hpp"
 #include "ressvd/backend/eigen/householder.hpp"
+#include "ressvd/backend/eigen/threads.hpp"
 #include "ressvd/backend/tridiagonal.hpp"
 
 namespace ressvd::inline v0 {
@@ -72,13 +73,20 @@ void eigen_backend<T>::gemm(op oa, op ob, T alpha, block<const T> a, block<const
   if (c.empty() || a.empty() || b.empty()) return;
   const auto x = detail::as_eigen(a);
   const auto y = detail::as_eigen(b);
-  // A single column runs at the speed of memory in Eigen's matrix-vector product.
+  // A single column runs at the speed of memory in Eigen's matrix-vector product; each thread forms
+  // a part of it.
   if (c.cols == 1 && ob == op::none) {
-    if (oa == op::none) {
-      out.col(0).noalias() += alpha * x * y.col(0);
-    } else {
-      out.col(0).noalias() += alpha * x.transpose() * y.col(0);
-    }
+    const index_t threads = detail::threads_for(a.size());
+    detail::in_parallel(threads, [&](index_t t) {
+      const index_t begin = c.rows * t / threads;
+      const index_t count = c.rows * (t + 1) / threads - begin;
+      auto part = out.col(0).segment(begin, count);
+      if (oa == op::none) {
+        part.noalias() += alpha * x.middleRows(begin, count) * y.col(0);
+      } else {
+        part.noalias() += alpha * x.middleCols(begin, count).transpose() * y.col(0);
+      }
+    });
   } else if (oa == op::none && ob == op::none) {
     out.noalias() += alpha * x * y;
   } else if (oa == op::none) {
