@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <utility>
@@ -91,6 +93,79 @@ struct staged {
   dense direct(B& be, index_t rank) {
     return values_of(be, ressvd::slice(be, p.placed_w.view(), stage1, rank)).product();
   }
+};
+
+/// Singular values as layers have them: `outliers` enormous ones, then a slow decay.
+inline std::vector<double> layer_spectrum(index_t count, index_t outliers, double size) {
+  std::vector<double> values;
+  for (index_t i = 0; i < count; ++i) {
+    const auto x = static_cast<double>(i);
+    values.push_back(i < outliers ? size / (x + 1) : 2 / std::sqrt(x + 1));
+  }
+  return values;
+}
+
+/// Checks stages of W against the optimum in double, F being the second stage's metric.
+template <class B>
+class stage_check {
+ public:
+  stage_check(B& be, const staged<B>& s, dense f)
+      : be_(be),
+        w_(s.p.w),
+        u_(values_of(be, s.stage1.q)),
+        f_(std::move(f)),
+        wf_(w_ * f_),
+        plain_error_(projection_error(w_, identity(w_.cols()), eps<B>)),
+        error_(projection_error(w_, f_, eps<B>)) {}
+
+  /// Q of the stage is orthonormal and begins with U_i, and the loss ‖(W − QQᵀW)·F‖² is the least
+  /// for this r_i, up to rounding and to twice the tolerance, as its estimate is of second order.
+  /// Returns Q.
+  dense operator()(ressvd::residual_stages<B>& stages, const residual_options& options) {
+    INFO("rank " << options.rank);
+    const auto basis = stages.at(options);
+    const dense q = values_of(be_, basis.q);
+    const index_t ri = ressvd::intermediate_rank(w_.rows(), w_.cols(), options);
+    REQUIRE(basis.intermediate_rank == ri);
+    CHECK(q.cols() == options.rank);
+    CHECK(orthonormality_error(q) <= householder_tolerance(q.rows(), q.cols(), eps<B>));
+    CHECK(left_cols(q, ri) == left_cols(u_, ri));
+
+    const residual& r = of_rank(ri);
+    CHECK_THAT(basis.residual_energy, WithinAbs(r.energy, loss_tolerance(r.energy, plain_error_)));
+    const double optimum =
+        std::accumulate(r.eigenvalues.begin(), r.eigenvalues.end() - (options.rank - ri), 0.0);
+    const double loss = loss_of(w_, q * (transpose(q) * w_), f_);
+    const double rounding =
+        loss_tolerance((std::max)(optimum, 0.0), error_) + gram_algorithm_loss(wf_, options.rank);
+    CHECK(loss <= optimum * (1 + 2 * ressvd::svd_options{}.tolerance) + rounding);
+    CHECK(loss >= optimum - rounding);
+    return q;
+  }
+
+ private:
+  struct residual {
+    double energy;
+    std::vector<double> eigenvalues; ///< of R·F·(R·F)ᵀ, ascending
+  };
+
+  const residual& of_rank(index_t ri) {
+    if (const auto known = residuals_.find(ri); known != residuals_.end()) return known->second;
+    const dense ui = left_cols(u_, ri);
+    const dense r = w_ - ui * (transpose(ui) * w_);
+    const dense rf = r * f_;
+    return residuals_.emplace(ri, residual{squared_norm(r), eigh(rf * transpose(rf)).values})
+        .first->second;
+  }
+
+  B& be_;
+  dense w_;
+  dense u_;
+  dense f_;
+  dense wf_;
+  double plain_error_;
+  double error_;
+  std::map<index_t, residual> residuals_;
 };
 
 } // namespace residual_suite
@@ -227,6 +302,94 @@ TEMPLATE_LIST_TEST_CASE("one first stage serves all divisions of the rank", "[re
   }
 }
 
+TEMPLATE_LIST_TEST_CASE("stages at many ranks are those of each rank, in any order", "[residual]",
+                        test_backends) {
+  using namespace residual_suite;
+  auto be = make_backend<TestType>();
+  using metric_type = ressvd::metric<typename TestType::space>;
+  const std::vector<index_t> descending{28, 27, 24, 20, 15, 9, 4, 1};
+  const std::vector<index_t> ascending(descending.rbegin(), descending.rend());
+  const std::vector<index_t> jumping{20, 28, 27, 9, 24, 24, 4, 27};
+  for (const auto& [m, n] : {std::pair<index_t, index_t>{44, 60}, {60, 44}, {50, 50}}) {
+    const dense scale = absolute(random_normal(n, 1, 20));
+    const placed<double, TestType> held(be, scale);
+    std::vector<double> diagonal;
+    for (index_t i = 0; i < n; ++i)
+      diagonal.push_back(scale(i, 0));
+    const dense x = activations(n, 3 * n, 21, {.outlier_channels = 2});
+    staged<TestType> s(be, with_spectrum(m, n, layer_spectrum((std::min)(m, n), 2, 30), 22), x, 28);
+    for (const bool weighed : {false, true}) {
+      INFO(m << " x " << n << (weighed ? ", with a metric in stage 2" : ""));
+      const metric_type second = weighed ? metric_type::diagonal(held.block()) : metric_type{};
+      const dense f = weighed ? diagonal_matrix(diagonal) : identity(n);
+      stage_check<TestType> check(be, s, f);
+      for (const auto* ranks : {&descending, &ascending, &jumping}) {
+        ressvd::residual_stages<TestType> stages(be, s.p.placed_w.view(), s.stage1, second);
+        for (const index_t rank : *ranks)
+          check(stages, {.rank = rank, .beta = 0.1});
+        // Rank 1 has no second stage.
+        if (ranks == &descending) CHECK(stages.begun() == 1);
+        if (ranks == &ascending) CHECK(stages.begun() == 7);
+        if (ranks == &jumping) CHECK(stages.begun() == 4);
+      }
+      CHECK(s.p.placed_w.unchanged(be));
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("stages at many ranks of difficult matrices", "[residual]", test_backends) {
+  using namespace residual_suite;
+  auto be = make_backend<TestType>();
+  const std::vector<double> low_rank{9, 8, 7, 5, 4, 2, 1};
+  const std::vector<double> flat(40, 1.0);
+  const std::vector<dense> cases{dense(40, 48),
+                                 with_spectrum(40, 48, low_rank, 23),
+                                 with_spectrum(48, 40, low_rank, 24),
+                                 with_spectrum(40, 50, flat, 25),
+                                 with_spectrum(40, 48, layer_spectrum(40, 4, 1e4), 26),
+                                 1e-12 * with_spectrum(40, 40, layer_spectrum(40, 1, 10), 27),
+                                 1e12 * with_spectrum(40, 40, layer_spectrum(40, 1, 10), 28)};
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const index_t n = cases[i].cols();
+    for (const bool white : {false, true}) {
+      INFO("case " << i << (white ? ", white" : ""));
+      const dense x = white ? identity(n) : activations(n, 2 * n, 29, {.outlier_channels = 1});
+      staged<TestType> s(be, cases[i], x, 20);
+      ressvd::residual_stages<TestType> stages(be, s.p.placed_w.view(), s.stage1);
+      stage_check<TestType> check(be, s, identity(n));
+      for (const index_t rank : {20, 19, 16, 12, 9, 8, 6, 5, 4, 3})
+        check(stages, {.rank = rank, .residual_rank = 2});
+      // The outliers return to the residual, and decide the rounding of what stands beside them.
+      for (const index_t rank : {26, 20, 14, 10, 8, 7})
+        check(stages, {.rank = rank, .residual_rank = 6});
+      check(stages, {.rank = 40, .intermediate_rank = 20});
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("stages at many ranks: divisions, algorithms, repetition", "[residual]",
+                        test_backends) {
+  using namespace residual_suite;
+  auto be = make_backend<TestType>();
+  const dense x = activations(70, 200, 30, {.outlier_channels = 1});
+  staged<TestType> s(be, with_spectrum(60, 70, layer_spectrum(60, 2, 20), 31), x, 30);
+  ressvd::residual_stages<TestType> stages(be, s.p.placed_w.view(), s.stage1);
+  ressvd::residual_stages<TestType> again(be, s.p.placed_w.view(), s.stage1);
+  stage_check<TestType> check(be, s, identity(70));
+  for (const residual_options& options : std::vector<residual_options>{
+           {.rank = 36, .intermediate_rank = 30},
+           {.rank = 30, .beta = 0},
+           {.rank = 30, .residual_rank = 5},
+           {.rank = 28, .residual_rank = 4},
+           {.rank = 28, .residual_rank = 9},
+           {.rank = 27, .residual_rank = 9, .algorithm = svd_algorithm::exact},
+           {.rank = 24, .residual_rank = 7, .algorithm = svd_algorithm::subspace},
+           {.rank = 20, .residual_rank = 19}}) {
+    const dense q = check(stages, options);
+    CHECK(values_of(be, again.at(options).q) == q);
+  }
+}
+
 TEMPLATE_LIST_TEST_CASE("the rank is divided as the options say", "[residual]", test_backends) {
   using namespace residual_suite;
   // Of a 200 x 200 matrix: alpha = 100.
@@ -286,6 +449,18 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of residual compensation are refused", "[re
   CHECK_THROWS_AS(
       ressvd::residual_compensation(be, bad.view(), s.stage1, {.rank = 4, .residual_rank = 1}),
       ressvd::nonfinite_error);
+  using stages_type = ressvd::residual_stages<TestType>;
+  stages_type stages(be, w, s.stage1);
+  CHECK_THROWS_WITH(stages.at({.rank = 7}),
+                    contains_text("rank 7 of a 6 x 8 matrix is outside [1, 6]"));
+  CHECK_THROWS_WITH(stages.at({.rank = 6, .residual_rank = 1}),
+                    contains_text("intermediate rank 5 exceeds the first stage's rank 4"));
+  CHECK_THROWS_WITH(stages_type(be, other.view(), s.stage1), contains_text("made for 7 rows"));
+  CHECK_THROWS_WITH(stages_type(be, w, right), contains_text("identity as left metric"));
+  CHECK_THROWS_WITH(stages_type(be, w, s.stage1,
+                                ressvd::metric<typename TestType::space>::diagonal(left.block())),
+                    contains_text("the second stage's metric"));
+  CHECK_THROWS_AS(stages_type(be, bad.view(), s.stage1), ressvd::nonfinite_error);
   CHECK_THROWS_WITH(ressvd::project(be, w, be.allocate(5, 2)),
                     contains_text("the basis has 5 rows, W has 6"));
 }

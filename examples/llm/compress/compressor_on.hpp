@@ -262,9 +262,7 @@ class compressor_on final : public compressor {
     m.activation_energies = undamped(ressvd::captured_energies(be_, w, basis, reference.metric()),
                                      m.weight_energies, damping);
     if (options_.method == method::ressvd) {
-      for (const std::int64_t rank : ranks) {
-        m.residual_stages.push_back(residual(w, basis, rank, reference));
-      }
+      add_residual_stages(m, w, basis, ranks, reference);
     }
     m.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
@@ -287,10 +285,27 @@ class compressor_on final : public compressor {
     return ressvd::methods::svd_llm_basis(be_, w, data, rank);
   }
 
-  residual_stage residual(const view& w, const ressvd::svd_basis<B>& stage1, std::int64_t rank,
-                          const ressvd::whitening<B>& reference) {
-    const auto both =
-        ressvd::residual_compensation(be_, w, stage1, {.rank = rank, .beta = options_.beta});
+  // ranks: descending, the fast order.
+  void add_residual_stages(factored_matrix& m, const view& w, const ressvd::svd_basis<B>& stage1,
+                           const std::vector<std::int64_t>& ranks,
+                           const ressvd::whitening<B>& reference) {
+    const auto options = [&](std::int64_t rank) {
+      return ressvd::residual_options{.rank = rank, .beta = options_.beta};
+    };
+    const auto add = [&](std::int64_t rank, const ressvd::compensated_basis<B>& both) {
+      m.residual_stages.push_back(residual(w, both, rank, reference));
+    };
+    if (ranks.size() == 1) {
+      add(ranks[0], ressvd::residual_compensation(be_, w, stage1, options(ranks[0])));
+      return;
+    }
+    ressvd::residual_stages<B> stages(be_, w, stage1);
+    for (const std::int64_t rank : ranks)
+      add(rank, stages.at(options(rank)));
+  }
+
+  residual_stage residual(const view& w, const ressvd::compensated_basis<B>& both,
+                          std::int64_t rank, const ressvd::whitening<B>& reference) {
     const std::int64_t leading = both.intermediate_rank;
     residual_stage stage{.rank = rank, .intermediate_rank = leading, .q = {}};
     if (leading == rank) return stage;
