@@ -52,8 +52,9 @@ std::vector<support::dense> compress_all(const support::dense& w, const support:
     results.push_back(values_of(be, pair.v));
   };
   const ressvd::rank_target target{.rank = rank};
-  for (const auto algorithm : {ressvd::svd_algorithm::exact, ressvd::svd_algorithm::gram,
-                               ressvd::svd_algorithm::subspace}) {
+  for (const auto algorithm :
+       {ressvd::svd_algorithm::exact, ressvd::svd_algorithm::gram, ressvd::svd_algorithm::subspace,
+        ressvd::svd_algorithm::deflated_gram}) {
     keep(methods::svd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
     keep(methods::asvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
     keep(methods::adasvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
@@ -139,6 +140,52 @@ TEMPLATE_LIST_TEST_CASE("equal numbers of threads and equal seeds give equal bit
     CHECK(compress_all<TestType>(w, x, 20, 7) == first);
     // The last result is the one that begins with random numbers.
     CHECK_FALSE(compress_all<TestType>(w, x, 20, 8).back() == first.back());
+  }
+}
+
+// Large enough for the matrix-vector products of its reduction to be divided among threads.
+TEMPLATE_LIST_TEST_CASE("threads share the reduction of an eigenproblem", "[threads]",
+                        test_backends) {
+  using namespace support;
+  using T = typename TestType::scalar;
+  using ressvd::op;
+  constexpr index_t n = 680;
+  TestType be;
+  auto a = be.allocate(n, n);
+  be.random_normal(a.ref(), 9);
+  auto h = be.allocate(n, n);
+  be.gemm(op::none, op::transpose, T{1} / n, a.ref(), a.ref(), T{0}, h.ref());
+  const auto factor = [&](int threads) {
+    const thread_count limited(threads);
+    auto q = be.allocate(n, n);
+    be.copy(std::as_const(h).view(), q.ref());
+    std::vector<double> values(n);
+    be.eigh(q.ref(), values);
+    return std::pair(std::move(q), std::move(values));
+  };
+  // Orthogonal transformations of a matrix of norm at most 4.
+  const double tolerance = 4 * 4 * std::sqrt(n) * std::numeric_limits<T>::epsilon();
+  const auto alone = factor(1);
+  for (const int threads : {2, 3}) {
+    INFO(threads << " threads");
+    const auto [q, values] = factor(threads);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      CHECK(std::abs(values[i] - alone.second[i]) <= tolerance);
+    // H·Q = Q·Λ, each column on its own.
+    auto residual = be.allocate(n, n);
+    auto scaled = be.allocate(n, n);
+    be.copy(q.view(), scaled.ref());
+    for (index_t j = 0; j < n; ++j)
+      be.scale(static_cast<T>(values[static_cast<std::size_t>(j)]), scaled.ref().col_range(j, 1));
+    be.copy(std::as_const(scaled).view(), residual.ref());
+    be.gemm(op::none, op::none, T{1}, h.ref(), q.ref(), T{-1}, residual.ref());
+    CHECK(be.max_abs(std::as_const(residual).view()) <= tolerance);
+    be.gemm(op::transpose, op::none, T{1}, q.ref(), q.ref(), T{0}, residual.ref());
+    be.shift_diagonal(residual.ref(), T{-1});
+    CHECK(be.max_abs(std::as_const(residual).view()) <= tolerance);
+    const auto again = factor(threads);
+    CHECK(again.second == values);
+    CHECK(std::equal(again.first.data(), again.first.data() + n * n, q.data()));
   }
 }
 
