@@ -166,27 +166,24 @@ TEMPLATE_LIST_TEST_CASE("threads share the reduction of an eigenproblem", "[thre
   // Orthogonal transformations of a matrix of norm at most 4.
   const double tolerance = 4 * 4 * std::sqrt(n) * std::numeric_limits<T>::epsilon();
   const auto alone = factor(1);
-  for (const int threads : {2, 3}) {
-    INFO(threads << " threads");
-    const auto [q, values] = factor(threads);
-    for (std::size_t i = 0; i < values.size(); ++i)
-      CHECK(std::abs(values[i] - alone.second[i]) <= tolerance);
-    // H·Q = Q·Λ, each column on its own.
-    auto residual = be.allocate(n, n);
-    auto scaled = be.allocate(n, n);
-    be.copy(q.view(), scaled.ref());
-    for (index_t j = 0; j < n; ++j)
-      be.scale(static_cast<T>(values[static_cast<std::size_t>(j)]), scaled.ref().col_range(j, 1));
-    be.copy(std::as_const(scaled).view(), residual.ref());
-    be.gemm(op::none, op::none, T{1}, h.ref(), q.ref(), T{-1}, residual.ref());
-    CHECK(be.max_abs(std::as_const(residual).view()) <= tolerance);
-    be.gemm(op::transpose, op::none, T{1}, q.ref(), q.ref(), T{0}, residual.ref());
-    be.shift_diagonal(residual.ref(), T{-1});
-    CHECK(be.max_abs(std::as_const(residual).view()) <= tolerance);
-    const auto again = factor(threads);
-    CHECK(again.second == values);
-    CHECK(std::equal(again.first.data(), again.first.data() + n * n, q.data()));
-  }
+  const auto [q, values] = factor(2);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    CHECK(std::abs(values[i] - alone.second[i]) <= tolerance);
+  // H·Q = Q·Λ, each column on its own.
+  auto residual = be.allocate(n, n);
+  auto scaled = be.allocate(n, n);
+  be.copy(q.view(), scaled.ref());
+  for (index_t j = 0; j < n; ++j)
+    be.scale(static_cast<T>(values[static_cast<std::size_t>(j)]), scaled.ref().col_range(j, 1));
+  be.copy(std::as_const(scaled).view(), residual.ref());
+  be.gemm(op::none, op::none, T{1}, h.ref(), q.ref(), T{-1}, residual.ref());
+  CHECK(be.max_abs(std::as_const(residual).view()) <= tolerance);
+  be.gemm(op::transpose, op::none, T{1}, q.ref(), q.ref(), T{0}, residual.ref());
+  be.shift_diagonal(residual.ref(), T{-1});
+  CHECK(be.max_abs(std::as_const(residual).view()) <= tolerance);
+  const auto again = factor(2);
+  CHECK(again.second == values);
+  CHECK(std::equal(again.first.data(), again.first.data() + n * n, q.data()));
 }
 
 TEMPLATE_LIST_TEST_CASE("the number of threads changes results by no more than rounding",
