@@ -29,6 +29,7 @@
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/orthonormalize.hpp"
+#include "ressvd/detail/ritz_block.hpp"
 #include "ressvd/layer_ratio.hpp"
 #include "ressvd/truncated_svd.hpp"
 
@@ -234,8 +235,6 @@ class residual_stages {
     matrix_of<B> z; ///< Rᵀ·q
   };
 
-  static index_t block_columns(index_t rr) { return rr + (std::max)(rr / 5, index_t{8}); }
-
   /// ‖R_i‖² = ‖R‖² + Σ_{j>i} ‖c_j‖² for every intermediate rank i.
   std::vector<double> energies(const_block_of<B> residual, const_block_of<B> coordinates) {
     std::vector<double> values(static_cast<std::size_t>(coordinates.rows));
@@ -264,7 +263,7 @@ class residual_stages {
   ritz_block begin(index_t rr, svd_algorithm algorithm) {
     ++begun_;
     const index_t largest = (std::min)(residual_.rows(), residual_.cols());
-    const index_t b = (std::max)(rr, (std::min)(block_columns(rr), largest));
+    const index_t b = (std::max)(rr, (std::min)(detail::subspace_block(rr), largest));
     auto svd = truncated_svd(be_, std::as_const(residual_).view(), metric<space>::identity(),
                              metric<space>::identity(), {.rank = b, .algorithm = algorithm});
     ritz_block block{.q = std::move(svd.q), .z = be_.allocate(residual_.cols(), b)};
@@ -275,7 +274,7 @@ class residual_stages {
   /// The block for R from that for the R before it, which the last `joining` vectors of U were not
   /// part of. False where it cannot be had from it.
   bool refine(ritz_block& known, index_t joining, index_t rr) {
-    const index_t b = block_columns(rr);
+    const index_t b = detail::subspace_block(rr);
     const index_t before = known.q.cols();
     const index_t room = (std::min)(residual_.rows() - position_, residual_.cols());
     const index_t most = (std::max)(b + rr, before + joining);
@@ -339,12 +338,9 @@ class residual_stages {
     be_.fill(h, T{0});
     be_.add_gram(const_block_of<B>(z).view().transposed(), h);
     std::vector<double> theta(static_cast<std::size_t>(z.cols));
-    be_.eigh(h, theta);
-    std::reverse(theta.begin(), theta.end());
-    theta.resize(static_cast<std::size_t>(b));
     const auto v = be_.scratch(z.cols, b);
-    for (index_t i = 0; i < b; ++i)
-      be_.copy(const_block_of<B>(h.col_range(z.cols - 1 - i, 1)).view(), v.col_range(i, 1));
+    detail::leading_eigenpairs(be_, h, std::span<double>(theta), v);
+    theta.resize(static_cast<std::size_t>(b));
     for (const auto& c : {q, z}) {
       const auto rotated = be_.scratch(c.rows, b);
       be_.gemm(op::none, op::none, T{1}, c, v, T{0}, rotated);

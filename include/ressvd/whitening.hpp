@@ -12,7 +12,7 @@
 //
 // No inverse is formed, here or anywhere: the projector form needs only W·F.
 //
-//   cost        Cholesky n³/3 flops an attempt; eigenvalues and powers about 9n³; double always
+//   cost        Cholesky n³/3 flops an attempt; eigenvalues and powers about 5n³; double always
 //   memory      8n² bytes for the factor; scratch 8n² for a copy of G
 //   blocks      yes (each attempt reports its outcome to the host)
 //   source      SVD-LLM, arXiv 2403.07378, section 3.1; QR: COALA, arXiv 2507.07580

@@ -116,7 +116,7 @@ concept backend =
   // Householder without forming Q, 2mn² flops.
   be.triangularize(c, c);
   // Eigenvalues ascending in values, orthonormal eigenvectors in the columns of c, of the
-  // symmetric matrix in c's lower triangle. About 9n³ flops. Blocks.
+  // symmetric matrix in c's lower triangle. 14/3·n³ flops by divide and conquer. Blocks.
   be.eigh(c, values);
   // Economy SVD of c: m × n (destroyed): singular values descending in values (min(m, n)), left
   // singular vectors in u: m × min(m, n). Blocks.

@@ -20,7 +20,7 @@ constexpr bool has_leading_eigenvectors = requires(B& be, block_of<B> h, std::sp
 };
 
 /// Eigenvalues of the symmetric h (lower triangle; destroyed), descending, and the eigenvectors of
-/// the largest in v's columns, v: n × any count. All of them about 9n³ flops; less where the
+/// the largest in v's columns, v: n × any count. All of them 14/3·n³ flops; less where the
 /// backend has a routine for the largest.
 template <backend B>
 void leading_eigenpairs(B& be, block_of<B> h, std::span<double> values, block_of<B> v) {

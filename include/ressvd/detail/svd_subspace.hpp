@@ -22,7 +22,7 @@
 // between them.
 //
 //   cost        2mpb flops for each multiplication by B or Bᵀ, 6·min(m, p)·b² for each
-//               orthonormalisation, 9b³ once
+//               orthonormalisation, 5b³ once
 //   workspace   at most 2(m + p)·b scalars and 3b² + 512b doubles
 //   blocks      in every sweep
 //   source      Zhou, Saad, Tiago, Chelikowsky, "Self-consistent-field calculations using
