@@ -161,7 +161,8 @@ inline void append_even_tail(std::vector<double>& values, double tail, index_t c
 /// (docs/performance.md, bench/crossover.cpp). From 512 rows or columns on, subspace is the fastest
 /// up to a share of the shorter side, half of that where A is long, since of the Gram's cost
 /// nothing but the Gram itself grows with the longer side. Beyond, where the backend forms no more
-/// eigenvectors than are asked for, deflated_gram is.
+/// eigenvectors than are asked for, deflated_gram is, up to ranks whose loss may be little more
+/// than rounding.
 template <backend B>
 svd_algorithm chosen_algorithm(svd_algorithm asked, index_t rows, index_t cols, index_t rank) {
   const index_t shorter = (std::min)(rows, cols);
@@ -177,7 +178,7 @@ svd_algorithm chosen_algorithm(svd_algorithm asked, index_t rows, index_t cols, 
   if (static_cast<double>(rank) <= share * static_cast<double>(shorter)) {
     return svd_algorithm::subspace;
   }
-  return partial ? svd_algorithm::deflated_gram : svd_algorithm::gram;
+  return partial && 4 * rank <= 3 * shorter ? svd_algorithm::deflated_gram : svd_algorithm::gram;
 }
 
 /// Refuses NaN and infinity in a factor. A triangle is not looked at, since what is above the

@@ -900,6 +900,7 @@ TEMPLATE_LIST_TEST_CASE("automatic takes the faster algorithm that keeps the sca
     CHECK(chosen(4096, 4096, 2500) == beyond);
     CHECK(chosen(4096, 1024, 70) == svd_algorithm::subspace);
     CHECK(chosen(1024, 4096, 500) == beyond);
+    CHECK(chosen(1024, 1024, 900) == svd_algorithm::gram);
     CHECK(chosen(300, 4096, 10) == svd_algorithm::gram);
     auto be = make_backend<TestType>();
     const problem<TestType> p(be, random_normal(512, 520, 48), dense(520, 1));

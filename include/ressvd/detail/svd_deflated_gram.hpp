@@ -69,8 +69,8 @@ class deflated_gram {
     const double unit = power_of_two_above(std::sqrt(be_.dot(a_, a_)));
     be_.scale(static_cast<T>(1 / unit), a_);
     const double total = be_.dot(a_, a_);
-    const index_t count = (std::min)(rank, (std::max)(short_ / 64, index_t{16}));
-    const auto outliers = total > 0 ? take_outliers(count) : outlier_block{};
+    const index_t count = (std::min)(short_, (std::max)(short_ / 64, index_t{16}));
+    const auto outliers = total > 0 ? take_outliers(count, rank) : outlier_block{};
 
     const double remaining = be_.dot(a_, a_);
     // The values beyond the rank are the lowest, so the mean of all bounds theirs.
@@ -141,8 +141,8 @@ class deflated_gram {
     double next = 0;           ///< the largest Ritz value that stays in B'
   };
 
-  /// The outliers of A among `count` directions, which become B'.
-  outlier_block take_outliers(index_t count) {
+  /// The outliers of A among `count` directions, at most `most`; A loses them.
+  outlier_block take_outliers(index_t count, index_t most) {
     const auto x = be_.scratch(short_, count);
     const auto bx = be_.scratch(long_, count);
     const auto back = be_.scratch(short_, count);
@@ -163,7 +163,7 @@ class deflated_gram {
              squares[i] <= (1 + most_residual * most_residual) * theta[i] * theta[i];
     };
     std::size_t done = 0;
-    while (done < theta.size() && is_outlier(done))
+    while (done < (std::min)(theta.size(), at(most)) && is_outlier(done))
       ++done;
     const auto found = static_cast<index_t>(done);
     be_.gemm(op::none, op::transpose, T{-1}, (on_right_ ? bx : x).left_cols(found),
