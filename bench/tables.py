@@ -63,7 +63,7 @@ def truncated_svd(runs):
 
 def gram(runs):
     rows = []
-    for name, run in runs.items():
+    for name, run in sorted(runs.items()):
         _, backend, element, features = name.split("/")
         rows.append([backend, element, features, f"{run['gflops']:.0f}", f"{run['of_gemm']:.2f}"])
     table(["backend", "activations", "features", "GFLOP/s", "of the product's rate"], rows)
@@ -76,7 +76,8 @@ def low_rank(runs):
         cells[backend, batch][ratio] = f"{run['speedup']:.2f} ({100 * run['of_ideal']:.0f} %)"
     ratios = sorted({ratio for row in cells.values() for ratio in row}, key=int)
     table(["backend", "batch"] + [f"{ratio} %" for ratio in ratios],
-          [[*key] + [row.get(ratio, "–") for ratio in ratios] for key, row in cells.items()])
+          [[*key] + [row.get(ratio, "–") for ratio in ratios]
+           for key, row in sorted(cells.items(), key=lambda cell: (cell[0][0], int(cell[0][1])))])
 
 
 def search(runs):
@@ -96,7 +97,8 @@ def crossover(runs):
         cells[backend, shape.replace("x", " × "), algorithm][percent] = f"{run['ms']:.0f}"
     percents = sorted({percent for row in cells.values() for percent in row}, key=int)
     table(["backend", "shape", "algorithm"] + [f"{percent} %" for percent in percents],
-          [[*key] + [row.get(percent, "–") for percent in percents] for key, row in sorted(cells.items())])
+          [[*key] + [row.get(percent, "–") for percent in percents]
+           for key, row in sorted(cells.items())])
 
 
 def time_chart(runs, folder):
