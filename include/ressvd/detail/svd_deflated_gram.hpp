@@ -2,7 +2,7 @@
 //
 // Leading singular subspace of A: m × p from one symmetric eigendecomposition in the backend's own
 // scalar, of the Gram of what is left of A when its outliers are taken out. On the shorter side of
-// A, of length k, with B = A (m ≥ p) or B = Aᵀ:
+// A, of length k, with B = A (m > p) or B = Aᵀ:
 //   X     directions far above the rest: Ritz vectors of power iteration on a small block
 //   B'    B − (BX)·Xᵀ
 //   U'    the leading r − x eigenvectors of B'ᵀB' = UΛUᵀ
@@ -12,11 +12,13 @@
 // loss at rank r is then above the optimum by at most 2·min(r, k − r)·‖E‖, which is the estimate of
 // its excess; where eigenvalues are apart it is far less, of the second order in E. Outliers would
 // set λ'_1: beside them a Gram in float loses the rest. To this comes what X misses, with the
-// residuals of its vectors outside of Q, Σ_i ‖(I − QQᵀ)·BᵀB·x_i‖²/(θ_i − λ_r).
+// residuals of its vectors outside of Q, Σ_i ‖(I − QQᵀ)·BᵀB·x_i‖²/(θ_i − λ), λ the first eigenvalue
+// dropped, and what the loss is above the sum of the eigenvalues dropped.
 //
 //   cost        long·k² flops for the Gram, an eigendecomposition of order k with r vectors (about
-//               4/3·k³ and 3k²r), 2mp·r for the images, 3r²k to polish, 12mp·x
-//   workspace   2k² + 2(m + p)·x + long·r scalars and the eigendecomposition's
+//               4/3·k³ and 3k²r), 2mp·r for the images, 3r²k to polish, 14mp·c for the outliers
+//               among c = max(k/64, 16) directions
+//   workspace   2k² + 2(m + p)·c + long·r scalars and the eigendecomposition's
 //   blocks      yes
 //   source      Fan, "On a theorem of Weyl concerning eigenvalues of linear transformations I",
 //               PNAS 35 (1949)
