@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Eigenvalues of a small symmetric h = ZᵀZ (b × b, double) that a block iteration steers by: all of
-// them, or the ends of the spectrum by a few steps of inverse and of power iteration.
-//   cost        ends: b³/3 flops and 20 b² for each of the lowest values; all: an
-//               eigendecomposition
-//   workspace   ends: b² and 2b doubles for each of the lowest values
+// Eigenvalues of a small symmetric h = ZᵀZ (b × b, double) that a block iteration steers by: the
+// ends of the spectrum by a few steps of inverse and of power iteration.
+//   cost        b³/3 flops and 20 b² for each of the lowest values
+//   workspace   b² and 2b doubles for each of the lowest values
 //   blocks      yes
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <span>
 #include <utility>
 #include <vector>
 

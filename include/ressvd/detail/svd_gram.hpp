@@ -5,9 +5,11 @@
 //   m > p   AᵀA = VΛVᵀ, U = A·V·Σ⁻¹ made orthonormal again
 // Squaring leaves singular values below √eps ≈ 1e-8 of the largest undetermined; that is finer
 // than what a float32 SVD of A resolves.
-//   cost   mp·min(m, p) flops for the Gram, about 9·min(m, p)³ for the eigenvectors, and
-//          2mp·r + 6mr² in the second case
-//   source Swift-SVD, arXiv 2604.01609 (m ≤ p)
+//   cost       mp·k flops for the Gram, k = min(m, p); an eigendecomposition of order k with r
+//              vectors; 2mp·r + 6mr² in the second case
+//   workspace  k² + k·r doubles and the eigendecomposition's
+//   blocks     yes
+//   source     Swift-SVD, arXiv 2604.01609 (m ≤ p)
 #pragma once
 
 #include <algorithm>
