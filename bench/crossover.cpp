@@ -18,7 +18,9 @@ void add_ranks(const B& be, shape s) {
       const svd_options options{.rank = rank, .algorithm = algorithm};
       add(std::string("crossover/") + name + "/" + name_of(be) + "/" + name_of(s) + "/" +
               std::to_string(percent),
-          [=](benchmark::State& state) { factor(state, be, spectrum::layer, s, rank, options); });
+          [=](benchmark::State& state) {
+            factor(state, be, synthetic(spectrum::layer, s), options);
+          });
     };
     add_algorithm("subspace", svd_algorithm::subspace);
     add_algorithm("deflated_gram", svd_algorithm::deflated_gram);

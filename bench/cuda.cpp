@@ -79,7 +79,7 @@ void run_routine(cuda_context& context, routine r, block<float, cuda_space> a,
 
 /// Runs `timed` after `prepare`, as often as asked; returns all seconds.
 template <class P, class F>
-double measure(benchmark::State& state, backend_f& be, P prepare, F timed) {
+double measure_routine(benchmark::State& state, backend_f& be, P prepare, F timed) {
   double seconds = 0;
   for (auto _ : state) {
     prepare();
@@ -103,7 +103,7 @@ void of_cusolver(benchmark::State& state, backend_f be, routine r, spectrum kind
   const auto v = be.scratch(dims.n, k);
   const auto s = be.scratch(k, 1);
   int* const info = cuda::take_info(context);
-  const double seconds = measure(
+  const double seconds = measure_routine(
       state, be, [&] { be.copy(a.view(), work); },
       [&] {
         auto inner = be.frame();
@@ -133,7 +133,7 @@ void of_syevd(benchmark::State& state, backend_f be, spectrum kind, shape dims) 
     be64.copy(a.view(), wide);
     be64.gemm(op::none, op::transpose, 1.0, wide, wide, 0.0, gram);
   }
-  const double seconds = measure(
+  const double seconds = measure_routine(
       state, be, [&] { be64.copy(cuda::as_input(gram).view(), work); },
       [&] {
         auto inner = be64.frame();
@@ -195,7 +195,7 @@ void accumulate(benchmark::State& state, index_t features, index_t tokens,
   }
   gram_accumulator<Sum> sums(sums_in, features, {.check = finite_check::deferred});
   sums.add(batch); // loads what is loaded once
-  const double seconds = measure(
+  const double seconds = measure_routine(
       state, be, [] {}, [&] { sums.add(batch); });
   const auto adds = static_cast<double>(sums.tokens() / tokens);
   std::vector<double> diagonal(static_cast<std::size_t>(features));
@@ -337,7 +337,7 @@ void add_gram_sums() {
 void add_all() {
   const backend_f be;
   for_each_matrix([&](spectrum kind, shape s) {
-    add_factorings(be, kind, s);
+    add_factorings(be, synthetic(kind, s), kind == spectrum::layer);
     if (kind == spectrum::flat) return;
     for (const routine r : {routine::gesvd, routine::gesvdj, routine::gesvdp}) {
       if (s.m < s.n && r == routine::gesvd) continue;

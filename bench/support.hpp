@@ -136,11 +136,15 @@ inline double truncation_loss(const std::vector<double>& sigma, index_t rank) {
   return tail;
 }
 
-/// m × n with these singular values: cosine transforms with random signs as singular vectors.
+/// A matrix and its singular values.
 struct known_matrix {
   matrix<float> a;
   std::vector<double> sigma;
 
+  known_matrix(matrix<float> values, std::vector<double> singular_values)
+      : a(std::move(values)), sigma(std::move(singular_values)) {}
+
+  /// Cosine transforms with random signs as singular vectors.
   known_matrix(spectrum kind, index_t m, index_t n)
       : sigma(singular_values(kind, (std::min)(m, n))) {
     eigen_backend<float> be;

@@ -49,12 +49,12 @@ def truncated_svd(runs):
     rows = []
     for name, run in sorted(runs.items()):
         algorithm, backend, spectrum, shape, *ratio = name.split("/")
-        layer = f"layer/{shape}"
+        matrix = f"{spectrum}/{shape}"
         rows.append([
             f"{algorithm}, {backend}", spectrum, shape.replace("x", " × "),
-            f"{ratio[0]} %" if ratio else "", f"{run['ms'] / 1000:.2f}", f"{run['gemms']:.1f}",
-            of(runs, name, f"exact/{backend}/{layer}"), of(runs, name, f"swift/lapack/{layer}"),
-            of(runs, name, f"bdcsvd/eigen/{layer}"), of(runs, name, f"published/lapack/{layer}"),
+            f"{ratio[0]} %" if ratio else "", f"{run['ms'] / 1000:.3g}", f"{run['gemms']:.1f}",
+            of(runs, name, f"exact/{backend}/{matrix}"), of(runs, name, f"swift/lapack/{matrix}"),
+            of(runs, name, f"bdcsvd/eigen/{matrix}"), of(runs, name, f"published/lapack/{matrix}"),
             f"{run['excess']:.0e}",
         ])
     table(["algorithm", "spectrum", "shape", "ratio", "s", "products", "of exact", "of swift",
@@ -134,8 +134,8 @@ def main():
     args = parser.parse_args()
     runs = figures(args.files)
     for title, write, prefixes in (
-            ("Truncated SVD", truncated_svd, ("subspace", "deflated_gram/", "gram/", "exact/", "bdcsvd/",
-                                              "published/", "swift/", "gesvd", "syevd/")),
+            ("Truncated SVD", truncated_svd, ("subspace", "deflated_gram/", "gram/", "exact/", "automatic/",
+                                              "bdcsvd/", "published/", "swift/", "gesvd", "syevd/")),
             ("Gram of activations", gram, ("gram/", "gram_sum/")),
             ("Low-rank product", low_rank, ("low_rank/",)),
             ("Crossovers of automatic", crossover, ("crossover/",)),

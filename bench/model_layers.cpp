@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The factorisations and baselines of bench_truncated_svd on the layers of a real model: for each
+// of its matrices W·S of all layers, S the whitening of what the model's own samples put into W.
+// One benchmark takes all layers; their loss is verified against singular values in double.
+//
+//   RESSVD_BENCH_MODEL=folder bench_model_layers      default: the model of the repository
+#include <filesystem>
+#include <iostream>
+#include <optional>
+
+#include "compress/calibration.hpp"
+#include "cpu_baselines.hpp"
+#include "io/error.hpp"
+#include "model/forward.hpp"
+#include "model/language_model.hpp"
+#include "ressvd/gram.hpp"
+#include "ressvd/whitening.hpp"
+
+namespace {
+
+using namespace bench;
+using namespace ressvd_llm;
+
+using wide_backend = eigen_backend<double>;
+using gram_sum = gram_accumulator<wide_backend>;
+
+known_matrix whitened(const linear& weights, const whitening<eigen_backend<float>>& s) {
+  eigen_backend<float> be;
+  wide_backend be64;
+  const auto values = weights.dense.values();
+  const index_t m = weights.out();
+  const index_t n = weights.in();
+  auto w = be.allocate(m, n);
+  be.copy(row_major(values.data(), m, n), w.ref());
+  auto ws = be.allocate(m, s.metric().width(n));
+  detail::weigh<eigen_backend<float>>(be, w.ref(), s.metric(), ws.ref());
+  auto wide = be64.allocate(ws.rows(), ws.cols());
+  be64.copy(std::as_const(ws).view(), wide.ref());
+  auto sigma = truncated_svd(be64, std::as_const(wide).view(), {}, {},
+                             {.rank = 1, .algorithm = svd_algorithm::exact})
+                   .singular_values;
+  return {std::move(ws), std::move(sigma)};
+}
+
+using kind_of_matrix = ressvd_llm::projection;
+using projections = std::vector<std::pair<kind_of_matrix, std::vector<known_matrix>>>;
+
+/// Every projection's matrices of all layers.
+projections whitened_layers(const language_model& model) {
+  const model_config& config = model.config();
+  compress_options options;
+  options.samples = 32;
+  options.seqlen = 256;
+  options.heldout_samples = 0;
+  const sample_set samples = make_samples(options, model).calibration;
+  cpu_forward engine(config);
+  std::vector<float> hidden(static_cast<std::size_t>(samples.tokens() * config.hidden_size));
+  engine.embed(model.outer(), samples.ids, samples.length, hidden.data());
+
+  projections result;
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    std::array<std::optional<gram_sum>, input_group_count> sums;
+    const input_observer add_to_sums = [&](input_group group, const float* x, std::int64_t tokens,
+                                           std::int64_t features) {
+      auto& sum = sums[static_cast<std::size_t>(group)];
+      if (!sum) sum.emplace(wide_backend{}, features);
+      sum->add(row_major(x, tokens, features));
+    };
+    engine.layer(model.layer(layer), hidden.data(), samples.tokens(), samples.length, &add_to_sums);
+    for (const linear_module& module : linear_modules(config, layer)) {
+      eigen_backend<float> be;
+      const auto s = whiten(be, sums[static_cast<std::size_t>(module.group)]->gram());
+      auto of_kind = std::ranges::find(result, module.kind, &projections::value_type::first);
+      if (of_kind == result.end()) {
+        result.emplace_back(module.kind, std::vector<known_matrix>{});
+        of_kind = result.end() - 1;
+      }
+      of_kind->second.push_back(whitened(model.layer(layer)[module.kind], s));
+    }
+  }
+  return result;
+}
+
+} // namespace
+
+int main(int argc, char** argv) try {
+  const char* const asked = std::getenv("RESSVD_BENCH_MODEL");
+  const std::filesystem::path folder = asked != nullptr ? asked : RESSVD_BENCH_DEFAULT_MODEL;
+  const std::string name = std::filesystem::canonical(folder).filename().string();
+  const projections layers = whitened_layers(language_model::open(folder));
+  for (const auto& [kind, matrices] : layers) {
+    const matrix_set set{name + ":" + std::string(ressvd_llm::name_of(kind)),
+                         {matrices.front().a.rows(), matrices.front().a.cols()},
+                         [&matrices] { return std::span<const known_matrix>(matrices); }};
+    for_each_backend([&](const auto& be) {
+      add_factorings(be, set, true);
+      for (const int percent : {20, 40, 60}) {
+        const svd_options options{.rank = rank_at(set.size, percent)};
+        add(benchmark_name("automatic", bench::name_of(be), set) + "/" + std::to_string(percent),
+            [=](benchmark::State& state) { factor(state, be, set, options); });
+      }
+    });
+    add_baselines(set);
+  }
+  return run(argc, argv);
+} catch (const std::exception& e) {
+  std::cerr << "bench_model_layers: " << e.what() << '\n';
+  return 1;
+}
