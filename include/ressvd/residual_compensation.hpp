@@ -139,7 +139,7 @@ compensated_basis<B> residual_compensation(B& be, matrix_view<U, typename B::spa
 /// product. From there, with b = r_r + max(r_r/5, 8) vectors:
 ///   RRᵀ ≈ Q·Θ·Qᵀ,  Z = RᵀQ       Rayleigh–Ritz
 ///   E = R·Z − Q·Θ                 residuals of the first r_r
-///   Σ ‖e_i‖²/(θ_i − θ_b)          what these miss of the optimum, to second order; at most the
+///   Σ ‖e_i‖²/(θ_i − θ_m)          what these miss of the optimum, m = (r_r + b)/2; at most the
 ///                                 tolerance of svd_options times the loss, this ends the stage
 ///   Q ← [Q, E]
 /// Ranks may come in any order. Descending intermediate ranks are fast. Where they rise or fall by
@@ -361,7 +361,7 @@ class residual_stages {
     be_.gemm(op::none, op::none, T{1}, residual_.ref(), z, T{-1}, e);
   }
 
-  /// What the Ritz values of the residuals e lack: of a gap g, ‖e‖²/g, and ‖e‖ at most.
+  /// What the Ritz values of the residuals e miss.
   double missing(const_block_of<B> e, const std::vector<double>& theta) {
     auto frame = be_.frame();
     const auto h = be_.scratch(e.cols, e.cols);
@@ -369,13 +369,7 @@ class residual_stages {
     be_.add_gram(e.view().transposed(), h);
     std::vector<double> squares(static_cast<std::size_t>(e.cols));
     be_.diagonal(h, squares);
-    double sum = 0;
-    for (std::size_t i = 0; i < squares.size(); ++i) {
-      if (squares[i] == 0) continue;
-      const double gap = theta[i] - theta.back();
-      sum += 2 * squares[i] / (gap + std::sqrt(gap * gap + 4 * squares[i]));
-    }
-    return sum;
+    return detail::missed_by_ritz_values(theta, squares);
   }
 
   /// e ← an orthonormal basis of the same columns beside q, which they are orthogonal to but for

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A block of directions X with its image BX under a matrix B: orthonormal columns, and their
-// rotation to Ritz vectors.
+// A block of directions X with its image BX under a matrix B: orthonormal columns, their rotation
+// to Ritz vectors, and what these miss.
 //   blocks   in the factorisations
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <span>
 #include <vector>
 
@@ -67,6 +69,24 @@ block_of<wide_backend<B>> wide_gram(wide_backend<B>& be64, block_of<B> x) {
   be64.fill(h, 0.0);
   be64.add_gram(const_block_of<B>(x).view().transposed(), h);
   return h;
+}
+
+/// What the sum of the largest Ritz values θ_1, …, θ_r of a block of b misses of the eigenvalues,
+/// to second order: Σ_i s_i/(θ_i − θ_m), s_i the squared residuals, each term at most √s_i. m = (r
+/// + b)/2: the eigenvalues outside of the block may reach above θ_b, which has hardly converged.
+/// Source: Parlett, "The Symmetric Eigenvalue Problem", ch. 11.
+inline double missed_by_ritz_values(const std::vector<double>& theta,
+                                    const std::vector<double>& squared_residuals) {
+  const std::size_t rank = squared_residuals.size();
+  const double outside = theta[(std::min)((rank + theta.size()) / 2, theta.size() - 1)];
+  double sum = 0;
+  for (std::size_t i = 0; i < rank; ++i) {
+    const double s = squared_residuals[i];
+    if (s == 0) continue;
+    const double gap = theta[i] - outside;
+    sum += 2 * s / (gap + std::sqrt(gap * gap + 4 * s));
+  }
+  return sum;
 }
 
 /// Rotates x, orthonormal, and its image BX to Ritz vectors of BᵀB; returns their Ritz values,

@@ -11,8 +11,11 @@
 // A Ritz value never exceeds the eigenvalue it stands for, so that no wanted direction is damped;
 // those of the start block are far below it, and there a = min(θ_r, 2θ_b). Each sweep divides the
 // excess of the loss at rank r by about 1/c = T_d(2θ_r/θ_b − 1)², so one that gained δ left about
-// δ·c/(1 − c). The smaller of twice this and c times what the sweep before left is the estimate
-// that ends the iteration.
+// δ·c/(1 − c). Where that is within the tolerance, the Ritz vectors' residuals decide, with what
+// they miss of the optimum:
+//   E = (I − QQᵀ)·BᵀZ·V            Σ ‖e_i‖²/(θ_i − θ_m) for i ≤ r, m = (r + b)/2
+// The product serves the next filter if there is one. Where sweeps no longer lower that estimate
+// the iteration ends above the tolerance.
 //
 // A filter lifts the largest eigenvalue by T_d(2θ_1/a − 1), which must leave digits for the others
 // and draws the columns together: beyond 1e3 Cholesky QR begins with a pass in mixed precision. The
@@ -22,8 +25,9 @@
 // between them.
 //
 //   cost        2mpb flops for each multiplication by B or Bᵀ, 6·min(m, p)·b² for each
-//               orthonormalisation, 5b³ once
-//   workspace   at most 2(m + p)·b scalars and 3b² + 512b doubles
+//               orthonormalisation; for each decision, mostly one, a multiplication,
+//               8·min(m, p)·b² and 5b³
+//   workspace   at most 2(m + p)·b + 3b² scalars and 3b² + 512b doubles
 //   blocks      in every sweep
 //   source      Zhou, Saad, Tiago, Chelikowsky, "Self-consistent-field calculations using
 //               Chebyshev-filtered subspace iteration", J. Comput. Phys. 219 (2006)
@@ -92,8 +96,10 @@ class subspace_iteration {
 
   /// values: the leading `rank` singular values; u: m × rank.
   subspace_outcome run(std::span<double> values, block_type u) {
-    auto frame = be_.frame();
+    auto frame = be64_.frame();
+    vectors_ = be64_.scratch(columns_, options_.rank);
     q_ = be_.scratch(short_, columns_);
+    y_ = be_.scratch(short_, columns_);
     z_ = be_.scratch(long_, columns_);
     // Of norm 1 to a power of two: its products neither overflow nor vanish in float.
     const double unit = power_of_two_above(std::sqrt(be_.dot(a_, a_)));
@@ -103,7 +109,7 @@ class subspace_iteration {
     find_outliers();
     start();
     iterate();
-    rayleigh_ritz(values, u);
+    take_result(values, u);
     for (double& v : values)
       v *= unit;
     outcome_.tail *= unit * unit;
@@ -115,27 +121,15 @@ class subspace_iteration {
   static constexpr auto eps = static_cast<double>(std::numeric_limits<T>::epsilon());
   static constexpr index_t largest_degree = 4;
   static constexpr index_t most_sweeps = 60;
-  /// Estimates were up to 1.2 times too small.
+  /// The estimate was up to 1.15 times too small.
   static constexpr double margin = 0.8;
   /// What Cholesky QR can still take apart.
   static constexpr double most_lift = is_float ? 3e5 : 1e8;
   /// Above this the columns of a filtered block are too dependent for a Gram in their own scalar.
   static constexpr double plain_lift = 1e3;
-  /// Smaller relative gains of a sweep count as this where it contracts well: what is left then
-  /// sits in the few slowest directions, and their contraction is known less well than that of the
-  /// sum.
-  static constexpr double least_gain = 1e-3;
   /// ‖BᵀB·x − θx‖/θ below which a Ritz vector is locked: it misses this squared of a direction, and
   /// the block has r/5 directions to spare.
   static constexpr double lock_residual = 0.02;
-
-  /// The slowest direction's contraction overestimates what is left of the sum over many, the more
-  /// the looser the tolerance. With this factor the estimate was 1 to 50 times what was left on
-  /// flat, Gaussian, power-law, exponential and outlier spectra.
-  double caution() const {
-    const double few = options_.rank < 16 ? 1 : 0.6;
-    return (std::max)(few, 0.6 * std::pow(1e-3 / options_.tolerance, 0.6));
-  }
 
   /// What a filter may lift: it leaves the directions it lifts least a part of eps·lift of noise,
   /// whose energy counts against the tolerance.
@@ -188,6 +182,7 @@ class subspace_iteration {
     const double noise = eps * eps * static_cast<double>(short_ + long_) * total_;
     std::optional<double> previous_loss;
     bool estimated = false;
+    double missed = std::numeric_limits<double>::infinity();
     double damped_up_to = 0; // the upper end of the last filter's interval
     index_t degree = 1;
     index_t hidden_sweeps = 0;
@@ -219,16 +214,14 @@ class subspace_iteration {
                             chebyshev(2 * (std::max)(theta.wanted, a) / a - 1, degree);
         const double contraction = std::clamp(kept * kept, 1e-6, 0.9);
         const double progress = (std::max)(*previous_loss / loss_at_rank - 1, 0.0);
-        const auto left = [&](double gained) { return gained * contraction / (1 - contraction); };
-        outcome_.excess =
-            estimated
-                ? (std::min)(
-                      outcome_.excess * contraction,
-                      2 * left((std::max)(progress, least_gain * std::pow(1 - contraction, 3))))
-                : caution() * left(progress);
+        const double left = progress * contraction / (1 - contraction);
+        outcome_.excess = estimated ? (std::min)(outcome_.excess * contraction, left) : left;
         estimated = true;
-        if (outcome_.excess <= margin * options_.tolerance || outcome_.sweeps >= most_sweeps) {
-          return finish(outcome_.excess);
+        const bool last = outcome_.sweeps >= most_sweeps;
+        if (outcome_.excess <= options_.tolerance || last) {
+          const double before = std::exchange(missed, missed_by_ritz_vectors());
+          outcome_.excess = missed;
+          if (missed <= margin * options_.tolerance || missed > 0.9 * before || last) return;
         }
       }
       previous_loss = loss_at_rank;
@@ -253,10 +246,43 @@ class subspace_iteration {
   }
 
   void finish(double excess) {
-    polish<B>(be_, q(), z());
-    // Of the whole block; Rayleigh–Ritz adds what it drops.
-    outcome_.tail = remaining_ - be_.dot(z(), z());
+    rayleigh_ritz();
     outcome_.excess = excess;
+  }
+
+  /// Over all columns, the locked ones included: b directions, of which the best `rank` stay.
+  void rayleigh_ritz() {
+    polish<B>(be_, q(), z());
+    theta_.resize(static_cast<std::size_t>(columns_));
+    {
+      auto frame = be64_.frame();
+      leading_eigenpairs(be64_, wide_gram<B>(be64_, z_), std::span<double>(theta_), vectors_);
+    }
+    outcome_.tail = remaining_ - be_.dot(z(), z());
+    for (auto i = static_cast<std::size_t>(options_.rank); i < theta_.size(); ++i)
+      outcome_.tail += (std::max)(theta_[i], 0.0);
+  }
+
+  /// What the Ritz vectors lose, relative to the optimum.
+  double missed_by_ritz_vectors() {
+    rayleigh_ritz();
+    auto frame = be_.frame();
+    const auto v = be_.scratch(columns_, options_.rank);
+    const auto overlap = be_.scratch(columns_, columns_);
+    const auto rotated = be_.scratch(columns_, options_.rank);
+    const auto e = be_.scratch(options_.rank, short_); // in rows
+    backward(T{1}, z_, T{0}, y_);
+    applied_ = true;
+    be_.copy(const_block_of<wide>(vectors_).view(), v);
+    be_.gemm(op::transpose, op::none, T{1}, q_, y_, T{0}, overlap);
+    be_.gemm(op::none, op::none, T{1}, overlap, v, T{0}, rotated);
+    be_.gemm(op::transpose, op::transpose, T{1}, v, y_, T{0}, e);
+    be_.gemm(op::transpose, op::transpose, T{-1}, rotated, q_, T{1}, e);
+    std::vector<double> squares(static_cast<std::size_t>(options_.rank));
+    be_.row_squared_norms(e, squares);
+    const double missing = missed_by_ritz_values(theta_, squares);
+    return missing < outcome_.tail ? missing / (outcome_.tail - missing)
+                                   : std::numeric_limits<double>::infinity();
   }
 
   static double lift(const ritz_interval& theta, index_t degree) {
@@ -278,12 +304,17 @@ class subspace_iteration {
 
   /// q ← T_d(2BᵀB/a − 1)·q, by the three-term recurrence; z = B·q on entry.
   void filter(index_t degree, double a) {
-    auto frame = be_.frame();
     const auto unit = static_cast<T>(2 / a);
     auto before = q();
-    auto now = be_.scratch(short_, active_);
-    be_.copy(const_block_of<B>(before).view(), now);
-    backward(unit, z(), T{-1}, now);
+    auto now = y_.col_range(locked(), active_);
+    if (applied_) {
+      be_.scale(unit, now);
+      be_.add(T{-1}, before, now);
+    } else {
+      be_.copy(const_block_of<B>(before).view(), now);
+      backward(unit, z(), T{-1}, now);
+    }
+    applied_ = false;
     for (index_t step = 1; step < degree; ++step) {
       forward(now, z());
       backward(2 * unit, z(), T{-1}, before);
@@ -295,6 +326,7 @@ class subspace_iteration {
 
   /// q ← Bᵀ·orth(z).
   void half_steps() {
+    applied_ = false;
     orthonormalize(be_, z());
     backward(T{1}, z(), T{0}, q());
   }
@@ -335,6 +367,7 @@ class subspace_iteration {
   /// converged and are `ratio` times above the last one. z = B·q on entry and on return. Returns
   /// how many.
   index_t lock(index_t count, double ratio) {
+    applied_ = false;
     auto frame = be_.frame();
     const auto lead = q().left_cols(count);
     const auto image = z().left_cols(count);
@@ -361,36 +394,24 @@ class subspace_iteration {
     return done;
   }
 
-  /// Over all columns, the locked ones included: b directions, of which the best `rank` stay.
-  void rayleigh_ritz(std::span<double> values, block_type u) {
+  /// The Ritz vectors as left vectors of A.
+  void take_result(std::span<double> values, block_type u) {
     auto frame = be_.frame();
-    std::vector<double> theta(static_cast<std::size_t>(columns_));
-    const auto v64 = be64_.scratch(columns_, options_.rank);
-    {
-      auto inner = be64_.frame();
-      leading_eigenpairs(be64_, wide_gram<B>(be64_, z_), std::span<double>(theta), v64);
-    }
     const auto v = be_.scratch(columns_, options_.rank);
     if (on_right_) {
       std::vector<double> reciprocals(static_cast<std::size_t>(options_.rank));
       for (std::size_t i = 0; i < reciprocals.size(); ++i) {
-        reciprocals[i] = theta[i] > 0 ? 1 / std::sqrt(theta[i]) : 0;
+        reciprocals[i] = theta_[i] > 0 ? 1 / std::sqrt(theta_[i]) : 0;
       }
       const auto d = be64_.scratch(options_.rank, 1);
       be64_.upload({reciprocals.data(), options_.rank, 1, options_.rank}, d);
-      be64_.scale_cols(v64, d);
+      be64_.scale_cols(vectors_, d);
     }
-    be_.copy(const_block_of<wide>(v64).view(), v);
+    be_.copy(const_block_of<wide>(vectors_).view(), v);
     be_.gemm(op::none, op::none, T{1}, on_right_ ? z_ : q_, v, T{0}, u);
     orthonormalize(be_, u);
-    for (std::size_t i = 0; i < theta.size(); ++i) {
-      const double energy = (std::max)(theta[i], 0.0);
-      if (i < values.size()) {
-        values[i] = std::sqrt(energy);
-      } else {
-        outcome_.tail += energy;
-      }
-    }
+    for (std::size_t i = 0; i < values.size(); ++i)
+      values[i] = std::sqrt((std::max)(theta_[i], 0.0));
     outcome_.tail = (std::max)(outcome_.tail, 0.0);
   }
 
@@ -405,7 +426,11 @@ class subspace_iteration {
   index_t columns_; ///< b
   index_t active_;  ///< columns that still iterate; the locked ones come first
   block_type q_;    ///< short × b
-  block_type z_;    ///< long × b
+  block_type z_;    ///< long × b, B·q
+  block_type y_;    ///< short × b, Bᵀ·z where `applied_`
+  bool applied_ = false;
+  wide_block vectors_;        ///< of zᵀz, b × rank
+  std::vector<double> theta_; ///< its eigenvalues, descending
   double total_ = 0;
   double highest_unlocked_ = 0; ///< Ritz value that the last call of lock stopped at
   double remaining_ = 0;        ///< energy of A without what is locked
