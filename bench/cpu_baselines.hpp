@@ -24,7 +24,7 @@ inline void bdcsvd(benchmark::State& state, const matrix_set& set, index_t rank)
     timed([&] {
       const Eigen::BDCSVD<Eigen::MatrixXf> solver(
           Eigen::Map<const Eigen::MatrixXf>(a.data, a.rows, a.cols), Eigen::ComputeThinU);
-      be.copy(block<const float>(solver.matrixU().data(), a.rows, rank, a.rows).view(), q.ref());
+      be.copy(block<const float>{solver.matrixU().data(), a.rows, rank, a.rows}.view(), q.ref());
     });
     return q;
   });

@@ -308,7 +308,7 @@ class llama_7b {
 template <class Method>
 void whole_model(benchmark::State& state, backend_f be, Method method) {
   llama_7b model(be);
-  measure(
+  measure_routine(
       state, be, [] {}, [&] { model.compress(method); });
   const double excess = model.excess();
   state.counters["excess"] = excess;

@@ -89,10 +89,11 @@ int main(int argc, char** argv) try {
   const std::filesystem::path folder = asked != nullptr ? asked : RESSVD_BENCH_DEFAULT_MODEL;
   const std::string name = std::filesystem::canonical(folder).filename().string();
   const projections layers = whitened_layers(language_model::open(folder));
-  for (const auto& [kind, matrices] : layers) {
-    const matrix_set set{name + ":" + std::string(ressvd_llm::name_of(kind)),
+  for (const auto& layer : layers) {
+    const std::span<const known_matrix> matrices = layer.second;
+    const matrix_set set{name + ":" + std::string(ressvd_llm::name_of(layer.first)),
                          {matrices.front().a.rows(), matrices.front().a.cols()},
-                         [&matrices] { return std::span<const known_matrix>(matrices); }};
+                         [=] { return matrices; }};
     for_each_backend([&](const auto& be) {
       add_factorings(be, set, true);
       for (const int percent : {20, 40, 60}) {

@@ -6,8 +6,7 @@
 //   factor_once  each matrix once, up to the largest rank any k needs, sliced for each k
 //   refactor     each matrix anew for every k that compresses it
 // with the residual stage of ResSVD for every rank (ressvd) or without it (svd_llm). Counter
-// "of_uniform": the time over that of `uniform`, where it ran before in the same process.
-#include <map>
+// "of_uniform": the time over that of `uniform`, which runs layer by layer in turn with the others.
 #include <string>
 #include <vector>
 
@@ -72,20 +71,22 @@ double decompose(B& be, const known_matrix& known, index_t from_last, how way, b
 
 template <class B>
 void search(benchmark::State& state, B be, index_t size, how way, bool residual) {
-  static std::map<std::pair<std::string, index_t>, double> uniform;
   const known_matrix& known = known_matrix_of(spectrum::layer, size, size);
   double seconds = 0;
+  double uniform_seconds = 0;
   double losses = 0;
   for (auto _ : state) {
     losses = 0;
-    const double time = seconds_of([&] {
-      for (index_t layer = 1; layer <= layers; ++layer)
-        losses += decompose(be, known, layer, way, residual);
-    });
+    double time = 0;
+    for (index_t layer = 1; layer <= layers; ++layer) {
+      if (way != how::uniform) {
+        uniform_seconds += seconds_of([&] { decompose(be, known, layer, how::uniform, residual); });
+      }
+      time += seconds_of([&] { losses += decompose(be, known, layer, way, residual); });
+    }
     state.SetIterationTime(time);
     seconds += time;
   }
-  seconds /= static_cast<double>(state.iterations());
 
   // Every loss is that of its rank, up to the tolerance of the factorisation and float's rounding
   // beside the outliers.
@@ -99,9 +100,7 @@ void search(benchmark::State& state, B be, index_t size, how way, bool residual)
   if (!(losses >= 0.99 * expected && losses <= 1.01 * expected)) {
     return state.SkipWithError("the losses are wrong");
   }
-  double& reference = uniform[{name_of(be) + std::string(residual ? "+" : ""), size}];
-  if (way == how::uniform) reference = seconds;
-  if (reference > 0) state.counters["of_uniform"] = seconds / reference;
+  state.counters["of_uniform"] = way == how::uniform ? 1 : seconds / uniform_seconds;
 }
 
 void add_all() {

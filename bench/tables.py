@@ -13,6 +13,8 @@ from collections import defaultdict
 
 COUNTERS = ("gemms", "excess", "applications", "sweeps", "gflops", "of_gemm", "speedup", "of_ideal",
             "of_uniform")
+FACTORISATIONS = ("subspace", "deflated_gram/", "gram/", "exact/", "automatic/", "bdcsvd/",
+                  "published/", "swift/", "gesvd", "syevd/")
 
 
 def figures(paths):
@@ -59,6 +61,23 @@ def truncated_svd(runs):
         ])
     table(["algorithm", "spectrum", "shape", "ratio", "s", "products", "of exact", "of swift",
            "of BDCSVD", "of published", "excess"], rows)
+
+
+def model_layers(runs):
+    """Milliseconds for all layers of a model, by projection, and the worst excess."""
+    cells = defaultdict(dict)
+    shapes = {}
+    worst = {}
+    for name, run in runs.items():
+        algorithm, backend, matrices, shape, *ratio = name.split("/")
+        model, projection = matrices.split(":")
+        key = (model, f"{algorithm}, {backend}", f"{ratio[0]} %" if ratio else "")
+        shapes[projection] = f"{projection}, {shape.replace('x', ' × ')}"
+        cells[key][projection] = f"{run['ms']:.0f}"
+        worst[key] = max(worst.get(key, 0), run["excess"])
+    table(["model", "algorithm", "ratio"] + list(shapes.values()) + ["worst excess"],
+          [[*key] + [row.get(projection, "–") for projection in shapes] + [f"{worst[key]:.0e}"]
+           for key, row in sorted(cells.items())])
 
 
 def gram(runs):
@@ -134,14 +153,15 @@ def main():
     args = parser.parse_args()
     runs = figures(args.files)
     for title, write, prefixes in (
-            ("Truncated SVD", truncated_svd, ("subspace", "deflated_gram/", "gram/", "exact/", "automatic/",
-                                              "bdcsvd/", "published/", "swift/", "gesvd", "syevd/")),
+            ("Truncated SVD", truncated_svd, FACTORISATIONS),
+            ("Layers of a model", model_layers, FACTORISATIONS),
             ("Gram of activations", gram, ("gram/", "gram_sum/")),
             ("Low-rank product", low_rank, ("low_rank/",)),
             ("Crossovers of automatic", crossover, ("crossover/",)),
             ("Search over the number of last layers", search, ("svd_llm/", "ressvd/"))):
         chosen = {name: run for name, run in runs.items()
-                  if name.startswith(prefixes) and ("gflops" in run) == (write is gram)}
+                  if name.startswith(prefixes) and ("gflops" in run) == (write is gram)
+                  and (":" in name) == (write is model_layers)}
         if chosen:
             print(f"## {title}\n")
             write(chosen)
