@@ -161,7 +161,7 @@ def main():
             ("Search over the number of last layers", search, ("svd_llm/", "ressvd/"))):
         chosen = {name: run for name, run in runs.items()
                   if name.startswith(prefixes) and ("gflops" in run) == (write is gram)
-                  and (":" in name) == (write is model_layers)}
+                  and (":" in name.split("/")[2]) == (write is model_layers)}
         if chosen:
             print(f"## {title}\n")
             write(chosen)

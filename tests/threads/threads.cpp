@@ -143,6 +143,37 @@ TEMPLATE_LIST_TEST_CASE("equal numbers of threads and equal seeds give equal bit
   }
 }
 
+// Wide matrices by parts of the sum, tall and transposed ones by parts of the result.
+TEMPLATE_LIST_TEST_CASE("threads share a product with a vector", "[threads]", test_backends) {
+  using namespace support;
+  using T = typename TestType::scalar;
+  using ressvd::op;
+  TestType be;
+  for (const auto& [m, n] : {std::pair<index_t, index_t>{230, 1100}, {1100, 230}, {1, 250'000}}) {
+    for (const op o : {op::none, op::transpose}) {
+      const dense a = rounded<T>(random_normal(m, n, 1));
+      const dense shown = o == op::none ? a : transpose(a);
+      const dense x = rounded<T>(random_normal(shown.cols(), 1, 2));
+      const dense y = rounded<T>(random_normal(shown.rows(), 1, 3));
+      const placed<T, TestType> pa(be, a, ressvd::layout::col_major, 2);
+      const placed<T, TestType> px(be, x);
+      const dense expected = -2.0 * (shown * x) + 0.5 * y;
+      const dense magnitude = 2.0 * (absolute(shown) * absolute(x)) + 0.5 * absolute(y);
+      const double gamma =
+          static_cast<double>(shown.cols() + 4) * std::numeric_limits<T>::epsilon();
+      for (const int threads : {1, 2, 3}) {
+        INFO(m << " x " << n << ", transposed " << (o == op::transpose) << ", " << threads
+               << " threads");
+        const thread_count limited(threads);
+        placed<T, TestType> py(be, y, ressvd::layout::col_major, 3);
+        be.gemm(o, op::none, T{-2}, pa.block(), px.block(), static_cast<T>(0.5), py.block());
+        CHECK(error_in_bounds(py.values(be), expected, gamma * magnitude) <= 1);
+        CHECK(py.surroundings_unchanged(be));
+      }
+    }
+  }
+}
+
 // Large enough for the matrix-vector products of its reduction to be divided among threads.
 TEMPLATE_LIST_TEST_CASE("threads share the reduction of an eigenproblem", "[threads]",
                         test_backends) {

@@ -74,9 +74,18 @@ void eigen_backend<T>::gemm(op oa, op ob, T alpha, block<const T> a, block<const
   const auto x = detail::as_eigen(a);
   const auto y = detail::as_eigen(b);
   // A single column runs at the speed of memory in Eigen's matrix-vector product; each thread forms
-  // a part of it.
-  if (c.cols == 1 && ob == op::none) {
-    const index_t threads = detail::threads_for(a.size());
+  // a part of it, or of its sum where the columns of a would be short.
+  const index_t threads = c.cols == 1 && ob == op::none ? detail::threads_for(a.size()) : 1;
+  if (threads > 1 && oa == op::none && a.rows < a.cols) {
+    detail::eigen_matrix<T> sums(c.rows, threads);
+    detail::in_parallel(threads, [&](index_t t) {
+      const index_t begin = a.cols * t / threads;
+      const index_t count = a.cols * (t + 1) / threads - begin;
+      sums.col(t).setZero();
+      sums.col(t).noalias() += alpha * x.middleCols(begin, count) * y.col(0).segment(begin, count);
+    });
+    out.col(0) += sums.rowwise().sum();
+  } else if (c.cols == 1 && ob == op::none) {
     detail::in_parallel(threads, [&](index_t t) {
       const index_t begin = c.rows * t / threads;
       const index_t count = c.rows * (t + 1) / threads - begin;
