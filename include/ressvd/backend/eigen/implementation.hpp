@@ -75,26 +75,34 @@ void eigen_backend<T>::gemm(op oa, op ob, T alpha, block<const T> a, block<const
   const auto y = detail::as_eigen(b);
   // A single column runs at the speed of memory in Eigen's matrix-vector product; each thread forms
   // a part of it, or of its sum where the columns of a would be short.
-  const index_t threads = c.cols == 1 && ob == op::none ? detail::threads_for(a.size()) : 1;
-  if (threads > 1 && oa == op::none && a.rows < a.cols) {
+  const bool single = c.cols == 1 && ob == op::none;
+  const index_t threads = single ? detail::threads_for(a.size()) : 1;
+  const auto add = [=](block<const T> part, block<const T> v, block<T> sum) {
+    if (oa == op::none) {
+      detail::as_eigen(sum).col(0).noalias() +=
+          alpha * detail::as_eigen(part) * detail::as_eigen(v).col(0);
+    } else {
+      detail::as_eigen(sum).col(0).noalias() +=
+          alpha * detail::as_eigen(part).transpose() * detail::as_eigen(v).col(0);
+    }
+  };
+  if (single && threads > 1 && oa == op::none && a.rows < a.cols) {
     detail::eigen_matrix<T> sums(c.rows, threads);
+    sums.setZero();
     detail::in_parallel(threads, [&](index_t t) {
       const index_t begin = a.cols * t / threads;
       const index_t count = a.cols * (t + 1) / threads - begin;
-      sums.col(t).setZero();
-      sums.col(t).noalias() += alpha * x.middleCols(begin, count) * y.col(0).segment(begin, count);
+      add(a.col_range(begin, count), b.part(begin, 0, count, 1),
+          {sums.data() + t * c.rows, c.rows, 1, c.rows});
     });
-    out.col(0) += sums.rowwise().sum();
-  } else if (c.cols == 1 && ob == op::none) {
+    for (index_t t = 0; t < threads; ++t)
+      out.col(0) += sums.col(t);
+  } else if (single) {
     detail::in_parallel(threads, [&](index_t t) {
       const index_t begin = c.rows * t / threads;
       const index_t count = c.rows * (t + 1) / threads - begin;
-      auto part = out.col(0).segment(begin, count);
-      if (oa == op::none) {
-        part.noalias() += alpha * x.middleRows(begin, count) * y.col(0);
-      } else {
-        part.noalias() += alpha * x.middleCols(begin, count).transpose() * y.col(0);
-      }
+      add(oa == op::none ? a.part(begin, 0, count, a.cols) : a.col_range(begin, count), b,
+          c.part(begin, 0, count, 1));
     });
   } else if (oa == op::none && ob == op::none) {
     out.noalias() += alpha * x * y;
