@@ -72,8 +72,9 @@ block_of<wide_backend<B>> wide_gram(wide_backend<B>& be64, block_of<B> x) {
 }
 
 /// What the sum of the largest Ritz values θ_1, …, θ_r of a block of b misses of the eigenvalues,
-/// to second order: Σ_i s_i/(θ_i − θ_m), s_i the squared residuals, each term at most √s_i. m = (r
-/// + b)/2: the eigenvalues outside of the block may reach above θ_b, which has hardly converged.
+/// to second order: Σ_i s_i/(θ_i − θ_m), s_i the squared residuals, each term at most √s_i. θ_m in
+/// the middle between θ_r and θ_b stands for the eigenvalues outside of the block: they may reach
+/// above θ_b, which has hardly converged.
 /// Source: Parlett, "The Symmetric Eigenvalue Problem", ch. 11.
 inline double missed_by_ritz_values(const std::vector<double>& theta,
                                     const std::vector<double>& squared_residuals) {
