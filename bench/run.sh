@@ -13,14 +13,16 @@ source scripts/build.sh
 
 bash scripts/install_dependencies.sh build bench
 configure -D RESSVD_BUILD_BENCH=ON
-compile
 out=${OUT:-$build_dir/bench-results}
 mkdir -p "$out"
 
 if [ $# -eq 0 ]; then
-  for source in bench/*.cpp; do
-    set -- "$@" "$(basename "$source" .cpp)"
+  compile
+  for program in "$build_dir"/bin/bench_*; do # without CUDA there are fewer
+    set -- "$@" "${program##*/bench_}"
   done
+else
+  compile "${@/#/bench_}"
 fi
 for name in "$@"; do
   # shellcheck disable=SC2086
