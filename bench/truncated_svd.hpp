@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <span>
 #include <string>
@@ -89,9 +90,9 @@ void measure(benchmark::State& state, B& be, const matrix_set& set, double toler
     state.SetIterationTime(time);
     seconds += time;
   }
-  const auto worst = std::ranges::find_if_not(excess, [&](double e) { return e <= tolerance; });
+  const auto undefined = std::ranges::find_if(excess, [](double e) { return std::isnan(e); });
   report(state, be, set.size, seconds / static_cast<double>(matrices.size()),
-         worst != excess.end() ? *worst : std::ranges::max(excess), tolerance);
+         undefined != excess.end() ? *undefined : std::ranges::max(excess), tolerance);
 }
 
 template <class B>

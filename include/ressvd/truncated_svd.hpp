@@ -42,8 +42,8 @@ enum class svd_algorithm : std::uint8_t {
   gram, ///< eigendecomposition of AAᵀ or AᵀA in double; workspace 2mn + 2·min(m, n)² doubles and
         ///< the backend's for eigenvectors
   subspace, ///< Chebyshev-filtered subspace iteration in the backend's scalar, to svd_options'
-            ///< tolerance; workspace 2mn + 2(m + n)·b scalars and 3b² + 512b doubles for a block of
-            ///< b = rank + max(rank/5, 8). Where b reaches min(m, n), gram runs instead
+            ///< tolerance; workspace 2mn + 2(m + n)·b + 3b² scalars and 3b² + 512b doubles for a
+            ///< block of b = rank + max(rank/5, 8). Where b reaches min(m, n), gram runs instead
   deflated_gram ///< as gram, but in the backend's scalar and without A's outliers, to the
                 ///< tolerance; workspace in scalars, and rank·max(m, n) more. Where rounding may
                 ///< cost more than the tolerance, gram runs instead
@@ -65,7 +65,8 @@ struct svd_report {
   index_t sweeps = 0;      ///< subspace: filters that were applied
   double applications = 0; ///< subspace: products of AAᵀ with the whole block
   double excess_loss = 0;  ///< deflated_gram, subspace: estimated excess of the loss, relative to
-                           ///< the optimum
+                           ///< the optimum; subspace: above the tolerance where it did not
+                           ///< reach it
 };
 
 /// On which side of W the orthonormal basis acts.
