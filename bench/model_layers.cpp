@@ -14,8 +14,8 @@
 #include "io/error.hpp"
 #include "model/forward.hpp"
 #include "model/language_model.hpp"
-#include "ressvd/gram.hpp"
-#include "ressvd/whitening.hpp"
+#include "ressvd/whitening/gram.hpp"
+#include "ressvd/whitening/whitening.hpp"
 
 namespace {
 

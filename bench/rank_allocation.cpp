@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "ressvd/rank_allocation.hpp"
+#include "ressvd/layer_ratio/rank_allocation.hpp"
 
 namespace {
 

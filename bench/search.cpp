@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "ressvd/layer_ratio.hpp"
-#include "ressvd/residual_compensation.hpp"
+#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/residual/residual_compensation.hpp"
 #include "support.hpp"
 
 namespace {

@@ -25,10 +25,12 @@
 #include "ressvd/backend/lapack.hpp"
 #endif
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 template <compute_scalar T>
 class cuda_backend;
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd
 
 namespace bench {
 

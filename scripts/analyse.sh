@@ -41,7 +41,7 @@ cppcheck_all() {
   # Structs of a few numbers are passed by value.
   cppcheck --enable=warning,performance,portability --error-exitcode=1 --inline-suppr --quiet \
     --suppress=passedByValue \
-    --std=c++20 --language=c++ -I include -I examples/llm -j "$jobs" "${files[@]}"
+    --std=c++20 --language=c++ -I include -I examples/ressvd-llm -j "$jobs" "${files[@]}"
 }
 
 status=0

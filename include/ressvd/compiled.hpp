@@ -8,9 +8,11 @@
 #include "ressvd/algorithms.hpp"
 #include "ressvd/backend/eigen.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 extern template class eigen_backend<float>;
 extern template class eigen_backend<double>;
 
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

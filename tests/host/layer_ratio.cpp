@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "ressvd/layer_ratio.hpp"
+#include "ressvd/layer_ratio/layer_ratio.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "ressvd/probe.hpp"
+#include "ressvd/layer_ratio/probe.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "ressvd/refine_allocation.hpp"
+#include "ressvd/layer_ratio/refine_allocation.hpp"
 #include "support/catch.hpp"
 
 using ressvd::allocation_matrix;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "ressvd/rank_allocation.hpp"
+#include "ressvd/layer_ratio/rank_allocation.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "ressvd/closed_form_update.hpp"
-#include "ressvd/truncated_svd.hpp"
-#include "ressvd/whitening.hpp"
+#include "ressvd/residual/closed_form_update.hpp"
+#include "ressvd/truncated_svd/truncated_svd.hpp"
+#include "ressvd/whitening/whitening.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/dense.hpp"

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "ressvd/gram.hpp"
+#include "ressvd/whitening/gram.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/dense.hpp"

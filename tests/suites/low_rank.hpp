@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "ressvd/low_rank.hpp"
+#include "ressvd/truncated_svd/low_rank.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/dense.hpp"

@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "ressvd/qr_accumulator.hpp"
+#include "ressvd/whitening/qr_accumulator.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/dense.hpp"

@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "ressvd/residual_compensation.hpp"
-#include "ressvd/whitening.hpp"
+#include "ressvd/residual/residual_compensation.hpp"
+#include "ressvd/whitening/whitening.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/dense.hpp"

@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "ressvd/backend/tridiagonal.hpp"
+#include "ressvd/backend/cpu/tridiagonal.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/dense.hpp"

@@ -12,9 +12,9 @@
 #include <utility>
 #include <vector>
 
-#include "ressvd/truncated_svd.hpp"
-#include "ressvd/truncation_loss.hpp"
-#include "ressvd/whitening.hpp"
+#include "ressvd/residual/truncation_loss.hpp"
+#include "ressvd/truncated_svd/truncated_svd.hpp"
+#include "ressvd/whitening/whitening.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/dense.hpp"

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "ressvd/whitening.hpp"
+#include "ressvd/whitening/whitening.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include "support/dense.hpp"

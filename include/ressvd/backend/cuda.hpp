@@ -26,7 +26,8 @@
 #include "ressvd/backend/cuda/decompositions.hpp"
 #include "ressvd/core/backend.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 /// Views of device memory; ld defaults to the packed one.
 template <class T>
@@ -73,9 +74,9 @@ class cuda_backend {
     return {context_->template allocate<T>(detail::element_count<T>(rows, cols)), rows, cols};
   }
 
-  template <storage_scalar U>
-  void copy(matrix_view<const U, space> in, block<T, space> out) {
-    detail::cuda::convert(*context_, in, out.view());
+  template <readable_matrix<cuda_space> M>
+  void copy(const M& in, block<T, space> out) {
+    detail::cuda::convert(*context_, const_view(in), out.view());
   }
   template <storage_scalar U>
   void copy(block<const T, space> in, matrix_view<U, space> out) {
@@ -86,13 +87,14 @@ class cuda_backend {
     transfer(in, out, cudaMemcpyDeviceToHost);
   }
 
-  template <storage_scalar U>
-  double max_abs(matrix_view<const U, space> a) {
-    return detail::cuda::max_abs(*context_, a);
+  template <readable_matrix<cuda_space> M>
+  double max_abs(const M& a) {
+    return detail::cuda::max_abs(*context_, const_view(a));
   }
 
-  template <storage_scalar U>
-  void add_gram(matrix_view<const U, space> x, block<T, space> sum) {
+  template <readable_matrix<cuda_space> M>
+  void add_gram(const M& factor, block<T, space> sum) {
+    const auto x = const_view(factor);
     for (index_t j = 0; j < x.rows; j += panel) {
       const index_t height = x.rows - j;
       const index_t width = (std::min)(panel, height);
@@ -100,17 +102,19 @@ class cuda_backend {
                  sum.part(j, j, height, width));
     }
   }
-  template <storage_scalar U>
-  void add_product(matrix_view<const U, space> x, matrix_view<const U, space> y,
-                   block<T, space> sum) {
+  template <readable_matrix<cuda_space> X, readable_matrix<cuda_space> Y>
+  void add_product(const X& left, const Y& right, block<T, space> sum) {
+    const auto x = const_view(left);
+    const auto y = const_view(right);
     for (index_t j = 0; j < y.rows; j += panel) {
       const index_t width = (std::min)(panel, y.rows - j);
       accumulate(x, y.part(j, 0, width, y.cols), sum.col_range(j, width));
     }
   }
-  template <storage_scalar U>
-  void add_row_abs(matrix_view<const U, space> x, block<T, space> sum) {
-    detail::cuda::add_row_sums(*context_, detail::cuda::row_sum::magnitudes, x, sum.data);
+  template <readable_matrix<cuda_space> M>
+  void add_row_abs(const M& x, block<T, space> sum) {
+    detail::cuda::add_row_sums(*context_, detail::cuda::row_sum::magnitudes, const_view(x),
+                               sum.data);
   }
 
   void fill(block<T, space> c, T alpha) { detail::cuda::fill(*context_, c, alpha); }
@@ -263,4 +267,5 @@ class cuda_backend {
 
 static_assert(backend<cuda_backend<float>> && backend<cuda_backend<double>>);
 
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

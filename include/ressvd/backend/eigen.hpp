@@ -13,9 +13,10 @@
 // decompositions, with the matrix-vector products; only the rotations of svd run on one thread.
 #pragma once
 
-#include "ressvd/backend/host.hpp"
+#include "ressvd/backend/cpu/host.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 template <compute_scalar T>
 class eigen_backend : public host_backend<eigen_backend<T>, T> {
@@ -50,4 +51,5 @@ class eigen_backend : public host_backend<eigen_backend<T>, T> {
   void solve_leaf(side s, op o, block<const T> l, block<T> c);
 };
 
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

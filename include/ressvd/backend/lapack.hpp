@@ -12,10 +12,11 @@
 #include <type_traits>
 #include <vector>
 
-#include "ressvd/backend/host.hpp"
-#include "ressvd/backend/tridiagonal.hpp"
+#include "ressvd/backend/cpu/host.hpp"
+#include "ressvd/backend/cpu/tridiagonal.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 namespace detail::lapack {
 
 /// A size as BLAS and LAPACK take it.
@@ -224,4 +225,5 @@ class lapack_backend : public host_backend<lapack_backend<T>, T> {
 
 static_assert(backend<lapack_backend<float>> && backend<lapack_backend<double>>);
 
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

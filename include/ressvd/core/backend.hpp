@@ -25,7 +25,8 @@
 #include "ressvd/core/matrix_view.hpp"
 #include "ressvd/core/types.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 namespace detail {
 
@@ -140,4 +141,5 @@ using const_block_of = block<const typename B::scalar, typename B::space>;
 template <backend B>
 using matrix_of = matrix<typename B::scalar, typename B::space>;
 
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

@@ -13,7 +13,8 @@
 #include <string>
 #include <utility>
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 /// Data that holds NaN or infinity where numbers are needed. The text names the data.
 class nonfinite_error : public std::invalid_argument {
@@ -60,4 +61,5 @@ void require(bool condition, const Parts&... parts) {
 }
 
 } // namespace detail
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

@@ -4,12 +4,15 @@
 // the memory can come from malloc, from cudaMallocAsync or from the engine's own pool.
 #pragma once
 
+#include <concepts>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "ressvd/core/matrix_view.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 /// Owning, movable, not copyable (a copy is a backend's operation and costs memory: it is asked
 /// for by name). Converts to block, so it goes wherever a kernel takes one.
@@ -47,10 +50,37 @@ class matrix {
   block<const T, Space> ref() const { return block_; }
   matrix_view<T, Space> view() { return block_.view(); }
   matrix_view<const T, Space> view() const { return block<const T, Space>(block_).view(); }
+  matrix_view<const T, Space> transposed() const { return view().transposed(); }
 
  private:
   std::shared_ptr<T[]> memory_; // shared_ptr only for its type-erased deleter
   block<T, Space> block_;
 };
 
-} // namespace ressvd::inline v0
+/// A view of what may only be read: the one form in which kernels and backends take a view, a block
+/// or a matrix whose elements they do not change.
+template <class U, class Space>
+matrix_view<const std::remove_const_t<U>, Space> const_view(const matrix_view<U, Space>& a) {
+  return a;
+}
+template <class U, class Space>
+matrix_view<const std::remove_const_t<U>, Space> const_view(const block<U, Space>& a) {
+  return a.view();
+}
+template <class U, class Space>
+matrix_view<const U, Space> const_view(const matrix<U, Space>& a) {
+  return a.view();
+}
+
+/// A view, block or matrix in this memory space, of any storage type.
+template <class M, class Space = host_space>
+concept readable_matrix = requires(const M& m) {
+  requires std::same_as<typename decltype(const_view(m))::space, Space>;
+};
+
+/// The storage type of a readable matrix.
+template <class M>
+using element_of = typename decltype(const_view(std::declval<const M&>()))::value_type;
+
+} // namespace v0
+} // namespace ressvd

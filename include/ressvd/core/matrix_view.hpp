@@ -17,7 +17,8 @@
 #include "ressvd/core/scalar.hpp"
 #include "ressvd/core/types.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 /// A rows × cols matrix in the caller's memory. T is const for inputs.
 template <class T, class Space = host_space>
@@ -91,6 +92,7 @@ struct block {
   block col_range(index_t first, index_t count) const { return part(0, first, rows, count); }
 
   matrix_view<T, Space> view() const { return {data, rows, cols, ld, layout::col_major}; }
+  matrix_view<T, Space> transposed() const { return view().transposed(); }
 
   operator block<const T, Space>() const requires(!std::is_const_v<T>) {
     return {data, rows, cols, ld};
@@ -158,4 +160,5 @@ void check_shape(const A& a, index_t rows, index_t cols, const char* name) {
 }
 
 } // namespace detail
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

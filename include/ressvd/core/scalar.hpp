@@ -10,7 +10,8 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 /// IEEE 754 binary16. Conversion from float rounds to nearest even and overflows to infinity.
 struct half {
@@ -101,4 +102,5 @@ U store(T value) {
   }
 }
 
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

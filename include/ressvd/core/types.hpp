@@ -5,7 +5,8 @@
 
 #include <cstdint>
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 /// Signed and 64 bits wide everywhere: a 7B model's activations overflow 32-bit element counts.
 using index_t = std::int64_t;
@@ -30,4 +31,5 @@ constexpr op transposed(op o) {
   return o == op::none ? op::transpose : op::none;
 }
 
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

@@ -14,7 +14,8 @@
 #include "ressvd/core/error.hpp"
 #include "ressvd/core/types.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 /// A stack of chunks. Memory is a class with `void* allocate(std::size_t bytes)` and
 /// `void deallocate(void*, std::size_t bytes) noexcept`.
@@ -135,4 +136,5 @@ class workspace_frame {
   typename workspace<Memory>::position start_;
 };
 
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

@@ -7,7 +7,9 @@
 
 #include "ressvd/core/backend.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
 
 /// Where the first non-finite element of a host view stands, for messages.
 template <class U>
@@ -22,8 +24,9 @@ std::string nonfinite_position(matrix_view<const U> a) {
 }
 
 /// Refuses NaN and infinity by the matrix's name; returns max |a_ij|. Blocks.
-template <backend B, class U>
-double require_finite(B& be, matrix_view<const U, typename B::space> a, const char* name) {
+template <backend B, readable_matrix<typename B::space> M>
+double require_finite(B& be, const M& matrix, const char* name) {
+  const auto a = const_view(matrix);
   const double largest = a.empty() ? 0.0 : be.max_abs(a);
   if (!std::isfinite(largest)) {
     if constexpr (std::is_same_v<typename B::space, host_space>) {
@@ -35,10 +38,6 @@ double require_finite(B& be, matrix_view<const U, typename B::space> a, const ch
   return largest;
 }
 
-/// The view with const elements, whatever it was: lets templates deduce from either.
-template <class U, class Space>
-matrix_view<const std::remove_const_t<U>, Space> as_const_view(const matrix_view<U, Space>& a) {
-  return a;
-}
-
-} // namespace ressvd::inline v0::detail
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

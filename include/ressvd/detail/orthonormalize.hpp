@@ -17,9 +17,10 @@
 #include <vector>
 
 #include "ressvd/core/backend.hpp"
-#include "ressvd/metric.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
 
 struct cholesky_qr_report {
   /// max |l_ii − 1|; infinity when CᵀC is not numerically positive definite.
@@ -36,7 +37,7 @@ cholesky_qr_report cholesky_qr_pass(B& be, block_of<B> c) {
   auto frame = be.frame();
   const auto l = be.scratch(c.cols, c.cols);
   be.fill(l, T{0});
-  be.add_gram(const_block_of<B>(c).view().transposed(), l);
+  be.add_gram(c.transposed(), l);
   std::vector<double> squares(static_cast<std::size_t>(c.cols));
   be.diagonal(l, squares);
   if (be.potrf(l) != 0) return {};
@@ -66,13 +67,13 @@ bool mixed_cholesky_qr_pass(B& be, block_of<B> c) {
     for (index_t i = 0; i < c.rows; i += chunk) {
       const auto rows = c.part(i, 0, (std::min)(chunk, c.rows - i), c.cols);
       const auto part = rows64.top_rows(rows.rows);
-      be64.copy(const_block_of<B>(rows).view(), part);
-      be64.add_gram(const_block_of<wide>(part).view().transposed(), l64);
+      be64.copy(rows, part);
+      be64.add_gram(part.transposed(), l64);
     }
   }
   if (be64.potrf(l64) != 0) return false;
   const auto l = be.scratch(c.cols, c.cols);
-  be.copy(const_block_of<wide>(l64).view(), l);
+  be.copy(l64, l);
   be.trsm(side::right, op::transpose, l, c);
   return true;
 }
@@ -83,7 +84,7 @@ template <backend B>
 void orthonormalize(B& be, block_of<B> c) {
   auto frame = be.frame();
   const auto kept = be.scratch(c.rows, c.cols);
-  be.copy(const_block_of<B>(c).view(), kept);
+  be.copy(c, kept);
   // Where L = I + E with ‖E‖_F < 0.6, κ(C) < 4 and one pass is enough. A second pass that still
   // finds pivots far from 1 tells that the first one started beyond κ(C)² eps = 1.
   const cholesky_qr_report first = cholesky_qr_pass(be, c);
@@ -92,7 +93,7 @@ void orthonormalize(B& be, block_of<B> c) {
         first.deviation < 0.1 && static_cast<double>(c.cols) * (1 - first.independence) < 0.25;
     if (near_identity || cholesky_qr_pass(be, c).deviation < 0.1) return;
   }
-  be.copy(const_block_of<B>(kept).view(), c);
+  be.copy(kept, c);
   be.thin_qr(c, be.scratch(c.cols, c.cols));
 }
 
@@ -113,12 +114,14 @@ void orthonormalize_against(B& be, const_block_of<B> q, block_of<B> c) {
   be.gemm(op::transpose, op::none, T{1}, q, c, T{0}, overlap);
   const double rounding =
       16 * std::sqrt(static_cast<double>(q.rows)) * std::numeric_limits<T>::epsilon();
-  if (be.max_abs(const_block_of<B>(overlap).view()) <= rounding) return;
+  if (be.max_abs(overlap) <= rounding) return;
   const auto both = be.scratch(q.rows, q.cols + c.cols);
   be.copy(q.view(), both.left_cols(q.cols));
-  be.copy(const_block_of<B>(c).view(), both.col_range(q.cols, c.cols));
+  be.copy(c, both.col_range(q.cols, c.cols));
   be.thin_qr(both, be.scratch(both.cols, both.cols));
-  be.copy(const_block_of<B>(both.col_range(q.cols, c.cols)).view(), c);
+  be.copy(both.col_range(q.cols, c.cols), c);
 }
 
-} // namespace ressvd::inline v0::detail
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

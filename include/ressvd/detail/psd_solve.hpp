@@ -8,7 +8,9 @@
 
 #include "ressvd/core/backend.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
 
 /// b ← M⁺·b for a symmetric positive semidefinite M: k × k (its lower triangle is read), b: k × c.
 /// Cholesky and two substitutions; where M is singular to rounding, the eigenvectors above
@@ -47,4 +49,6 @@ index_t solve_semidefinite(B& be, const_block_of<B> m, block_of<B> b) {
   return std::count_if(reciprocals.begin(), reciprocals.end(), [](T r) { return r != 0; });
 }
 
-} // namespace ressvd::inline v0::detail
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

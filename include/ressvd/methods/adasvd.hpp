@@ -7,11 +7,13 @@
 //   source   AdaSVD, arXiv 2502.01403, section 3.2
 #pragma once
 
-#include "ressvd/closed_form_update.hpp"
 #include "ressvd/methods/method.hpp"
 #include "ressvd/methods/svd_llm.hpp"
+#include "ressvd/residual/closed_form_update.hpp"
 
-namespace ressvd::inline v0::methods {
+namespace ressvd {
+inline namespace v0 {
+namespace methods {
 
 struct adasvd_options {
   rank_target target = {};
@@ -38,4 +40,6 @@ compressed_matrix<B> adasvd(B& be, matrix_view<U, typename B::space> w, const ca
   return detail::finish(be, w, data, std::move(pair), std::move(report), watch);
 }
 
-} // namespace ressvd::inline v0::methods
+} // namespace methods
+} // namespace v0
+} // namespace ressvd

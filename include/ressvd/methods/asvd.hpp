@@ -8,7 +8,9 @@
 
 #include "ressvd/methods/method.hpp"
 
-namespace ressvd::inline v0::methods {
+namespace ressvd {
+inline namespace v0 {
+namespace methods {
 
 struct asvd_options {
   rank_target target = {};
@@ -41,4 +43,6 @@ compressed_matrix<B> asvd(B& be, matrix_view<U, typename B::space> w, const cali
   return detail::slice_and_finish(be, w, data, asvd_basis(be, w, data, rank, options), watch);
 }
 
-} // namespace ressvd::inline v0::methods
+} // namespace methods
+} // namespace v0
+} // namespace ressvd

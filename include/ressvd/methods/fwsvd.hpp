@@ -10,7 +10,9 @@
 
 #include "ressvd/methods/method.hpp"
 
-namespace ressvd::inline v0::methods {
+namespace ressvd {
+inline namespace v0 {
+namespace methods {
 
 /// Σ_j F_ij of a Fisher information F: m × n, non-negative, any storage; m × 1, owned by the
 /// caller.
@@ -19,10 +21,10 @@ matrix<double, typename B::space> fisher_row_importance(B& be,
                                                         matrix_view<U, typename B::space> fisher) {
   wide_backend<B> be64(be);
   detail::check_nonempty(fisher, "the Fisher information");
-  detail::require_finite(be64, detail::as_const_view(fisher), "the Fisher information");
+  detail::require_finite(be64, const_view(fisher), "the Fisher information");
   auto sums = be64.allocate(fisher.rows, 1);
   be64.fill(sums, 0.0);
-  be64.add_row_abs(detail::as_const_view(fisher), sums);
+  be64.add_row_abs(const_view(fisher), sums);
   return sums;
 }
 
@@ -47,4 +49,6 @@ compressed_matrix<B> fwsvd(B& be, matrix_view<U, typename B::space> w, const cal
                                   watch);
 }
 
-} // namespace ressvd::inline v0::methods
+} // namespace methods
+} // namespace v0
+} // namespace ressvd

@@ -13,13 +13,14 @@
 #include <vector>
 
 #include "ressvd/core/backend.hpp"
-#include "ressvd/layer_ratio.hpp"
-#include "ressvd/low_rank.hpp"
-#include "ressvd/residual_compensation.hpp"
-#include "ressvd/truncated_svd.hpp"
-#include "ressvd/whitening.hpp"
+#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/residual/residual_compensation.hpp"
+#include "ressvd/truncated_svd/low_rank.hpp"
+#include "ressvd/truncated_svd/truncated_svd.hpp"
+#include "ressvd/whitening/whitening.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 /// What is known of a layer's inputs X (n channels) and of its gradients. Each method states what
 /// it needs; all memory stays the caller's. Blocks are double, in the backend's space.
@@ -163,4 +164,5 @@ compressed_matrix<B> slice_and_finish(B& be, matrix_view<U, typename B::space> w
 }
 
 } // namespace detail
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

@@ -8,7 +8,9 @@
 #include "ressvd/methods/method.hpp"
 #include "ressvd/methods/svd_llm.hpp"
 
-namespace ressvd::inline v0::methods {
+namespace ressvd {
+inline namespace v0 {
+namespace methods {
 
 struct ressvd_options {
   rank_target target = {};
@@ -57,4 +59,6 @@ compressed_matrix<B> ressvd(B& be, matrix_view<U, typename B::space> w, const ca
   return result;
 }
 
-} // namespace ressvd::inline v0::methods
+} // namespace methods
+} // namespace v0
+} // namespace ressvd

@@ -6,7 +6,9 @@
 
 #include "ressvd/methods/method.hpp"
 
-namespace ressvd::inline v0::methods {
+namespace ressvd {
+inline namespace v0 {
+namespace methods {
 
 /// One factorisation for all ranks up to `rank`; slice(be, W, basis, r) gives the pair.
 template <backend B, class U>
@@ -26,4 +28,6 @@ compressed_matrix<B> svd(B& be, matrix_view<U, typename B::space> w, const calib
   return detail::slice_and_finish(be, w, data, svd_basis_of(be, w, rank, options.algorithm), watch);
 }
 
-} // namespace ressvd::inline v0::methods
+} // namespace methods
+} // namespace v0
+} // namespace ressvd

@@ -6,10 +6,12 @@
 //   source   SVD-LLM, arXiv 2403.07378, Algorithms 1–3
 #pragma once
 
-#include "ressvd/closed_form_update.hpp"
 #include "ressvd/methods/method.hpp"
+#include "ressvd/residual/closed_form_update.hpp"
 
-namespace ressvd::inline v0::methods {
+namespace ressvd {
+inline namespace v0 {
+namespace methods {
 
 /// Basis for all ranks up to `rank`. Needs data.whitening.
 template <backend B, class U>
@@ -38,4 +40,6 @@ compressed_matrix<B> svd_llm(B& be, matrix_view<U, typename B::space> w, const c
   return detail::finish(be, w, data, std::move(pair), std::move(report), watch);
 }
 
-} // namespace ressvd::inline v0::methods
+} // namespace methods
+} // namespace v0
+} // namespace ressvd

@@ -6,7 +6,10 @@
 #include "ressvd/backend/cuda/context.hpp"
 #include "ressvd/core/matrix_view.hpp"
 
-namespace ressvd::inline v0::detail::cuda {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
+namespace cuda {
 
 template <class T>
 using device_block = block<T, cuda_space>;
@@ -80,4 +83,7 @@ void trsm(cuda_context& context, side s, op o, device_block<const T> l, device_b
   }
 }
 
-} // namespace ressvd::inline v0::detail::cuda
+} // namespace cuda
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

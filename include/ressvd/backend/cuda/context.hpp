@@ -18,7 +18,8 @@
 #include "ressvd/backend/cuda/memory.hpp"
 #include "ressvd/core/workspace.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 /// Which routine computes an SVD first. automatic: the polar decomposition (Xgesvdp), for small
 /// matrices QR iteration (Xgesvd). Where the first fails, the other one runs.
@@ -218,4 +219,5 @@ class cuda_context {
       scratch; ///< scratch.peak() tells the workspace that a call took
 };
 
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

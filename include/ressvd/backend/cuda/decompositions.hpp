@@ -17,7 +17,10 @@
 #include "ressvd/backend/cuda/elementwise.hpp"
 #include "ressvd/backend/cuda/solver.hpp"
 
-namespace ressvd::inline v0::detail::cuda {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
+namespace cuda {
 
 template <compute_scalar T>
 device_block<T> scratch_block(cuda_context& context, index_t rows, index_t cols) {
@@ -295,4 +298,7 @@ std::size_t svd_bytes(cuda_context& context, index_t m, index_t n) {
          (std::max)({polar, qr, total_bytes({dot_bytes(m, n)})});
 }
 
-} // namespace ressvd::inline v0::detail::cuda
+} // namespace cuda
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

@@ -10,7 +10,10 @@
 
 #include "ressvd/backend/cuda/blas.hpp"
 
-namespace ressvd::inline v0::detail::cuda {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
+namespace cuda {
 
 template <class T>
 using device_view = matrix_view<T, cuda_space>;
@@ -160,4 +163,7 @@ void random_normal(cuda_context& context, device_block<T> c, std::uint64_t seed)
             seed);
 }
 
-} // namespace ressvd::inline v0::detail::cuda
+} // namespace cuda
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

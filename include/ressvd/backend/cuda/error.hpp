@@ -15,7 +15,10 @@
 
 #include "ressvd/core/error.hpp"
 
-namespace ressvd::inline v0::detail::cuda {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
+namespace cuda {
 
 /// The place of a call, as a default argument sees it. (std::source_location needs clang 16.)
 struct call_site {
@@ -111,4 +114,7 @@ inline void check(nvrtcResult status, call_site where = {}) {
   if (status != NVRTC_SUCCESS) fail_cuda("NVRTC", nvrtcGetErrorString(status), "", where);
 }
 
-} // namespace ressvd::inline v0::detail::cuda
+} // namespace cuda
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

@@ -9,7 +9,8 @@
 
 #include "ressvd/backend/cuda/error.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 
 /// What an engine lends. Everything must outlive the context and what was allocated with it.
 struct cuda_handles {
@@ -111,4 +112,5 @@ class cusolver_lease {
 };
 
 } // namespace detail::cuda
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

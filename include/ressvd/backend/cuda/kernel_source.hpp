@@ -9,7 +9,10 @@
 // on the grid's timing. Compiled with --device-as-default-execution-space.
 #pragma once
 
-namespace ressvd::inline v0::detail::cuda {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
+namespace cuda {
 
 inline constexpr const char* kernel_source = R"kernels(
 namespace ressvd {
@@ -251,4 +254,7 @@ __global__ void random_normal(T* c, index ld, index rows, index cols, unsigned l
 } // namespace ressvd
 )kernels";
 
-} // namespace ressvd::inline v0::detail::cuda
+} // namespace cuda
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

@@ -21,7 +21,10 @@
 #include "ressvd/core/scalar.hpp"
 #include "ressvd/core/types.hpp"
 
-namespace ressvd::inline v0::detail::cuda {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
+namespace cuda {
 
 /// The name of a type in the kernels' source.
 template <storage_scalar T>
@@ -241,4 +244,7 @@ class cuda_kernels {
   std::map<std::string, loaded_kernel> loaded_;
 };
 
-} // namespace ressvd::inline v0::detail::cuda
+} // namespace cuda
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

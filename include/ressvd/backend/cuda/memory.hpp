@@ -10,7 +10,10 @@
 
 #include "ressvd/backend/cuda/error.hpp"
 
-namespace ressvd::inline v0::detail::cuda {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
+namespace cuda {
 
 /// A stream, with the memory that is allocated on it (cudaMallocAsync). Shared by a context and by
 /// every matrix made with it, so that the stream outlives their memory.
@@ -72,4 +75,7 @@ struct cuda_memory {
   void deallocate(void* memory, std::size_t bytes) noexcept { stream->deallocate(memory, bytes); }
 };
 
-} // namespace ressvd::inline v0::detail::cuda
+} // namespace cuda
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

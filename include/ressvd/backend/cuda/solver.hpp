@@ -10,7 +10,10 @@
 
 #include "ressvd/backend/cuda/blas.hpp"
 
-namespace ressvd::inline v0::detail::cuda {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
+namespace cuda {
 
 /// Bytes of workspace that a cuSOLVER routine asks for.
 struct solver_size {
@@ -242,4 +245,7 @@ void gesvd(cuda_context& context, device_block<T> a, device_block<T> s, device_b
                          type, w.device, w.size.device, w.host, w.size.host, info));
 }
 
-} // namespace ressvd::inline v0::detail::cuda
+} // namespace cuda
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

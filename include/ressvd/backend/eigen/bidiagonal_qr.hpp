@@ -18,7 +18,9 @@
 
 #include "ressvd/backend/eigen/rotations.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
 
 struct plane_rotation {
   double c, s, r;
@@ -125,4 +127,6 @@ bool bidiagonal_qr(std::vector<double>& d, std::vector<double>& e, block<T> q) {
   return true;
 }
 
-} // namespace ressvd::inline v0::detail
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

@@ -17,11 +17,13 @@
 #include <limits>
 #include <vector>
 
+#include "ressvd/backend/cpu/host_values.hpp"
 #include "ressvd/backend/eigen/threads.hpp"
-#include "ressvd/backend/host_values.hpp"
 #include "ressvd/core/backend.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
 
 constexpr index_t reflector_block = 32;
 
@@ -309,4 +311,6 @@ reflectors<B> reduce_to_bidiagonal(B& be, block_of<B> a, std::vector<typename B:
   return h;
 }
 
-} // namespace ressvd::inline v0::detail
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

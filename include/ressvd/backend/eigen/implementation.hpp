@@ -11,13 +11,14 @@
 #include <utility>
 #include <vector>
 
+#include "ressvd/backend/cpu/tridiagonal.hpp"
 #include "ressvd/backend/eigen.hpp"
 #include "ressvd/backend/eigen/bidiagonal_qr.hpp"
 #include "ressvd/backend/eigen/householder.hpp"
 #include "ressvd/backend/eigen/threads.hpp"
-#include "ressvd/backend/tridiagonal.hpp"
 
-namespace ressvd::inline v0 {
+namespace ressvd {
+inline namespace v0 {
 namespace detail {
 
 template <class T>
@@ -37,7 +38,7 @@ auto as_eigen(block<T> a) {
 template <class B>
 typename B::scalar take_scale(B& be, block_of<B> a) {
   using T = typename B::scalar;
-  const double largest = be.max_abs(const_block_of<B>(a).view());
+  const double largest = be.max_abs(a);
   if (largest == 0 || !std::isfinite(largest)) return T{1};
   int exponent = 0;
   std::frexp(largest, &exponent);
@@ -169,7 +170,7 @@ void eigen_backend<T>::svd(block<T> c, std::span<double> values, block<T> u) {
     this->copy(block<const T>(c).view().transposed(), transposed);
     triangularize(transposed, square);
     const auto lower = c.left_cols(n);
-    this->copy(std::as_const(square).view().transposed(), lower);
+    this->copy(square.transposed(), lower);
     return svd(lower, values, u);
   }
   const T unit = detail::take_scale(*this, c);
@@ -217,4 +218,5 @@ void eigen_backend<T>::solve_leaf(side s, op o, block<const T> l, block<T> c) {
   }
 }
 
-} // namespace ressvd::inline v0
+} // namespace v0
+} // namespace ressvd

@@ -16,7 +16,9 @@
 #include "ressvd/core/matrix_view.hpp"
 #include "ressvd/core/types.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
 
 /// Rotations in their order: each step turns columns k and k + 1 for k from its first one on,
 /// q_k ← c·q_k − s·q_{k+1}, q_{k+1} ← s·q_k + c·q_{k+1}.
@@ -120,4 +122,6 @@ void sort_with_columns(std::vector<V>& values, block<T> q, Less less) {
   }
 }
 
-} // namespace ressvd::inline v0::detail
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

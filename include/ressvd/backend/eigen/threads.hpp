@@ -8,7 +8,9 @@
 
 #include "ressvd/core/types.hpp"
 
-namespace ressvd::inline v0::detail {
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
 
 /// f(0) … f(count − 1), one call a thread where OpenMP is compiled in. f must not throw.
 template <class F>
@@ -26,4 +28,6 @@ inline index_t threads_for(index_t elements) {
   return elements < 200'000 ? 1 : static_cast<index_t>(Eigen::nbThreads());
 }
 
-} // namespace ressvd::inline v0::detail
+} // namespace detail
+} // namespace v0
+} // namespace ressvd

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The low-rank pair Ŵ = U·V, U: m × r, V: r × n: what every method returns and what an engine runs.
+//
+//   apply         y = U(Vx) + b      2r(m+n) flops a vector instead of 2mn
+//   materialise   Ŵ = U·V            2mnr flops
+//   split         U·D, D⁻¹·V with a diagonal D that moves the rows' norms of V to either side
+//   losses        ‖(W−Ŵ)F‖_F² for any metric factor F, from the residual itself, so that a small
+//                 loss has no cancellation: 2mnr + 4mn² flops, 2mnr + 2mn² for a triangular F
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "ressvd/core/backend.hpp"
+#include "ressvd/detail/finite.hpp"
+#include "ressvd/whitening/metric.hpp"
+
+namespace ressvd {
+inline namespace v0 {
+
+/// The two factors, column-major, in memory of their own.
+template <class T, class Space = host_space>
+struct low_rank {
+  matrix<T, Space> u; ///< m × r
+  matrix<T, Space> v; ///< r × n
+
+  index_t rows() const { return u.rows(); }
+  index_t cols() const { return v.cols(); }
+  index_t rank() const { return u.cols(); }
+  index_t parameters() const { return u.size() + v.size(); }
+};
+
+/// A squared Frobenius loss, and its share of the same norm of W.
+struct loss {
+  double absolute = 0;
+  double relative = 0; ///< absolute / ‖W·F‖_F²; 0 when both are 0
+};
+
+namespace detail {
+
+template <class V>
+void check_pair(const V& u, const V& v) {
+  check_nonempty(u, "U");
+  check_nonempty(v, "V");
+  require(u.cols == v.rows, "U is ", u.rows, " x ", u.cols, " but V is ", v.rows, " x ", v.cols);
+}
+
+/// c ← op(a)·op(b) + beta·c for views of any layouts.
+template <backend B>
+void product(B& be, matrix_view<const typename B::scalar, typename B::space> a,
+             matrix_view<const typename B::scalar, typename B::space> b, typename B::scalar beta,
+             matrix_view<typename B::scalar, typename B::space> c) {
+  if (c.order == layout::row_major) {
+    return product(be, b.transposed(), a.transposed(), beta, c.transposed());
+  }
+  const auto x = as_operand(a);
+  const auto y = as_operand(b);
+  be.gemm(x.o, y.o, typename B::scalar{1}, x.a, y.a, beta, as_operand(c).a);
+}
+
+} // namespace detail
+
+/// y = U(V·x) + bias for borrowed factors of either layout, as they lie in a checkpoint.
+///   u: m × r, v: r × n, x: n × b, y: m × b (one column a vector, b = 1 for a single one),
+///   bias: m × 1 or a default-constructed view. Tokens × features buffers in row-major order are
+///   features × tokens in column-major order: pass row_major(x, b, n).transposed().
+/// y must not overlap the inputs. Workspace r·b scalars; does not block.
+/// Throws std::invalid_argument for shapes that do not fit.
+template <backend B>
+void apply(B& be, matrix_view<const typename B::scalar, typename B::space> u,
+           matrix_view<const typename B::scalar, typename B::space> v,
+           matrix_view<const typename B::scalar, typename B::space> x,
+           matrix_view<typename B::scalar, typename B::space> y,
+           matrix_view<const typename B::scalar, typename B::space> bias = {}) {
+  using T = typename B::scalar;
+  detail::check_pair(u, v);
+  detail::check_view(x, "x");
+  detail::check_view(y, "y");
+  detail::check_shape(x, v.cols, x.cols, "x");
+  detail::check_shape(y, u.rows, x.cols, "y");
+  const bool biased = bias.data != nullptr || !bias.empty();
+  if (biased) {
+    detail::check_view(bias, "bias");
+    detail::check_shape(bias, u.rows, 1, "bias");
+  }
+  if (x.cols == 0) return;
+  auto frame = be.frame();
+  T keep{0};
+  if (biased) {
+    const auto ones = be.scratch(1, x.cols);
+    be.fill(ones, T{1});
+    detail::product(be, bias, block<const T, typename B::space>(ones).view(), T{0}, y);
+    keep = T{1};
+  }
+  // The inner product in the layout of x, so that both gemms read along memory.
+  const bool by_rows = x.order == layout::row_major;
+  const auto held = by_rows ? be.scratch(x.cols, v.rows) : be.scratch(v.rows, x.cols);
+  const auto t = by_rows ? held.view().transposed() : held.view();
+  detail::product(be, v, x, T{0}, t);
+  detail::product(be, u, matrix_view<const T, typename B::space>(t), keep, y);
+}
+
+/// The same for an owned pair.
+template <backend B>
+void apply(B& be, const low_rank<typename B::scalar, typename B::space>& pair,
+           matrix_view<const typename B::scalar, typename B::space> x,
+           matrix_view<typename B::scalar, typename B::space> y,
+           matrix_view<const typename B::scalar, typename B::space> bias = {}) {
+  apply(be, pair.u.view(), pair.v.view(), x, y, bias);
+}
+
+/// out ← U·V in the caller's buffer, any layout and storage type. Workspace mn scalars.
+template <backend B, class U>
+void materialise(B& be, const low_rank<typename B::scalar, typename B::space>& pair,
+                 matrix_view<U, typename B::space> out) {
+  using T = typename B::scalar;
+  detail::check_view(out, "out");
+  detail::check_shape(out, pair.rows(), pair.cols(), "out");
+  auto frame = be.frame();
+  const auto w = be.scratch(pair.rows(), pair.cols());
+  be.gemm(op::none, op::none, T{1}, pair.u, pair.v, T{0}, w);
+  be.copy(const_block_of<B>(w), out);
+}
+
+/// Where the scale of the pair sits.
+enum class scale_split : std::uint8_t {
+  right,   ///< as made: U orthonormal (projector methods), V carries the scale
+  left,    ///< rows of V of norm 1, U carries the scale
+  balanced ///< column i of U and row i of V of equal norm: the best use of 16-bit storage
+};
+
+/// Moves the scale between the factors; the product U·V keeps its value up to rounding. Zero
+/// columns and rows stay. Changes the pair in place; cost O((m+n)r); blocks.
+template <backend B>
+void split(B& be, low_rank<typename B::scalar, typename B::space>& pair, scale_split where) {
+  using T = typename B::scalar;
+  const auto rank = static_cast<std::size_t>(pair.rank());
+  auto frame = be.frame();
+  const auto ut = be.scratch(pair.rank(), pair.rows());
+  be.copy(pair.u.transposed(), ut);
+  std::vector<double> left(rank);
+  std::vector<double> right(rank);
+  be.row_squared_norms(ut, left);
+  be.row_squared_norms(pair.v.ref(), right);
+
+  std::vector<T> to_u(rank, T{1});
+  std::vector<T> to_v(rank, T{1});
+  for (std::size_t i = 0; i < rank; ++i) {
+    if (left[i] == 0 || right[i] == 0) continue;
+    const double u = std::sqrt(left[i]);
+    const double v = std::sqrt(right[i]);
+    const double wanted = where == scale_split::right  ? u * v
+                          : where == scale_split::left ? 1
+                                                       : std::sqrt(u * v);
+    to_v[i] = static_cast<T>(wanted / v);
+    to_u[i] = static_cast<T>(v / wanted);
+  }
+  const auto d = be.scratch(pair.rank(), 1);
+  be.upload({to_u.data(), pair.rank(), 1, pair.rank()}, d);
+  be.scale_cols(pair.u, d);
+  be.upload({to_v.data(), pair.rank(), 1, pair.rank()}, d);
+  be.scale_rows(d, pair.v);
+}
+
+/// ‖(W−U·V)F‖_F² and its share of ‖W·F‖_F²; F from the metric (identity: the weight loss, a
+/// whitening factor: the activation loss). W in any storage type. Formed from the residual, in the
+/// backend's scalar with norms summed in double: the relative error of the loss is about
+/// eps·(‖W·F‖ + ‖residual·F‖)/‖residual·F‖. Workspace mn + m·width scalars; blocks.
+/// Throws std::invalid_argument for shapes that do not fit.
+template <backend B, class U>
+loss weighted_loss(B& be, matrix_view<U, typename B::space> w,
+                   const low_rank<typename B::scalar, typename B::space>& pair,
+                   const metric<typename B::space>& m = {}) {
+  using T = typename B::scalar;
+  detail::check_nonempty(w, "W");
+  detail::check_shape(w, pair.rows(), pair.cols(), "W");
+  detail::check_metric(m, w.cols, "the metric's factor");
+  const double largest = detail::require_finite(be, const_view(w), "W");
+  // Scaled to magnitude 1, so that squares of weights of 1e30 stay within float.
+  const double unit = detail::power_of_two_above(largest);
+
+  auto frame = be.frame();
+  const auto residual = be.scratch(w.rows, w.cols);
+  const auto weighed = be.scratch(w.rows, m.width(w.cols));
+  be.copy(const_view(w), residual);
+  be.scale(static_cast<T>(1 / unit), residual);
+  detail::weigh<B>(be, residual, m, weighed);
+  const double total = be.dot(weighed, weighed);
+  be.gemm(op::none, op::none, static_cast<T>(-1 / unit), pair.u, pair.v, T{1}, residual);
+  detail::weigh<B>(be, residual, m, weighed);
+  const double lost = be.dot(weighed, weighed);
+  return {lost * unit * unit, total == 0 ? 0 : lost / total};
+}
+
+/// ‖W−U·V‖_F².
+template <backend B, class U>
+loss weight_loss(B& be, matrix_view<U, typename B::space> w,
+                 const low_rank<typename B::scalar, typename B::space>& pair) {
+  return weighted_loss(be, w, pair);
+}
+
+/// tr((W−U·V) G (W−U·V)ᵀ) = ‖(W−U·V)X‖_F² from a Gram alone, in double: no factor of G is needed,
+/// so no damping enters. Rounding may leave up to about −n·eps·‖W‖²‖G‖. Workspace 3mn + n² doubles.
+template <backend B, class U, class V>
+loss activation_loss(B& be, matrix_view<U, typename B::space> w,
+                     const low_rank<typename B::scalar, typename B::space>& pair,
+                     matrix_view<V, typename B::space> gram) {
+  using wide = wide_backend<B>;
+  detail::check_nonempty(w, "W");
+  detail::check_shape(w, pair.rows(), pair.cols(), "W");
+  detail::check_nonempty(gram, "the Gram");
+  detail::check_shape(gram, w.cols, w.cols, "the Gram");
+  detail::require_finite(be, const_view(w), "W");
+  detail::require_finite(be, const_view(gram), "the Gram");
+  wide be64(be);
+  auto frame = be64.frame();
+  const auto g = be64.scratch(gram.rows, gram.cols);
+  const auto residual = be64.scratch(w.rows, w.cols);
+  const auto weighed = be64.scratch(w.rows, w.cols);
+  const auto u = be64.scratch(pair.rows(), pair.rank());
+  const auto v = be64.scratch(pair.rank(), pair.cols());
+  be64.copy(const_view(gram), g);
+  be64.copy(const_view(w), residual);
+  be64.copy(pair.u.view(), u);
+  be64.copy(pair.v.view(), v);
+  const auto quadratic = [&] {
+    be64.gemm(op::none, op::none, 1.0, residual, g, 0.0, weighed);
+    return be64.dot(weighed, residual);
+  };
+  const double total = quadratic();
+  be64.gemm(op::none, op::none, -1.0, u, v, 1.0, residual);
+  const double lost = quadratic();
+  return {lost, total == 0 ? 0 : lost / total};
+}
+
+} // namespace v0
+} // namespace ressvd

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whitening: a factor F with F·Fᵀ = G (the Gram X·Xᵀ, n × n), so that ‖(W−Ŵ)X‖_F = ‖(W−Ŵ)F‖_F.
+//
+//   Cholesky       G + δI = S·Sᵀ, S lower triangular. δ = 0 first; where G is not numerically
+//                  positive definite (fewer tokens than features, dead channels), δ grows by
+//                  factors of 10 from `damping` to `max_damping`, both relative to mean(diag G).
+//   eigenvalues    when no allowed damping helps: G = VΛVᵀ, F = V·max(Λ, 0)^(1/2), dense.
+//   QR             S = Rᵀ from a qr_accumulator: never squares the condition number.
+//   power          F = V·(Λ/μ)^(p/2)·√μ with μ = tr(G)/n: the metric Gᵖ scaled to the trace of G
+//                  (tempered whitening). p = 1 is G itself, p = 0 is plain SVD.
+//
+// No inverse is formed, here or anywhere: the projector form needs only W·F.
+//
+//   cost        Cholesky n³/3 flops an attempt; eigenvalues and powers about 5n³; double always
+//   memory      8n² bytes for the factor; scratch 8n² for a copy of G
+//   blocks      yes (each attempt reports its outcome to the host)
+//   source      SVD-LLM, arXiv 2403.07378, section 3.1; QR: COALA, arXiv 2507.07580
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "ressvd/core/backend.hpp"
+#include "ressvd/detail/finite.hpp"
+#include "ressvd/whitening/metric.hpp"
+#include "ressvd/whitening/qr_accumulator.hpp"
+
+namespace ressvd {
+inline namespace v0 {
+
+enum class whitening_path : std::uint8_t { cholesky, damped_cholesky, eigenvalues, qr, power };
+
+struct whitening_options {
+  double damping = 1e-12;    ///< first δ after a failure, relative to mean(diag G)
+  double max_damping = 1e-6; ///< last δ tried before the eigenvalue path, relative likewise
+  double ridge = 0; ///< always added: G + ridge·mean(diag G)·I, a shrinkage of the metric
+};
+
+struct whitening_report {
+  whitening_path path = whitening_path::cholesky;
+  double damping = 0;          ///< δ added to the diagonal, ridge included, in the units of G
+  double relative_damping = 0; ///< δ / mean(diag G)
+  int attempts = 0;            ///< Cholesky factorisations tried
+  /// Estimate of G's condition number after damping: from the pivots a lower bound, from
+  /// eigenvalues exact. Infinity for a singular G.
+  double condition = 1;
+  /// Eigenvalues above n·eps of the largest, where eigenvalues are known.
+  std::optional<index_t> rank = std::nullopt;
+  double most_negative_eigenvalue = 0; ///< what was clamped to 0, in the units of G
+  double power = 1;                    ///< p of the power path
+};
+
+/// A whitening factor and how it came about. Serves all matrices that read the same input.
+template <backend B>
+struct whitening {
+  matrix<double, typename B::space> factor; ///< S (lower triangle valid) or a dense F, n × n
+  metric_kind kind = metric_kind::triangular;
+  whitening_report report = {};
+
+  index_t features() const { return factor.rows(); }
+  /// The factor as the right metric of a weighted problem. This object must outlive it.
+  ressvd::metric<typename B::space> metric() const { return {kind, factor.ref()}; }
+};
+
+namespace detail {
+
+inline double pivot_condition(const std::vector<double>& pivots) {
+  double lowest = std::numeric_limits<double>::infinity();
+  double highest = 0;
+  for (const double p : pivots) {
+    lowest = (std::min)(lowest, std::abs(p));
+    highest = (std::max)(highest, std::abs(p));
+  }
+  const double ratio = highest / lowest;
+  return highest == 0 ? std::numeric_limits<double>::infinity() : ratio * ratio;
+}
+
+/// tr(G)/n, after refusing what cannot be a Gram by its diagonal.
+template <backend W>
+double checked_mean_diagonal(W& be, const_block_of<W> g) {
+  const double largest = require_finite(be, g.view(), "the Gram");
+  std::vector<double> diagonal(static_cast<std::size_t>(g.rows));
+  be.diagonal(g, diagonal);
+  double sum = 0;
+  for (std::size_t i = 0; i < diagonal.size(); ++i) {
+    require<indefinite_error>(diagonal[i] >= 0, "the Gram is indefinite: diagonal element ", i,
+                              " is ", diagonal[i]);
+    sum += diagonal[i];
+  }
+  // |g_ij| ≤ max g_ii for a semidefinite matrix.
+  const double bound = *std::max_element(diagonal.begin(), diagonal.end());
+  require<indefinite_error>(largest <= bound * (1 + 1e-5), "the Gram is indefinite: an element of ",
+                            "magnitude ", largest, " exceeds the largest diagonal element ", bound);
+  return sum / static_cast<double>(g.rows);
+}
+
+template <backend W, class U>
+void check_gram(const matrix_view<U, typename W::space>& g) {
+  check_nonempty(g, "the Gram");
+  require(g.rows == g.cols, "the Gram is ", g.rows, " x ", g.cols, ", expected a square matrix");
+}
+
+/// F = V·f(Λ) and the report's eigenvalue fields.
+template <backend W, class F>
+void eigenvalue_factor(W& be, const_block_of<W> g, block_of<W> factor, whitening_report& report,
+                       F square_root) {
+  const auto n = static_cast<std::size_t>(g.rows);
+  std::vector<double> values(n);
+  be.copy(g.view(), factor);
+  be.eigh(factor, values);
+
+  const double largest = values.back();
+  const double smallest = values.front();
+  // Sums of float products are positive semidefinite up to float's rounding, not to double's.
+  require<indefinite_error>(smallest >= -1e-5 * (std::max)(largest, 0.0),
+                            "the Gram is indefinite: its eigenvalues range from ", smallest, " to ",
+                            largest);
+  report.most_negative_eigenvalue = (std::min)(smallest, 0.0);
+  const double negligible =
+      static_cast<double>(n) * std::numeric_limits<double>::epsilon() * largest;
+  report.rank =
+      std::count_if(values.begin(), values.end(), [&](double v) { return v > negligible; });
+  report.condition =
+      smallest > negligible ? largest / smallest : std::numeric_limits<double>::infinity();
+
+  auto frame = be.frame();
+  for (double& v : values)
+    v = square_root((std::max)(v, 0.0));
+  const auto roots = be.scratch(g.rows, 1);
+  be.upload({values.data(), g.rows, 1, g.rows}, roots);
+  be.scale_cols(factor, roots);
+}
+
+} // namespace detail
+
+/// Whitening factor of a Gram. G is symmetric, of any storage; both triangles are checked, the
+/// lower one is used.
+/// Throws std::invalid_argument for an empty or non-square G and where ridge or damping overflow,
+/// nonfinite_error for NaN or infinity, indefinite_error for a G that is not positive semidefinite
+/// beyond rounding.
+template <backend B, class U>
+whitening<B> whiten(B& be, matrix_view<U, typename B::space> gram,
+                    const whitening_options& options = {}) {
+  using wide = wide_backend<B>;
+  detail::check_gram<B>(gram);
+  detail::require(options.damping > 0 && options.max_damping >= options.damping &&
+                      std::isfinite(options.max_damping) && options.ridge >= 0 &&
+                      std::isfinite(options.ridge),
+                  "whitening damping ", options.damping, " to ", options.max_damping, ", ridge ",
+                  options.ridge, " is not a valid range");
+  wide be64(be);
+  auto frame = be64.frame();
+  const auto g = be64.scratch(gram.rows, gram.cols);
+  be64.copy(const_view(gram), g);
+  const double mean = detail::checked_mean_diagonal<wide>(be64, g);
+  // Of no diagonal element more than this comes out.
+  const double largest =
+      mean * (static_cast<double>(g.rows) + options.ridge + 2 * options.max_damping);
+  detail::require(std::isfinite(largest), "whitening damping up to ", options.max_damping,
+                  ", ridge ", options.ridge, " overflow on a Gram of mean diagonal ", mean);
+  if (options.ridge > 0) be64.shift_diagonal(g, options.ridge * mean);
+
+  whitening<B> result{.factor = be64.allocate(g.rows, g.cols)};
+  whitening_report& report = result.report;
+  report.relative_damping = options.ridge;
+  report.damping = options.ridge * mean;
+  const auto s = result.factor.ref();
+  for (double relative = 0; relative <= options.max_damping * (1 + 1e-9);
+       relative = relative == 0 ? options.damping : 10 * relative) {
+    ++report.attempts;
+    be64.copy(g, s);
+    if (relative > 0) be64.shift_diagonal(s, relative * mean);
+    if (be64.potrf(s) == 0) {
+      std::vector<double> pivots(static_cast<std::size_t>(g.rows));
+      be64.diagonal(s, pivots);
+      report.path = relative > 0 ? whitening_path::damped_cholesky : whitening_path::cholesky;
+      report.relative_damping = options.ridge + relative;
+      report.damping = report.relative_damping * mean;
+      report.condition = detail::pivot_condition(pivots);
+      return result;
+    }
+    if (mean == 0) break;
+  }
+  report.path = whitening_path::eigenvalues;
+  result.kind = metric_kind::dense;
+  detail::eigenvalue_factor<wide>(be64, g, s, report, [](double v) { return std::sqrt(v); });
+  return result;
+}
+
+template <backend B, class T>
+whitening<B> whiten(B& be, block<T, typename B::space> gram,
+                    const whitening_options& options = {}) {
+  return whiten(be, gram.view(), options);
+}
+
+/// The factor Rᵀ of a streaming QR, copied: the accumulator may go on.
+template <backend B, backend A>
+whitening<B> whiten(B& be, qr_accumulator<A>& accumulator) {
+  wide_backend<B> be64(be);
+  const auto r = accumulator.factor();
+  whitening<B> result{.factor = be64.allocate(r.rows, r.cols)};
+  be64.copy(r.view().transposed(), result.factor.ref());
+  std::vector<double> pivots(static_cast<std::size_t>(r.rows));
+  be64.diagonal(result.factor, pivots);
+  result.report.path = whitening_path::qr;
+  result.report.condition = detail::pivot_condition(pivots);
+  return result;
+}
+
+/// Tempered whitening: the metric μ(G/μ)ᵖ, μ = tr(G)/n, p in [0, 1]. Errors as in whiten.
+template <backend B, class U>
+whitening<B> whiten_power(B& be, matrix_view<U, typename B::space> gram, double power) {
+  using wide = wide_backend<B>;
+  detail::check_gram<B>(gram);
+  detail::require(power >= 0 && power <= 1, "whitening power ", power, " is outside [0, 1]");
+  wide be64(be);
+  auto frame = be64.frame();
+  const auto g = be64.scratch(gram.rows, gram.cols);
+  be64.copy(const_view(gram), g);
+  const double mean = detail::checked_mean_diagonal<wide>(be64, g);
+
+  whitening<B> result{.factor = be64.allocate(g.rows, g.cols), .kind = metric_kind::dense};
+  result.report.path = whitening_path::power;
+  result.report.power = power;
+  detail::eigenvalue_factor<wide>(be64, g, result.factor, result.report, [&](double v) {
+    return mean == 0 ? 0.0 : std::sqrt(mean * std::pow(v / mean, power));
+  });
+  return result;
+}
+
+template <backend B, class T>
+whitening<B> whiten_power(B& be, block<T, typename B::space> gram, double power) {
+  return whiten_power(be, gram.view(), power);
+}
+
+} // namespace v0
+} // namespace ressvd
