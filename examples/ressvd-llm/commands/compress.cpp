@@ -12,14 +12,11 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "compress/compress.hpp"
 #include "io/checkpoint.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
+#include "model/parallel.hpp"
 #include "ui/chart.hpp"
 
 namespace ressvd_llm {
@@ -83,9 +80,7 @@ void resolve(command_line& line) {
   static const std::map<std::string, dtype> types{
       {"f32", dtype::f32}, {"f16", dtype::f16}, {"bf16", dtype::bf16}};
   if (!line.type.empty()) o.type = types.at(line.type);
-#ifdef _OPENMP
-  if (line.threads > 0) omp_set_num_threads(line.threads);
-#endif
+  if (line.threads > 0) set_thread_count(line.threads);
 }
 
 void print(const nlohmann::ordered_json& report) {
