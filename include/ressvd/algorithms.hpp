@@ -16,7 +16,7 @@
 #include "ressvd/methods/svd_llm.hpp"
 #include "ressvd/residual/closed_form_update.hpp"
 #include "ressvd/residual/residual_compensation.hpp"
-#include "ressvd/residual/truncation_loss.hpp"
+#include "ressvd/residual/losses.hpp"
 #include "ressvd/truncated_svd/low_rank.hpp"
 #include "ressvd/truncated_svd/truncated_svd.hpp"
 #include "ressvd/whitening/gram.hpp"

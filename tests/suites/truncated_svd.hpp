@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "ressvd/residual/truncation_loss.hpp"
+#include "ressvd/residual/losses.hpp"
 #include "ressvd/truncated_svd/truncated_svd.hpp"
 #include "ressvd/whitening/whitening.hpp"
 #include "support/catch.hpp"
