@@ -70,8 +70,8 @@ class calibration {
     owner_ = std::move(kept);
   }
 
-  /// A Gram in the caller's memory, n × n, both triangles, and optionally mean_t |x_it|, n × 1. Both
-  /// must outlive this object.
+  /// A Gram in the caller's memory, n × n, both triangles, and optionally mean_t |x_it|, n × 1.
+  /// Both must outlive this object.
   calibration(B be, block<const double, space> gram, block<const double, space> mean_abs = {},
               const whitening_options& options = {})
       : be_(std::move(be)), options_(options), gram_(gram), mean_abs_(mean_abs) {}
@@ -97,8 +97,9 @@ class calibration {
     return gram_;
   }
   block<const double, space> mean_abs(const char* reader = "this call") const {
-    detail::require(!mean_abs_.empty(), reader, " needs the channel means of the calibration "
-                                                "inputs");
+    detail::require(!mean_abs_.empty(), reader,
+                    " needs the channel means of the calibration "
+                    "inputs");
     return mean_abs_;
   }
 
@@ -117,9 +118,8 @@ class calibration {
 
   /// Factors W once, for all of `ranks` (in any order; at least one).
   template <class M>
-    requires method_on<M, B>
-  factored_matrix<B> factor(std::shared_ptr<const weight<B>> w, const M& method,
-                            std::vector<index_t> ranks) {
+  requires method_on<M, B> factored_matrix<B> factor(std::shared_ptr<const weight<B>> w,
+                                                     const M& method, std::vector<index_t> ranks) {
     const detail::stopwatch watch;
     check(*w, ranks);
     const auto plan = detail::residual_of(method);
@@ -133,20 +133,20 @@ class calibration {
     return result;
   }
   template <class M>
-    requires method_on<M, B>
-  factored_matrix<B> factor(weight<B> w, const M& method, std::vector<index_t> ranks) {
+  requires method_on<M, B> factored_matrix<B> factor(weight<B> w, const M& method,
+                                                     std::vector<index_t> ranks) {
     return factor(std::make_shared<const weight<B>>(std::move(w)), method, std::move(ranks));
   }
   template <readable_matrix<space> W, class M>
-    requires method_on<M, B>
-  factored_matrix<B> factor(const W& w, const M& method, std::vector<index_t> ranks) {
+  requires method_on<M, B> factored_matrix<B> factor(const W& w, const M& method,
+                                                     std::vector<index_t> ranks) {
     return factor(weight<B>(be_, w), method, std::move(ranks));
   }
 
   /// Factors W and cuts it at one rank. Where the target keeps W dense nothing is factored.
   template <class M>
-    requires method_on<M, B>
-  compressed_matrix<B> compress(weight<B> w, const M& method, const rank_target& target) {
+  requires method_on<M, B> compressed_matrix<B> compress(weight<B> w, const M& method,
+                                                         const rank_target& target) {
     const rank_choice choice = target.choose(w.rows(), w.cols());
     if (choice.dense) {
       check_channels(w);
@@ -157,8 +157,8 @@ class calibration {
     return factor(std::move(w), method, {choice.rank}).at(choice);
   }
   template <readable_matrix<space> W, class M>
-    requires method_on<M, B>
-  compressed_matrix<B> compress(const W& w, const M& method, const rank_target& target) {
+  requires method_on<M, B> compressed_matrix<B> compress(const W& w, const M& method,
+                                                         const rank_target& target) {
     return compress(weight<B>(be_, w), method, target);
   }
 
@@ -170,8 +170,8 @@ class calibration {
   }
 
   void check_channels(const weight<B>& w) const {
-    detail::require(features() == 0 || features() == w.cols(), "the calibration is of ",
-                    features(), " channels, W (", w.rows(), " x ", w.cols(), ") reads ", w.cols());
+    detail::require(features() == 0 || features() == w.cols(), "the calibration is of ", features(),
+                    " channels, W (", w.rows(), " x ", w.cols(), ") reads ", w.cols());
   }
   void check(const weight<B>& w, const std::vector<index_t>& ranks) const {
     check_channels(w);

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A weight matrix that was factored once and answers for any rank: its two factors, both losses, its
-// singular values. It holds nested factors U: m × R and V: R × n, whose leading r columns and rows
-// are the answer at rank r ≤ R, and, for a method with a residual stage, the vectors of that stage
-// for each rank that was prepared.
+// A weight matrix that was factored once and answers for any rank: its two factors, both losses,
+// its singular values. It holds nested factors U: m × R and V: R × n, whose leading r columns and
+// rows are the answer at rank r ≤ R, and, for a method with a residual stage, the vectors of that
+// stage for each rank that was prepared.
 //
 //   at          copies of mr + rn scalars; a residual stage 2mn·r_r flops more, or where it was not
 //               prepared the cost of residual_compensation
 //   losses      known for all ranks when the matrix is made (residual/losses.hpp); no cost. With a
-//               residual stage they are differences: good to eps of the loss at the intermediate rank
-//   memory      (m + n)R scalars, W itself (mn), m·r_r for each prepared stage, 16R bytes of losses;
+//               residual stage they are differences: good to eps of the loss at the intermediate
+//               rank
+//   memory      (m + n)R scalars, W itself (mn), m·r_r for each prepared stage, 16R bytes of
+//   losses;
 //               the whitening factor is shared with the calibration and other matrices
 //   blocks      yes
 //   errors      std::invalid_argument for a rank that the factors do not reach
@@ -33,8 +35,8 @@ template <class Matrix>
 struct residual_stage {
   index_t rank = 0; ///< of both stages together
   index_t intermediate_rank = 0;
-  Matrix q;                     ///< U_R, m × (rank − intermediate_rank)
-  double weight_energy = 0;     ///< ‖U_RᵀW‖², what the stage takes off the weight loss
+  Matrix q;                 ///< U_R, m × (rank − intermediate_rank)
+  double weight_energy = 0; ///< ‖U_RᵀW‖², what the stage takes off the weight loss
   std::optional<double> activation_energy = std::nullopt; ///< off the activation loss, where known
 };
 
@@ -164,7 +166,11 @@ class factored_matrix {
 
   /// Everything but W and the whitening factor, on the host.
   state_type state() const {
-    state_type s{.rows = rows(), .cols = cols(), .rank = rank(), .acts = acts_};
+    state_type s;
+    s.rows = rows();
+    s.cols = cols();
+    s.rank = rank();
+    s.acts = acts_;
     s.q = acts_ == projection::right ? to_host(nested_.v.transposed()) : to_host(nested_.u);
     if (acts_ == projection::both) s.p = to_host(nested_.v);
     s.singular_values = singular_values_;
@@ -209,8 +215,9 @@ class factored_matrix {
                         (s.activation_losses.empty() || s.activation_losses.size() == losses),
                     "the factored state of rank ", s.rank, " has ", s.weight_losses.size(), " and ",
                     s.activation_losses.size(), " losses");
-    svd_basis<B> basis{.acts = s.acts,
-                       .q = to_device(s.q, s.acts == projection::right ? s.cols : s.rows, s.rank)};
+    svd_basis<B> basis;
+    basis.acts = s.acts;
+    basis.q = to_device(s.q, s.acts == projection::right ? s.cols : s.rows, s.rank);
     if (s.acts == projection::both) basis.p = to_device(s.p, s.rank, s.cols);
     nested_ = slice(be_, *w_, basis, s.rank);
     for (const auto& stage : s.stages) {
@@ -226,7 +233,8 @@ class factored_matrix {
 
   /// The first stage as residual compensation takes it.
   svd_basis<B> first_stage() const {
-    svd_basis<B> basis{.acts = projection::left, .q = be_.allocate(rows(), rank())};
+    svd_basis<B> basis;
+    basis.q = be_.allocate(rows(), rank());
     be_.copy(nested_.u, basis.q.ref());
     return basis;
   }

@@ -3,8 +3,8 @@
 // What a method of compression is, and what it gives back. A method is a small type that holds its
 // options and has
 //   svd_basis<B> basis(B&, const weight<B>& w, calibration<B>& input, index_t rank) const
-// which factors W once for all ranks up to `rank`, from the statistics of W's input. A method with a
-// residual stage also has
+// which factors W once for all ranks up to `rank`, from the statistics of W's input. A method with
+// a residual stage also has
 //   std::optional<residual_plan> residual() const
 // and one whose factors are fitted to shifted inputs otherwise than SVD-LLM's has
 //   update_options update() const
@@ -31,8 +31,8 @@ template <backend B>
 class calibration;
 
 template <class M, class B>
-concept method_on = backend<B> && requires(const M& method, B& be, const weight<B>& w,
-                                           calibration<B>& input, index_t rank) {
+concept method_on = backend<B> &&
+    requires(const M& method, B& be, const weight<B>& w, calibration<B>& input, index_t rank) {
   { method.basis(be, w, input, rank) } -> std::same_as<svd_basis<B>>;
 };
 

@@ -37,9 +37,11 @@ inline namespace v0 {
 
 namespace detail {
 
-/// Shapes of W: m × n°, G': n × n and C: n° × n (or empty, for C = G'), and finiteness of the Grams.
+/// Shapes of W: m × n°, G': n × n and C: n° × n (or empty, for C = G'), and finiteness of the
+/// Grams.
 template <backend B>
-void check_shifted(B& be, const weight<B>& w, index_t n, block<const double, typename B::space> gram,
+void check_shifted(B& be, const weight<B>& w, index_t n,
+                   block<const double, typename B::space> gram,
                    block<const double, typename B::space> cross) {
   const auto& target = cross.empty() ? gram : cross;
   const char* target_name = cross.empty() ? "the shifted Gram" : "the cross-Gram";
@@ -156,8 +158,7 @@ matrix_of<B> shifted_weights(B& be, const weight<B>& weights,
 
 /// The same for a W that is not prepared yet.
 template <backend B, readable_matrix<typename B::space> M>
-index_t update_left(B& be, const M& weights,
-                    low_rank<typename B::scalar, typename B::space>& pair,
+index_t update_left(B& be, const M& weights, low_rank<typename B::scalar, typename B::space>& pair,
                     block<const double, typename B::space> gram,
                     block<const double, typename B::space> cross = {}) {
   return update_left(be, weight<B>(be, weights), pair, gram, cross);
@@ -168,8 +169,7 @@ index_t update_right(B& be, const M& weights,
   return update_right(be, weight<B>(be, weights), pair);
 }
 template <backend B, readable_matrix<typename B::space> M>
-matrix_of<B> shifted_weights(B& be, const M& weights,
-                             block<const double, typename B::space> gram,
+matrix_of<B> shifted_weights(B& be, const M& weights, block<const double, typename B::space> gram,
                              block<const double, typename B::space> cross, double ridge = 0.01) {
   return shifted_weights(be, weight<B>(be, weights), gram, cross, ridge);
 }

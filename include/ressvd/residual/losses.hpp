@@ -122,20 +122,17 @@ double weighted_energy(B& be, const M& w, const metric<typename B::space>& m = {
   return weighted_energy(be, weight<B>(be, w), m);
 }
 template <backend B, readable_matrix<typename B::space> M>
-loss weighted_loss(B& be, const M& w,
-                   const low_rank<typename B::scalar, typename B::space>& pair,
+loss weighted_loss(B& be, const M& w, const low_rank<typename B::scalar, typename B::space>& pair,
                    const metric<typename B::space>& m = {}) {
   return weighted_loss(be, weight<B>(be, w), pair, m);
 }
 template <backend B, readable_matrix<typename B::space> M>
-loss weight_loss(B& be, const M& w,
-                 const low_rank<typename B::scalar, typename B::space>& pair) {
+loss weight_loss(B& be, const M& w, const low_rank<typename B::scalar, typename B::space>& pair) {
   return weighted_loss(be, w, pair);
 }
-template <backend B, readable_matrix<typename B::space> M,
-          readable_matrix<typename B::space> G>
-loss activation_loss(B& be, const M& w,
-                     const low_rank<typename B::scalar, typename B::space>& pair, const G& gram) {
+template <backend B, readable_matrix<typename B::space> M, readable_matrix<typename B::space> G>
+loss activation_loss(B& be, const M& w, const low_rank<typename B::scalar, typename B::space>& pair,
+                     const G& gram) {
   return activation_loss(be, weight<B>(be, w), pair, gram);
 }
 
@@ -213,8 +210,8 @@ std::vector<double> general_energies(B& be, const weight<B>& w, const_block_of<B
 
 /// e_i of nested factors u: m × r and v: r × n, in any metric, whichever one they were made for.
 /// Cost for a projection 2n²r flops (n²r for a triangular F), workspace 2nr scalars; in general
-/// 2mnr + 4n²r + 6r²(m + n) flops in double, workspace mn + mr + 4nr + r² doubles, and an e_i may be
-/// negative.
+/// 2mnr + 4n²r + 6r²(m + n) flops in double, workspace mn + mr + 4nr + r² doubles, and an e_i may
+/// be negative.
 template <backend B>
 std::vector<double> captured_energies(B& be, const weight<B>& w, const_block_of<B> u,
                                       const_block_of<B> v, nesting kind,

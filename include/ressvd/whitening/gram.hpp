@@ -83,8 +83,7 @@ class gram_accumulator {
 
   /// G += X·Xᵀ and C += X°·Xᵀ: `original` holds the same tokens as `batch`, in the same order.
   template <readable_matrix<space> X, readable_matrix<space> Y>
-  void add(const X& batch, const Y& original,
-           token_order order = token_order::tokens_by_features) {
+  void add(const X& batch, const Y& original, token_order order = token_order::tokens_by_features) {
     detail::require(options_.cross_features > 0, options_.name,
                     ": a second input was given, but no cross-Gram is accumulated");
     const auto x = checked(const_view(batch), order, features(), options_.name);

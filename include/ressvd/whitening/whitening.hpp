@@ -194,7 +194,8 @@ whitening<B> whiten(B& be, const G& gram_matrix, const whitening_options& option
 
 /// Whitening factor of what was accumulated. Throws std::invalid_argument without any tokens, too.
 template <backend B, backend A>
-whitening<B> whiten(B& be, gram_accumulator<A>& accumulator, const whitening_options& options = {}) {
+whitening<B> whiten(B& be, gram_accumulator<A>& accumulator,
+                    const whitening_options& options = {}) {
   detail::require(accumulator.tokens() > 0, accumulator.name(), ": no tokens were accumulated");
   return whiten(be, accumulator.gram(), options);
 }

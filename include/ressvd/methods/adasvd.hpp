@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// AdaSVD: the whitened truncation, and for the inputs X' that the compressed prefix produces
+// alternating updates U = WG'Vᵀ(VG'Vᵀ)⁺ and V = U⁺W (shifted_input::update). For X itself the
+// truncation is optimal already and the updates would keep it. Its ratio per layer from cos(X, Y)
+// is ratios_from_importances (layer_ratio/importance.hpp).
+//   source   AdaSVD, arXiv 2502.01403, section 3.2
+#pragma once
+
+#include <string_view>
+
+#include "ressvd/methods/shifted_input.hpp"
+#include "ressvd/methods/support.hpp"
+
+namespace ressvd {
+inline namespace v0 {
+namespace methods {
+
+struct adasvd {
+  svd_options options = {};
+  int iterations = 3; ///< alternations, each one update of U and one of V
+
+  static constexpr std::string_view name = "adasvd";
+  template <backend B>
+  svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
+    return truncated_svd(be, w, {}, input.whitening("AdaSVD").metric(), with_rank(options, rank));
+  }
+  update_options update() const { return {.iterations = iterations, .alternating = true}; }
+};
+
+} // namespace methods
+} // namespace v0
+} // namespace ressvd
