@@ -31,8 +31,8 @@
 #include "ressvd/truncated_svd/exact.hpp"
 #include "ressvd/truncated_svd/gram_svd.hpp"
 #include "ressvd/truncated_svd/low_rank.hpp"
-#include "ressvd/truncated_svd/weight.hpp"
 #include "ressvd/truncated_svd/subspace.hpp"
+#include "ressvd/truncated_svd/weight.hpp"
 #include "ressvd/whitening/metric.hpp"
 
 namespace ressvd {
