@@ -74,8 +74,12 @@ std::vector<outcome> run_all(B& be, const dense& w, statistics<B>& known, index_
     weight.row_importance = known.importance.block();
     const auto factored = known.input.factor(std::move(weight), method, {rank});
     keep(std::string(method.name), factored.at(ressvd::at_rank(rank)));
-    keep(std::string(method.name) + ", updated",
-         known.shifted.update(factored, method, {.rank = rank}));
+    // The row space of a whitened truncation is what an update is for: from another one the oblique
+    // projection may be larger than W.
+    if (method.name == "svd-llm" || method.name == "adasvd") {
+      keep(std::string(method.name) + ", updated",
+           known.shifted.update(factored, method, {.rank = rank}));
+    }
   };
   run(methods::svd{});
   run(methods::fwsvd{});
