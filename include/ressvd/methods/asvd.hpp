@@ -30,8 +30,8 @@ svd_basis<B> asvd_basis(B& be, matrix_view<U, typename B::space> w, const calibr
   const auto s = detail::diagonal_weights(
       be, data.mean_abs, w.cols, "the channel means",
       [&](double mean) { return std::pow(mean, options.alpha) + options.epsilon; });
-  return truncated_svd(be, w, metric::identity(), metric::diagonal(s),
-                       {.rank = rank, .algorithm = options.algorithm});
+  return truncated_svd(be, w, metric::identity(), metric::diagonal(s), rank,
+                       {.algorithm = options.algorithm});
 }
 
 /// Compresses W (m × n). Throws std::invalid_argument for missing channel means.

@@ -35,8 +35,8 @@ svd_basis<B> fwsvd_basis(B& be, matrix_view<U, typename B::space> w, const calib
   using metric = ressvd::metric<typename B::space>;
   const auto d = detail::diagonal_weights(be, data.row_importance, w.rows, "the row importance",
                                           [](double f) { return std::sqrt(f); });
-  return truncated_svd(be, w, metric::diagonal(d), metric::identity(),
-                       {.rank = rank, .algorithm = algorithm});
+  return truncated_svd(be, w, metric::diagonal(d), metric::identity(), rank,
+                       {.algorithm = algorithm});
 }
 
 /// Compresses W (m × n). Throws std::invalid_argument for a missing or negative row importance.

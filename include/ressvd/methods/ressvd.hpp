@@ -33,7 +33,7 @@ compressed_matrix<B> ressvd_from_basis(B& be, matrix_view<U, typename B::space> 
                                 .beta = options.beta,
                                 .residual_rank = options.residual_rank,
                                 .intermediate_rank = options.intermediate_rank,
-                                .algorithm = options.algorithm};
+                                .svd = {.algorithm = options.algorithm}};
   const metric second = options.whitened_residual
                             ? detail::required_whitening(data, "a whitened residual stage").metric()
                             : metric::identity();

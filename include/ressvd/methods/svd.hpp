@@ -15,8 +15,7 @@ template <backend B, class U>
 svd_basis<B> svd_basis_of(B& be, matrix_view<U, typename B::space> w, index_t rank,
                           svd_algorithm algorithm = svd_algorithm::automatic) {
   return truncated_svd(be, w, metric<typename B::space>::identity(),
-                       metric<typename B::space>::identity(),
-                       {.rank = rank, .algorithm = algorithm});
+                       metric<typename B::space>::identity(), rank, {.algorithm = algorithm});
 }
 
 /// Compresses W (m × n). Cost, errors and workspace: truncated_svd and slice.

@@ -18,8 +18,8 @@ template <backend B, class U>
 svd_basis<B> svd_llm_basis(B& be, matrix_view<U, typename B::space> w, const calibration<B>& data,
                            index_t rank, svd_algorithm algorithm = svd_algorithm::automatic) {
   return truncated_svd(be, w, metric<typename B::space>::identity(),
-                       detail::required_whitening(data, "SVD-LLM").metric(),
-                       {.rank = rank, .algorithm = algorithm});
+                       detail::required_whitening(data, "SVD-LLM").metric(), rank,
+                       {.algorithm = algorithm});
 }
 
 /// Compresses W (m × n). Needs data.whitening; with data.shifted_gram U is updated, with
