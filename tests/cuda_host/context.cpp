@@ -21,7 +21,7 @@ concept takes_view_of = requires(ressvd::gram_accumulator<B> gram, B be,
   gram.add(view);
   be.max_abs(view);
   ressvd::truncated_svd(be, view, ressvd::metric<typename B::space>::identity(),
-                        ressvd::metric<typename B::space>::identity(), options);
+                        ressvd::metric<typename B::space>::identity(), 1, options);
 };
 
 using on_cpu = ressvd::eigen_backend<float>;

@@ -117,8 +117,8 @@ struct reversed_rows {
     for (index_t i = 0; i < n; ++i)
       permutation(i, n - 1 - i) = 1;
     const placed<double, B> factor(be, permutation);
-    return ressvd::truncated_svd(
-        be, w, {}, ressvd::metric<typename B::space>::dense(factor.block()), {.rank = rank});
+    return ressvd::truncated_svd(be, w, {},
+                                 ressvd::metric<typename B::space>::dense(factor.block()), rank);
   }
 };
 

@@ -175,8 +175,8 @@ TEMPLATE_LIST_TEST_CASE("subspace iteration does not depend on the metric's scal
     for (index_t i = 0; i < 50; ++i)
       f(i, 0) = magnitude;
     const placed<double, TestType> weights(be, f);
-    return ressvd::truncated_svd(be, w.view(), {}, metric::diagonal(weights.block()),
-                                 {.rank = 10, .algorithm = svd_algorithm::subspace});
+    return ressvd::truncated_svd(be, w.view(), {}, metric::diagonal(weights.block()), 10,
+                                 {.algorithm = svd_algorithm::subspace});
   };
   const auto expected = factor(1);
   for (const double magnitude : {0x1p-100, 0x1p-70, 0x1p70, 0x1p100}) {
