@@ -13,7 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <ranges>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
@@ -94,11 +94,8 @@ inline double truncated_energy(std::span<const double> singular_values, index_t 
                                double tail_energy = 0) {
   const auto count = static_cast<index_t>(singular_values.size());
   detail::require(rank >= 0 && rank <= count, "rank ", rank, " is outside [0, ", count, "]");
-  double energy = tail_energy;
-  for (const double s :
-       std::ranges::reverse_view(singular_values.subspan(static_cast<std::size_t>(rank))))
-    energy += s * s;
-  return energy;
+  return std::accumulate(singular_values.rbegin(), singular_values.rend() - rank, tail_energy,
+                         [](double sum, double s) { return sum + s * s; });
 }
 
 /// c T(r); 0 when dense.
