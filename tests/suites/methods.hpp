@@ -99,7 +99,7 @@ inline double condition_of(const dense& s) {
   return spectral_norm(s) * spectral_norm(inverse(s));
 }
 
-/// A naive result and what rounding may change of it.
+/// A naive result and the change that rounding may make to it.
 struct expectation {
   dense result;
   double tolerance = 0;

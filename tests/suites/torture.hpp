@@ -356,7 +356,7 @@ TEMPLATE_LIST_TEST_CASE("degenerate activations are no obstacle to any method", 
           const double lost = loss_of(w, o.pair.product(), x);
           // No method does worse than leaving W away.
           CHECK(lost <= squared_norm(w * x) + loss_tolerance(squared_norm(w * x), error));
-          // And where X has rank 5 at most, whitening loses nothing that double resolves.
+          // Whitening loses nothing that double resolves where X has rank 5 at most.
           const double known_rank = frobenius(x) == 0 ? 0 : spectral_norm(x);
           const bool low = name == std::string("one token") || name == std::string("two tokens") ||
                            name == std::string("one live channel") ||

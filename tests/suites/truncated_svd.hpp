@@ -33,7 +33,7 @@ inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 inline constexpr std::array algorithms{svd_algorithm::automatic, svd_algorithm::exact,
                                        svd_algorithm::gram};
 
-/// Those that stop at a tolerance.
+/// The algorithms that stop at a tolerance.
 inline constexpr std::array to_tolerance{svd_algorithm::subspace, svd_algorithm::deflated_gram};
 
 /// A metric in the backend's memory, and its factor as a full matrix.

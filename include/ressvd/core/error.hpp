@@ -2,7 +2,7 @@
 //
 // Errors. A caller's mistake is a std::invalid_argument whose text has the numbers; a failure of
 // memory or of a library underneath is one of the classes here. Numerical outcomes (damping, a
-// reduced rank) are no errors: they stand in the report beside a result.
+// reduced rank) are not errors: the report beside a result states them.
 //
 // Every check stays in Release builds.
 #pragma once

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Orthonormal columns by Cholesky-QR, C ← C·L⁻ᵀ with CᵀC = L·Lᵀ. One pass leaves an error of
-// κ(C)²·eps, the second one brings it to eps; where the Gram is not numerically positive definite
-// (κ(C)² eps ≳ 1) Householder QR takes over. A pass in mixed precision, its Gram and factor in
-// double, leaves κ(C)·eps.
+// Orthonormal columns with the span of given ones, by Cholesky-QR: C ← C·L⁻ᵀ with CᵀC = L·Lᵀ. One
+// pass leaves an error of κ(C)²·eps, the second one brings it to eps; Householder QR takes over
+// where the Gram is not numerically positive definite (κ(C)² eps ≳ 1). A pass in mixed precision,
+// with Gram and factor in double, leaves κ(C)·eps.
 //   cost   2 × (mk² + mk² + k³/3) flops, nearly all gemm; workspace k² scalars, in mixed precision
 //          512k + k² doubles; blocks in potrf
 //   source Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44 (2015);
@@ -79,7 +79,7 @@ bool mixed_cholesky_qr_pass(B& be, block_of<B> c) {
 }
 
 /// c: m × k, m ≥ k, becomes an orthonormal basis whose leading columns span what c's leading
-/// columns span, for every count of them; where c is rank-deficient the basis is completed.
+/// columns span, for every count of them. A rank-deficient c is completed to a basis.
 template <backend B>
 void orthonormalize(B& be, block_of<B> c) {
   auto frame = be.frame();
@@ -98,9 +98,9 @@ void orthonormalize(B& be, block_of<B> c) {
 }
 
 /// c ← orthonormal basis of c's columns within the complement of q's (q orthonormal, m × p,
-/// p + k ≤ m), completed where they span less. Projected twice, for what the first projection
-/// leaves of rounding. A completion knows nothing of q and may lie in its span; then Householder QR
-/// of [q, c] finds the columns, 4m(p + k)² flops.
+/// p + k ≤ m), completed where they span less. The second of two projections removes the rounding
+/// errors of the first. A completion knows nothing of q and may lie in its span; then Householder
+/// QR of [q, c] finds the columns, 4m(p + k)² flops.
 template <backend B>
 void orthonormalize_against(B& be, const_block_of<B> q, block_of<B> c) {
   using T = typename B::scalar;
