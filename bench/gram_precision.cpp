@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the precision of a Gram of activations costs, emulated on the CPU: inputs rounded to their
+// The cost of low precision in a Gram of activations, emulated on the CPU: inputs rounded to their
 // type, products exact, sums in float, taken one by one. Processors round these sums to nearest.
 // NVIDIA promises that tensor cores have float's precision, and promises neither rounding nor
 // order. They have been found to truncate (Fasi, Higham, Mikaitis and Pranesh 2021, "Numerical

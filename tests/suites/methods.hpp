@@ -306,7 +306,7 @@ TEMPLATE_LIST_TEST_CASE("SVD-LLM's update is the least-squares U for the shifted
     CHECK(distance(values_of(be, original.factors).product(), towards.result) <= towards.tolerance);
     CHECK(l.unchanged(be));
 
-    // What the update is for: outputs of the compressed prefix closer to their target.
+    // The update brings the outputs of the compressed prefix closer to their target.
     const auto plain = values_of(be, methods::svd_llm(be, l.w(), {.whitening = &l.whitening},
                                                       {.target = {.rank = rank}})
                                          .factors)

@@ -293,8 +293,8 @@ TEMPLATE_LIST_TEST_CASE("the activation loss of hard inputs is within 1 % of the
     statistics<TestType> known(be, input.x, m);
     const placed<T, TestType> pw(be, weights);
     const std::vector<double> sigma = svd(weighed).s;
-    // What rounding may leave of (W−Ŵ)X in norm: of the projection, of stored factors that are
-    // denormal, and of the Gram, whose square root it is, with the damping that it took.
+    // The norm of (W−Ŵ)X that rounding may leave: from the projection, from stored factors that are
+    // denormal, and, as a square root, from the Gram with the damping that it took.
     const double error = projection_error(weights, input.x, eps<TestType>) +
                          double{std::numeric_limits<T>::denorm_min()} * static_cast<double>(n) *
                              spectral_norm(input.x);

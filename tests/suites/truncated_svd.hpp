@@ -741,7 +741,7 @@ TEMPLATE_LIST_TEST_CASE("the estimated excess of subspace iteration is not below
   }
 }
 
-// Where its bound on rounding allows, in the scalar at hand.
+// The deflated Gram serves a spectrum if its bound on rounding in the scalar at hand allows.
 TEMPLATE_LIST_TEST_CASE("the deflated Gram serves spectra of layers", "[truncated_svd]",
                         test_backends) {
   using namespace svd_suite;

@@ -82,7 +82,7 @@ concept backend =
   // An owning m × n matrix, uninitialised, independent of frames.
   { be.allocate(count, count) } -> std::same_as<matrix<typename B::scalar, typename B::space>>;
 
-  // Between host and backend memory, packed or not. Both block.
+  // Copies between host and backend memory, packed or not. Both block.
   be.upload(host_in, c);
   be.download(a, host_out);
 
