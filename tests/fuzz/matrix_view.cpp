@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Any numbers as the sizes, strides, ranks and options of the library's entry points. What is no
-// matrix is refused with std::invalid_argument; everything else is computed without reading or
-// writing outside the memory that the views describe.
+// Any numbers as the sizes, strides, ranks and options of the library's entry points. The library
+// refuses what is no matrix with std::invalid_argument; everything else is computed without reading
+// or writing outside the memory that the views describe.
 #include <cmath>
 #include <stdexcept>
 #include <utility>

@@ -295,8 +295,8 @@ TEMPLATE_LIST_TEST_CASE("the activation loss of hard inputs is within 1 % of the
     statistics<TestType> known(be, input.x, m);
     const placed<T, TestType> pw(be, weights);
     const std::vector<double> sigma = svd(weighed).s;
-    // What rounding may leave of (W−Ŵ)X in norm: of the projection, of stored factors that are
-    // denormal, and of the Gram, whose square root it is, with the damping that it took.
+    // The norm of (W−Ŵ)X that rounding may leave: from the projection, from stored factors that are
+    // denormal, and, as a square root, from the Gram with the damping that it took.
     const double error = projection_error(weights, input.x, eps<TestType>) +
                          double{std::numeric_limits<T>::denorm_min()} * static_cast<double>(n) *
                              spectral_norm(input.x);
@@ -358,7 +358,7 @@ TEMPLATE_LIST_TEST_CASE("degenerate activations are no obstacle to any method", 
           const double lost = loss_of(w, o.pair.product(), x);
           // No method does worse than leaving W away.
           CHECK(lost <= squared_norm(w * x) + loss_tolerance(squared_norm(w * x), error));
-          // And where X has rank 5 at most, whitening loses nothing that double resolves.
+          // Whitening loses nothing that double resolves where X has rank 5 at most.
           const double known_rank = frobenius(x) == 0 ? 0 : spectral_norm(x);
           const bool low = name == std::string("one token") || name == std::string("two tokens") ||
                            name == std::string("one live channel") ||

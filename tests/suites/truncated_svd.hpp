@@ -34,7 +34,7 @@ inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 inline constexpr std::array algorithms{svd_algorithm::automatic, svd_algorithm::exact,
                                        svd_algorithm::gram};
 
-/// Those that stop at a tolerance.
+/// The algorithms that stop at a tolerance.
 inline constexpr std::array to_tolerance{svd_algorithm::subspace, svd_algorithm::deflated_gram};
 
 /// Half ones, half 1e-4: beyond the ones the loss is below 1e-8 of the energy, which rounding in a
@@ -755,7 +755,7 @@ TEMPLATE_LIST_TEST_CASE("the estimated excess of subspace iteration is not below
   }
 }
 
-// Where its bound on rounding allows, in the scalar at hand.
+// The deflated Gram serves a spectrum if its bound on rounding in the scalar at hand allows.
 TEMPLATE_LIST_TEST_CASE("the deflated Gram serves spectra of layers", "[truncated_svd]",
                         test_backends) {
   using namespace svd_suite;

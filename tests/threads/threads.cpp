@@ -267,7 +267,7 @@ TEMPLATE_LIST_TEST_CASE("the number of threads changes results by no more than r
     CHECK(error_in_bounds(many.gram, one.gram, bound) <= 1);
     for (std::size_t i = 0; i < one.products.size(); i += 2) {
       CHECK(distance(many.products[i], one.products[i]) <= plain_change);
-      // In the metric of outlier channels the loss is determined, its subspace hardly.
+      // The metric of outlier channels determines the loss, and hardly the subspace.
       const double loss = loss_of(w, one.products[i + 1], x);
       const double tolerance = loss_tolerance(loss, 2 * projection_error(w, x, eps<TestType>)) +
                                2 * gram_algorithm_loss(w * x, rank);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the texts leave out: an engine's variables and functions. Compiled, never linked.
+// The variables and functions of an engine, which the texts leave out. Compiled, never linked.
 #pragma once
 
 #include <cstddef>
