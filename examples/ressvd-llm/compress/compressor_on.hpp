@@ -117,7 +117,8 @@ class compressor_on final : public compressor {
   }
 
   void fit(layer_weights& weights, const factored_layer& bases,
-           const std::vector<matrix_rank>& ranks, std::size_t first, std::size_t last) override {
+           const std::vector<ressvd::rank_choice>& ranks, std::size_t first,
+           std::size_t last) override {
     wide be64(be_);
     auto frame = be64.frame();
     const auto gram = shifted_->gram();
@@ -169,8 +170,7 @@ class compressor_on final : public compressor {
   pair truncated_fit(const view& w, wide_block gram, wide_block target,
                      const ressvd::whitening<B>& metric, std::int64_t rank) {
     const auto fitted = ressvd::shifted_weights(be_, w, gram, target, options_.ridge);
-    const auto basis =
-        ressvd::truncated_svd(be_, fitted.view(), {}, metric.metric(), {.rank = rank});
+    const auto basis = ressvd::truncated_svd(be_, fitted.view(), {}, metric.metric(), rank);
     return ressvd::slice(be_, fitted.view(), basis, rank);
   }
 
