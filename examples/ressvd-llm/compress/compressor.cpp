@@ -21,7 +21,8 @@ std::unique_ptr<compressor> make_compressor(const compress_options& options,
 #endif
   }
   using backend = ressvd::eigen_backend<float>;
-  return std::make_unique<compressor_on<backend>>(backend(make_host_context()), options, std::move(fisher));
+  return std::make_unique<compressor_on<backend>>(backend(make_host_context()), options,
+                                                  std::move(fisher));
 }
 
 } // namespace ressvd_llm

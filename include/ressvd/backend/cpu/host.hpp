@@ -69,8 +69,8 @@ class host_backend {
   template <readable_matrix M>
   double max_abs(const M& a) {
     using U = element_of<M>;
-    // Of the magnitudes' bit patterns the largest belongs to the largest value, infinity and NaN
-    // being the largest of all; integers compare in vector registers.
+    // The largest value has the largest bit pattern of its magnitude, infinity and NaN the largest
+    // of all; integers compare in vector registers.
     decltype(detail::magnitude_bits(U{})) largest = 0;
     const auto v = as_operand(const_view(a)).a;
     for (index_t j = 0; j < v.cols; ++j) {

@@ -59,7 +59,8 @@ class host_context {
   explicit host_context(host_context_options options = {})
       : scratch(options.buffer ? workspace<host_memory>(options.buffer, options.bytes)
                                : workspace<host_memory>()),
-        threads_(options.threads), lent_(std::move(options.parallel_for)),
+        threads_(options.threads),
+        lent_(std::move(options.parallel_for)),
         worth_sharing_(options.worth_sharing) {
     detail::require(threads_ >= 0, "a context of ", threads_, " threads");
     if (threads_ == 0) {
