@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -126,17 +127,16 @@ TEST_CASE("several threads may hand loops to one pool", "[threads]") {
 
 TEST_CASE("a context shares what is worth it", "[threads]") {
   const auto threads_of = [](host_context& context, double flops) {
-    std::atomic<int> elsewhere = 0;
-    const auto here = std::this_thread::get_id();
+    std::array<std::thread::id, 2> ids;
     std::atomic<int> arrived = 0;
-    context.parallel_for(2, flops, [&](index_t) {
+    context.parallel_for(2, flops, [&](index_t i) {
+      ids[static_cast<std::size_t>(i)] = std::this_thread::get_id();
       ++arrived;
-      if (std::this_thread::get_id() != here) ++elsewhere;
-      // Two threads meet here; one alone passes.
-      while (context.worth_sharing() <= flops && elsewhere == 0 && arrived < 2)
+      // Two threads meet here; one alone would wait for ever.
+      while (context.worth_sharing() <= flops && arrived < 2)
         std::this_thread::yield();
     });
-    return 1 + elsewhere;
+    return ids[0] == ids[1] ? 1 : 2;
   };
   host_context two(host_context_options{.threads = 2});
   CHECK(two.threads() == 2);
