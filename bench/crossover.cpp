@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where one algorithm of the truncated SVD becomes faster than another, which
-// svd_algorithm::automatic goes by: each of them at ranks from 1/50 to 3/5 of the shorter side.
+// The ranks at which one algorithm of the truncated SVD becomes faster than another;
+// svd_algorithm::automatic goes by them. Each algorithm runs at 1/50 to 3/5 of the shorter side.
 #include <string>
 
 #include "truncated_svd.hpp"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The factorisations and baselines of bench_truncated_svd on the layers of a real model: for each
-// of its matrices W·S of all layers, S the whitening of what the model's own samples put into W.
-// One benchmark takes all layers; their loss is verified against singular values in double.
+// The factorisations and baselines of bench_truncated_svd on the layers of a real model: on W·S for
+// each of its matrices W, S being the whitening of W's inputs on the model's own samples. One
+// benchmark takes all layers and verifies their loss against singular values in double.
 //
 //   RESSVD_BENCH_MODEL=folder bench_model_layers      default: the model of the repository
 #include <filesystem>

@@ -140,7 +140,7 @@ inline std::string benchmark_name(const char* algorithm, const char* backend,
 }
 
 /// Registers the factorisations of one set by the algorithms whose time depends on the spectrum,
-/// and by the others where asked for.
+/// and by the others on request.
 template <class B>
 void add_factorings(const B& be, const matrix_set& set, bool others) {
   for (const int percent : {20, 40, 60}) {
@@ -154,7 +154,7 @@ void add_factorings(const B& be, const matrix_set& set, bool others) {
     add_options("deflated_gram", {.algorithm = svd_algorithm::deflated_gram});
     if (!others) continue;
     add_options("gram", {.algorithm = svd_algorithm::gram});
-    // A dense SVD is of all vectors.
+    // A dense SVD computes all vectors.
     if (percent == 40) {
       add(benchmark_name("exact", name_of(be), set), [=](benchmark::State& state) {
         factor(state, be, set, rank, {.algorithm = svd_algorithm::exact});

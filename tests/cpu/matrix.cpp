@@ -28,7 +28,7 @@ T at(const matrix_view<T>& a, index_t i, index_t j) {
   return *a.part(i, j, 1, 1).data;
 }
 
-// Memory of one space is no memory of another, and const stays const.
+// Memory of one space does not convert to another, and const stays const.
 static_assert(!std::is_convertible_v<matrix_view<float, ressvd::cuda_space>, matrix_view<float>>);
 static_assert(!std::is_convertible_v<block<float>, block<float, ressvd::cuda_space>>);
 static_assert(std::is_convertible_v<matrix_view<float>, matrix_view<const float>>);

@@ -85,7 +85,7 @@ TEST_CASE("every status of cuSOLVER has its name", "[cuda]") {
 #undef NAMED
   for (const auto& [status, name] : statuses)
     CHECK(cuda::status_name(status) == name);
-  // Of routines that are not used.
+  // A status of routines that the backend does not use.
   CHECK(std::string(cuda::status_name(CUSOLVER_STATUS_IRS_PARAMS_INVALID)) == "an unknown status");
 }
 

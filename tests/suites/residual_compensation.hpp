@@ -435,7 +435,7 @@ TEMPLATE_LIST_TEST_CASE("a cancelled stage leaves the others as they are", "[res
 
 TEMPLATE_LIST_TEST_CASE("the rank is divided as the options say", "[residual]", test_backends) {
   using namespace residual_suite;
-  // Of a 200 x 200 matrix: alpha = 100.
+  // A 200 x 200 matrix has alpha = 100.
   const auto ri = [](residual_options options) {
     return ressvd::intermediate_rank(200, 200, options);
   };

@@ -2,6 +2,7 @@
 #include "compress/choose.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <span>
 #include <utility>
 #include <vector>
@@ -79,22 +80,18 @@ class sensitivity_allocation {
       layers_.push_back(bench_.store().load_summary(config, layer));
       for (std::size_t i = 0; i < layers_.back().matrices.size(); ++i) {
         place_.emplace_back(layer, i);
-        auto& squares = energies_.emplace_back(layers_.back().matrices[i].singular_values);
-        for (double& s : squares)
-          s *= s;
+        spectra_.push_back(layers_.back().matrices[i].singular_values);
       }
     }
     for (std::size_t j = 0; j < place_.size(); ++j) {
       const factored_matrix& m = matrix(j);
       problem_.push_back({.name = m.module.prefix,
-                          .energies = energies_[j],
+                          .singular_values = spectra_[j],
                           .rows = m.module.out,
                           .cols = m.module.in,
-                          .layer = place_[j].first,
-                          .min_rank = options_.rank_multiple,
-                          .max_rank = (std::max)(m.rank, options_.rank_multiple),
-                          .rank_multiple = options_.rank_multiple,
-                          .stored = m.rank == 0 ? ressvd::storage::dense : ressvd::storage::free});
+                          .sensitivity = m.rank > 0 ? 1 : std::numeric_limits<double>::infinity(),
+                          .max_rank = m.rank,
+                          .rank_multiple = options_.rank_multiple});
     }
     original_ = bench_.final_original(samples_);
   }
@@ -102,7 +99,7 @@ class sensitivity_allocation {
   chosen_ranks choose(double ratio) {
     chosen_ranks result;
     probe(result.probes);
-    const ressvd::allocation_options budget{.budget = ressvd::uniform_budget(problem_, ratio)};
+    const std::int64_t budget = ressvd::uniform_budget(problem_, ratio);
     ressvd::allocation solution;
     if (options_.rounds > 1) {
       auto refined = refine(budget);
@@ -125,11 +122,10 @@ class sensitivity_allocation {
     return layers_[static_cast<std::size_t>(place_[j].first)].matrices[place_[j].second];
   }
 
-  model_ranks model_ranks_of(std::span<const ressvd::stored_rank> stored) const {
+  model_ranks model_ranks_of(std::span<const ressvd::rank_choice> stored) const {
     model_ranks ranks(layers_.size());
     for (std::size_t j = 0; j < place_.size(); ++j) {
-      ranks[static_cast<std::size_t>(place_[j].first)].push_back(
-          stored[j].dense ? matrix_rank{} : matrix_rank{.dense = false, .rank = stored[j].rank});
+      ranks[static_cast<std::size_t>(place_[j].first)].push_back(stored[j]);
     }
     return ranks;
   }
@@ -185,14 +181,14 @@ class sensitivity_allocation {
   void bend(std::size_t j, const ressvd::matrix_probe& probe) {
     const ressvd::probe_point& first = probe.points.front();
     auto curved = ressvd::curve_spectrum(problem_[j], probe.exponent, first.rank);
-    energies_[j] = std::move(curved.energies);
-    problem_[j].energies = energies_[j];
+    spectra_[j] = std::move(curved.singular_values);
+    problem_[j].singular_values = spectra_[j];
     problem_[j].tail_energy = curved.tail_energy;
     problem_[j].sensitivity = (std::max)(first.error, 0.0) / first.truncated_energy;
   }
 
   // Further probes at the solution itself, accepted by the held-out samples.
-  ressvd::refined_allocation refine(const ressvd::allocation_options& budget) {
+  ressvd::refined_allocation refine(std::int64_t budget) {
     if (heldout_.count() == 0) {
       throw usage_error("--rounds above 1 needs held-out samples to judge the rounds");
     }
@@ -202,7 +198,7 @@ class sensitivity_allocation {
     std::int64_t reached = 0;
     progress bar("probing again",
                  (options_.rounds - 1) * static_cast<std::int64_t>(place_.size() + 1));
-    const auto evaluate = [&](std::span<const ressvd::stored_rank> stored, std::int64_t changed) {
+    const auto evaluate = [&](std::span<const ressvd::rank_choice> stored, std::int64_t changed) {
       const model_ranks ranks = model_ranks_of(stored);
       bar.advance();
       if (changed == ressvd::no_matrix) {
@@ -219,7 +215,7 @@ class sensitivity_allocation {
       return bench_.mean_divergence(original_,
                                     bench_.final_compressed(before, layer, samples_.length, ranks));
     };
-    const auto validate = [&](std::span<const ressvd::stored_rank> stored) {
+    const auto validate = [&](std::span<const ressvd::rank_choice> stored) {
       return divergence(heldout_, heldout_original, model_ranks_of(stored));
     };
     return ressvd::refine_allocation(problem_, budget, evaluate, validate,
@@ -232,7 +228,7 @@ class sensitivity_allocation {
   const sample_set& heldout_;
   hidden_states original_; // final states of the probe samples
   std::vector<factored_layer> layers_;
-  std::vector<std::vector<double>> energies_;
+  std::vector<std::vector<double>> spectra_;
   std::vector<std::pair<std::int64_t, std::size_t>> place_; // of matrix j: layer, module
   std::vector<ressvd::allocation_matrix> problem_;
 };

@@ -6,7 +6,8 @@
 #include <cstdint>
 #include <vector>
 
-#include <ressvd/layer_ratio/layer_ratio.hpp>
+#include <ressvd/layer_ratio/last_layers.hpp>
+#include <ressvd/layer_ratio/rank_choice.hpp>
 
 #include "compress/options.hpp"
 #include "io/checkpoint.hpp"
@@ -15,16 +16,8 @@
 
 namespace ressvd_llm {
 
-// One matrix: kept as it is, or replaced by two factors of this rank.
-struct matrix_rank {
-  bool dense = true;
-  std::int64_t rank = 0;
-
-  friend bool operator==(const matrix_rank&, const matrix_rank&) = default;
-};
-
 // ranks[layer][module], modules in the order of linear_modules.
-using model_ranks = std::vector<std::vector<matrix_rank>>;
+using model_ranks = std::vector<std::vector<ressvd::rank_choice>>;
 
 std::int64_t matrix_parameters(const linear_module& module);
 std::vector<std::int64_t> layer_parameters(const model_config& config);

@@ -80,7 +80,7 @@ bool mixed_cholesky_qr_pass(B& be, block_of<B> c) {
 }
 
 /// c: m × k, m ≥ k, becomes an orthonormal basis whose leading columns span what c's leading
-/// columns span, for every count of them; where c is rank-deficient the basis is completed.
+/// columns span, for every count of them. A rank-deficient c is completed to a basis.
 template <backend B>
 void orthonormalize(B& be, block_of<B> c) {
   auto frame = be.frame();
