@@ -170,8 +170,7 @@ class compressor_on final : public compressor {
   pair truncated_fit(const view& w, wide_block gram, wide_block target,
                      const ressvd::whitening<B>& metric, std::int64_t rank) {
     const auto fitted = ressvd::shifted_weights(be_, w, gram, target, options_.ridge);
-    const auto basis =
-        ressvd::truncated_svd(be_, fitted.view(), {}, metric.metric(), {.rank = rank});
+    const auto basis = ressvd::truncated_svd(be_, fitted.view(), {}, metric.metric(), rank);
     return ressvd::slice(be_, fitted.view(), basis, rank);
   }
 
