@@ -13,14 +13,14 @@
 
 #include <ressvd/version.hpp>
 
-#include "compress/calibration.hpp"
-#include "compress/choose.hpp"
+#include "compress/samples.hpp"
+#include "compress/rank_selection.hpp"
 #include "compress/gram_file.hpp"
-#include "compress/memory.hpp"
-#include "compress/output.hpp"
-#include "compress/plan.hpp"
-#include "compress/update.hpp"
-#include "compress/workbench.hpp"
+#include "compress/memory_estimate.hpp"
+#include "compress/write_checkpoint.hpp"
+#include "compress/model_ranks.hpp"
+#include "compress/sequential_refit.hpp"
+#include "compress/model_passes.hpp"
 #include "io/checkpoint_writer.hpp"
 #include "io/error.hpp"
 #include "model/evaluation.hpp"

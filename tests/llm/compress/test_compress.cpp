@@ -12,11 +12,11 @@
 
 #include <nlohmann/json.hpp>
 
-#include "compress/calibration.hpp"
+#include "compress/samples.hpp"
 #include "compress/compress.hpp"
-#include "compress/output.hpp"
+#include "compress/write_checkpoint.hpp"
 #include "compress/scratch_file.hpp"
-#include "compress/workbench.hpp"
+#include "compress/model_passes.hpp"
 #include "io/error.hpp"
 #include "llm/io/temporary.hpp"
 #include "llm/model/fixture.hpp"

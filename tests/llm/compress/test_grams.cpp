@@ -18,9 +18,9 @@
 
 #include <ressvd/compiled.hpp>
 
-#include "compress/calibration.hpp"
+#include "compress/samples.hpp"
 #include "compress/compress.hpp"
-#include "compress/workbench.hpp"
+#include "compress/model_passes.hpp"
 #include "io/error.hpp"
 #include "llm/io/temporary.hpp"
 #include "llm/model/fixture.hpp"

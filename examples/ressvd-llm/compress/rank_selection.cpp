@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "compress/choose.hpp"
+#include "compress/rank_selection.hpp"
 
 #include <algorithm>
 #include <span>

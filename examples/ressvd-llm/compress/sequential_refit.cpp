@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "compress/update.hpp"
+#include "compress/sequential_refit.hpp"
 
 #include <algorithm>
 #include <cstddef>

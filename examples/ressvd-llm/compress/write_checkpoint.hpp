@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "compress/options.hpp"
-#include "compress/plan.hpp"
+#include "compress/model_ranks.hpp"
 #include "io/checkpoint_writer.hpp"
 #include "model/language_model.hpp"
 

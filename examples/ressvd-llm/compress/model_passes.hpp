@@ -10,12 +10,12 @@
 #include <string>
 #include <vector>
 
-#include "compress/calibration.hpp"
-#include "compress/compressor.hpp"
+#include "compress/samples.hpp"
+#include "compress/factoring.hpp"
 #include "compress/factored_layer.hpp"
 #include "compress/gram_file.hpp"
 #include "compress/options.hpp"
-#include "compress/plan.hpp"
+#include "compress/model_ranks.hpp"
 #include "model/forward.hpp"
 #include "model/language_model.hpp"
 

@@ -15,7 +15,7 @@
 
 #include <ressvd/algorithms.hpp>
 
-#include "compress/compressor.hpp"
+#include "compress/factoring.hpp"
 
 namespace ressvd_llm {
 

@@ -3,7 +3,7 @@
 
 #include <ressvd/cuda.hpp>
 
-#include "compress/compressor_on.hpp"
+#include "compress/factoring_on_backend.hpp"
 
 namespace ressvd_llm {
 

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "compress/calibration.hpp"
-#include "compress/plan.hpp"
-#include "compress/workbench.hpp"
+#include "compress/samples.hpp"
+#include "compress/model_ranks.hpp"
+#include "compress/model_passes.hpp"
 
 namespace ressvd_llm {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "compress/output.hpp"
+#include "compress/write_checkpoint.hpp"
 
 #include <array>
 #include <set>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "compress/workbench.hpp"
+#include "compress/model_passes.hpp"
 
 #include <algorithm>
 #include <cmath>

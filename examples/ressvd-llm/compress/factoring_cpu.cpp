@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "compress/compressor.hpp"
+#include "compress/factoring.hpp"
 
 #include <utility>
 
 #include <ressvd/compiled.hpp>
 
-#include "compress/compressor_on.hpp"
+#include "compress/factoring_on_backend.hpp"
 #include "io/error.hpp"
 
 namespace ressvd_llm {

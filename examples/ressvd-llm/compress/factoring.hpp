@@ -14,7 +14,7 @@
 
 #include "compress/factored_layer.hpp"
 #include "compress/options.hpp"
-#include "compress/plan.hpp"
+#include "compress/model_ranks.hpp"
 #include "io/checkpoint.hpp"
 #include "io/config.hpp"
 #include "model/forward.hpp"

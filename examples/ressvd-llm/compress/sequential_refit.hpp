@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "compress/workbench.hpp"
+#include "compress/model_passes.hpp"
 
 namespace ressvd_llm {
 
