@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/layer_ratio/last_layers.hpp"
 #include "ressvd/residual/residual_compensation.hpp"
 #include "support.hpp"
 

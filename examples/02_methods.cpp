@@ -106,7 +106,7 @@ void run() {
   const auto tempered = ressvd::whiten_power(be, gram.gram(), 0.6);
 
   const view w = ressvd::row_major(std::as_const(weights).data(), out, in);
-  const ressvd::rank_target target{.ratio = 0.5};
+  const ressvd::method_target target{.ratio = 0.5};
   std::printf("%-28s %10s %12s %12s %12s\n", "share lost", "weights", "calibration", "other tokens",
               "shifted in");
   const auto original = outputs_of(weights, x);

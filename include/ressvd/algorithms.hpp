@@ -4,9 +4,11 @@
 #pragma once
 
 #include "ressvd/core.hpp"
-#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/layer_ratio/importance.hpp"
+#include "ressvd/layer_ratio/last_layers.hpp"
 #include "ressvd/layer_ratio/probe.hpp"
 #include "ressvd/layer_ratio/rank_allocation.hpp"
+#include "ressvd/layer_ratio/rank_choice.hpp"
 #include "ressvd/layer_ratio/refine_allocation.hpp"
 #include "ressvd/methods/adasvd.hpp"
 #include "ressvd/methods/asvd.hpp"

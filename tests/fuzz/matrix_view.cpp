@@ -168,7 +168,7 @@ void compress(input& in) {
   const any_view<double> gram(in);
   const any_view<ressvd::half> out(in);
   const std::uint8_t choice = in.byte();
-  ressvd::rank_target target;
+  ressvd::method_target target;
   if (choice & 1) target.rank = in.number();
   if (choice & 2) target.ratio = in.real();
   if (choice & 4) target.rounding.multiple = in.number();
@@ -237,7 +237,7 @@ void choose_rank(input& in) {
       rows, cols, in.real(),
       {.multiple = in.number(), .towards = static_cast<ressvd::rounding>(in.byte() % 3)});
   fuzz::require(choice.rank >= 1 && choice.rank <= (std::min)(rows, cols));
-  fuzz::require(choice.dense || choice.achieved_ratio >= 0);
+  fuzz::require(ressvd::achieved_ratio(rows, cols, choice) >= 0);
   std::vector<index_t> layers(in.byte() % 8);
   for (index_t& parameters : layers)
     parameters = in.number();

@@ -15,8 +15,8 @@
 using ressvd::allocation_matrix;
 using ressvd::index_t;
 using ressvd::matrix_probe;
+using ressvd::rank_choice;
 using ressvd::storage;
-using ressvd::stored_rank;
 
 namespace {
 
@@ -38,12 +38,12 @@ struct model {
     truth.push_back(sensitivity);
   }
 
-  double lost(std::size_t j, const stored_rank& stored) const {
+  double lost(std::size_t j, const rank_choice& stored) const {
     return stored.dense ? 0 : ressvd::truncated_energy(spectra[j], stored.rank);
   }
 
   /// The error of the model if losses simply add up.
-  double additive(std::span<const stored_rank> ranks) const {
+  double additive(std::span<const rank_choice> ranks) const {
     double error = 0;
     for (std::size_t j = 0; j < ranks.size(); ++j)
       error += truth[j] * lost(j, ranks[j]);
@@ -212,11 +212,11 @@ TEST_CASE("rounds leave a solution alone that needs no correction", "[refine_all
   index_t next = ressvd::no_matrix;
   const auto refined = ressvd::refine_allocation(
       m.matrices, {.budget = budget},
-      [&](std::span<const stored_rank> ranks, index_t changed) {
+      [&](std::span<const rank_choice> ranks, index_t changed) {
         CHECK(changed == next++); // the solution first, then the matrices in order
         return m.additive(ranks);
       },
-      [&](std::span<const stored_rank> ranks) { return m.additive(ranks); }, {.rounds = 3});
+      [&](std::span<const rank_choice> ranks) { return m.additive(ranks); }, {.rounds = 3});
   CHECK(next == 15);
   CHECK(refined.solution.ranks == ressvd::allocate_ranks(m.matrices, {.budget = budget}).ranks);
   CHECK(refined.attempts.size() == 1);
@@ -228,10 +228,10 @@ TEST_CASE("rounds correct wrong sensitivities within the trust region", "[refine
   for (unsigned seed = 10; seed < 20; ++seed) {
     const model m = random_model(seed, 20); // all sensitivities assumed 1, off by up to e³
     const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
-    const auto measure = [&](std::span<const stored_rank> ranks, index_t) {
+    const auto measure = [&](std::span<const rank_choice> ranks, index_t) {
       return m.additive(ranks);
     };
-    const auto validate = [&](std::span<const stored_rank> ranks) { return m.additive(ranks); };
+    const auto validate = [&](std::span<const rank_choice> ranks) { return m.additive(ranks); };
     const auto first = ressvd::allocate_ranks(m.matrices, {.budget = budget});
     const auto refined = ressvd::refine_allocation(m.matrices, {.budget = budget}, measure,
                                                    validate, {.rounds = 4, .trust = 2});
@@ -261,11 +261,11 @@ TEST_CASE("a held-out error that does not improve keeps the first solution",
   int evaluations = 0;
   const auto refined = ressvd::refine_allocation(
       m.matrices, {.budget = budget},
-      [&](std::span<const stored_rank> ranks, index_t) {
+      [&](std::span<const rank_choice> ranks, index_t) {
         ++evaluations;
         return m.additive(ranks);
       },
-      [&](std::span<const stored_rank> ranks) {
+      [&](std::span<const rank_choice> ranks) {
         return std::ranges::equal(ranks, first.ranks) ? 1.0 : 2.0;
       },
       {.rounds = 5, .trust = 16, .attempts = 3});
@@ -284,9 +284,9 @@ TEST_CASE("rounds refuse errors that are not finite", "[refine_allocation]") {
   model m = random_model(8, 4);
   m.matrices[2].name = "gate";
   const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
-  const auto one = [](std::span<const stored_rank>) { return 1.0; };
+  const auto one = [](std::span<const rank_choice>) { return 1.0; };
   const auto measure = [&](double solution, double probe) {
-    return [=](std::span<const stored_rank>, index_t changed) {
+    return [=](std::span<const rank_choice>, index_t changed) {
       return changed == ressvd::no_matrix ? solution : changed == 2 ? probe : 1.0;
     };
   };
@@ -296,7 +296,7 @@ TEST_CASE("rounds refuse errors that are not finite", "[refine_allocation]") {
   CHECK_THROWS_WITH(refine(measure(not_a_number, 1), one), contains_text("the solution"));
   CHECK_THROWS_WITH(refine(measure(1, infinity), one), contains_text("matrix 2 (gate)"));
   CHECK_THROWS_WITH(
-      refine(measure(1, 1), [](std::span<const stored_rank>) { return not_a_number; }),
+      refine(measure(1, 1), [](std::span<const rank_choice>) { return not_a_number; }),
       contains_text("round 0 is nan"));
   CHECK_THROWS_WITH(refine(measure(1, 1), one, {.trust = 1}), contains_text("trust 1"));
 }

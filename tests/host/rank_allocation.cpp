@@ -18,8 +18,8 @@ using ressvd::allocation_limit;
 using ressvd::allocation_matrix;
 using ressvd::allocation_options;
 using ressvd::index_t;
+using ressvd::rank_choice;
 using ressvd::storage;
-using ressvd::stored_rank;
 
 namespace {
 
@@ -90,9 +90,9 @@ model small_model(generator& random) {
 }
 
 /// Every storage the constraints allow, from their definition.
-std::vector<stored_rank> choices(const allocation_matrix& matrix, double max_rank_share) {
+std::vector<rank_choice> choices(const allocation_matrix& matrix, double max_rank_share) {
   const index_t m = matrix.rows, n = matrix.cols;
-  std::vector<stored_rank> all;
+  std::vector<rank_choice> all;
   const bool pinned = matrix.stored == storage::dense || std::isinf(matrix.sensitivity);
   for (index_t r = 1; !pinned && r <= static_cast<index_t>(matrix.energies.size()); ++r) {
     const double share = static_cast<double>(r * (m + n)) / static_cast<double>(m * n);
@@ -104,18 +104,18 @@ std::vector<stored_rank> choices(const allocation_matrix& matrix, double max_ran
   return all;
 }
 
-index_t cost_of(const allocation_matrix& matrix, const stored_rank& stored) {
+index_t cost_of(const allocation_matrix& matrix, const rank_choice& stored) {
   return stored.dense ? matrix.rows * matrix.cols : stored.rank * (matrix.rows + matrix.cols);
 }
 
-double loss_of(const allocation_matrix& matrix, const stored_rank& stored) {
+double loss_of(const allocation_matrix& matrix, const rank_choice& stored) {
   if (stored.dense) return 0;
   const auto from = matrix.energies.begin() + stored.rank;
   return matrix.sensitivity * std::accumulate(from, matrix.energies.end(), matrix.tail_energy);
 }
 
 bool feasible(const std::vector<allocation_matrix>& matrices, const allocation_options& options,
-              const std::vector<stored_rank>& ranks) {
+              const std::vector<rank_choice>& ranks) {
   index_t total = 0;
   std::vector<index_t> layers(options.layer_budgets.size(), 0);
   for (std::size_t j = 0; j < matrices.size(); ++j) {
@@ -134,7 +134,7 @@ bool feasible(const std::vector<allocation_matrix>& matrices, const allocation_o
 std::optional<double> brute_force(const std::vector<allocation_matrix>& matrices,
                                   const allocation_options& options) {
   std::optional<double> best;
-  std::vector<std::vector<stored_rank>> all;
+  std::vector<std::vector<rank_choice>> all;
   for (const auto& matrix : matrices)
     all.push_back(choices(matrix, options.max_rank_share));
   std::vector<index_t> layers(options.layer_budgets.begin(), options.layer_budgets.end());
@@ -144,7 +144,7 @@ std::optional<double> brute_force(const std::vector<allocation_matrix>& matrices
       best = std::min(best.value_or(loss), loss);
       return;
     }
-    for (const stored_rank& stored : all[j]) {
+    for (const rank_choice& stored : all[j]) {
       const index_t cost = cost_of(matrices[j], stored);
       const bool bounded = !layers.empty() && matrices[j].layer >= 0;
       index_t* const layer =
@@ -260,7 +260,7 @@ TEST_CASE("the bound is the dual function at the price, and its maximum", "[rank
       double value = -price * static_cast<double>(budget);
       for (const auto& matrix : m.matrices) {
         double least = infinity;
-        for (const stored_rank& stored : choices(matrix, 1))
+        for (const rank_choice& stored : choices(matrix, 1))
           least = std::min(least, loss_of(matrix, stored) +
                                       price * static_cast<double>(cost_of(matrix, stored)));
         value += least;
@@ -342,7 +342,7 @@ TEST_CASE("never above the uniform ratio nor the last k layers", "[rank_allocati
         m.matrices[j].sensitivity = 1;
       }
     for (const double ratio : {0.2, 0.5}) {
-      std::vector<std::vector<stored_rank>> known{ressvd::uniform_ranks(m.matrices, ratio)};
+      std::vector<std::vector<rank_choice>> known{ressvd::uniform_ranks(m.matrices, ratio)};
       for (const auto& [k, layer_ratio] : ressvd::last_layer_candidates(8, ratio))
         known.push_back(ressvd::last_layers_ranks(m.matrices, 8, k, ratio));
       for (const auto& start : known) {
@@ -443,7 +443,7 @@ TEST_CASE("branching beats the greedy where a jump blocks the better one", "[ran
 TEST_CASE("looking ahead to dense beats the order of single ranks", "[rank_allocation]") {
   // The order of c σ²_i / (m+n), one rank at a time, dense only once the rank reaches ⌊α⌋.
   const auto rank_by_rank = [](const std::vector<allocation_matrix>& matrices, index_t budget) {
-    std::vector<stored_rank> ranks(matrices.size(), {.rank = 1, .dense = false});
+    std::vector<rank_choice> ranks(matrices.size(), {.rank = 1, .dense = false});
     const auto saving = [&](std::size_t j) {
       const auto& matrix = matrices[j];
       if (ranks[j].dense) return -1.0;
@@ -458,7 +458,7 @@ TEST_CASE("looking ahead to dense beats the order of single ranks", "[rank_alloc
         if (!full[j] && (!best || saving(j) > saving(*best))) best = j;
       if (!best || saving(*best) < 0) return ranks;
       const auto& matrix = matrices[*best];
-      stored_rank next{.rank = ranks[*best].rank + 1, .dense = false};
+      rank_choice next{.rank = ranks[*best].rank + 1, .dense = false};
       if (next.rank > ressvd::largest_saving_rank(matrix.rows, matrix.cols))
         next = {.rank = std::min(matrix.rows, matrix.cols), .dense = true};
       const index_t cost = cost_of(matrix, next) - cost_of(matrix, ranks[*best]);
@@ -545,7 +545,7 @@ TEST_CASE("degenerate problems", "[rank_allocation]") {
     generator random{10};
     const model m = llama_like(random, 2, 24);
     const allocation result = ressvd::allocate_ranks(m.matrices, {.budget = ressvd::unlimited});
-    CHECK(std::ranges::all_of(result.ranks, &stored_rank::dense));
+    CHECK(std::ranges::all_of(result.ranks, &rank_choice::dense));
     CHECK(result.loss == 0);
     CHECK(result.price == 0);
   }
@@ -554,7 +554,7 @@ TEST_CASE("degenerate problems", "[rank_allocation]") {
     m.add({.name = "query", .rows = 10, .cols = 8}, power_law(8, 1));
     m.add({.name = "key", .rows = 10, .cols = 8, .min_rank = 2}, power_law(8, 1));
     const allocation result = ressvd::allocate_ranks(m.matrices, {.budget = 54});
-    CHECK(result.ranks == std::vector<stored_rank>{{1, false}, {2, false}});
+    CHECK(result.ranks == std::vector<rank_choice>{{1, false}, {2, false}});
     CHECK(result.loss_bound <= result.loss);
     CHECK_THROWS_WITH(ressvd::allocate_ranks(m.matrices, {.budget = 53}),
                       contains_text("at least 54 parameters and the budget is 53"));
@@ -570,7 +570,7 @@ TEST_CASE("degenerate problems", "[rank_allocation]") {
     model m;
     m.add({.rows = 40, .cols = 40}, power_law(40, 3));
     CHECK(ressvd::allocate_ranks(m.matrices, {.budget = 1000}).ranks[0] ==
-          stored_rank{.rank = 12, .dense = false});
+          rank_choice{.rank = 12, .dense = false});
   }
 }
 
@@ -593,7 +593,7 @@ TEST_CASE("what decided each rank is reported", "[rank_allocation]") {
                                       allocation_limit::lowest_rank, allocation_limit::highest_rank,
                                       allocation_limit::none, allocation_limit::layer_budget});
   CHECK(result.ranks ==
-        std::vector<stored_rank>{
+        std::vector<rank_choice>{
             {64, true}, {11, false}, {5, false}, {9, false}, {64, true}, {7, false}});
   CHECK(result.layer_prices[0] > result.price);
 }
@@ -690,8 +690,8 @@ TEST_CASE("a start outside the constraints is refused", "[rank_allocation]") {
          .stored = storage::low_rank},
         power_law(20, 1));
   const std::vector<index_t> layer_budgets{200};
-  const auto solve = [&](stored_rank start, index_t budget) {
-    const std::vector<stored_rank> starts{start};
+  const auto solve = [&](rank_choice start, index_t budget) {
+    const std::vector<rank_choice> starts{start};
     return ressvd::allocate_ranks(
         m.matrices, {.budget = budget, .layer_budgets = layer_budgets, .start = starts});
   };

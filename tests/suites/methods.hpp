@@ -22,7 +22,7 @@
 namespace methods_suite {
 
 using namespace support;
-using ressvd::rank_target;
+using ressvd::method_target;
 using ressvd::svd_algorithm;
 namespace methods = ressvd::methods;
 
@@ -452,7 +452,7 @@ TEMPLATE_LIST_TEST_CASE("every method takes any storage and layout of W", "[meth
     INFO(storage_name<U>());
     const layer<TestType> l(be, 11, 15, 21, x);
     const dense stored = rounded<T>(rounded<U>(l.p.w));
-    const rank_target target{.rank = 5};
+    const method_target target{.rank = 5};
     const auto run = [&](auto w) {
       std::vector<dense> results;
       const auto keep = [&](const auto& result) {
@@ -490,7 +490,7 @@ TEMPLATE_LIST_TEST_CASE("the same call twice gives the same bits", "[methods][lo
   auto other = make_backend<TestType>();
   const dense x = activations(40, 120, 22, {.outlier_channels = 2});
   const layer<TestType> l(be, 70, 40, 23, x);
-  const rank_target target{.ratio = 0.4};
+  const method_target target{.ratio = 0.4};
   for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
     const auto run = [&](TestType& backend) {
       std::vector<pair_values> results;
@@ -525,7 +525,7 @@ TEMPLATE_LIST_TEST_CASE("a ratio asks for the rank that reaches it", "[methods]"
   auto be = make_backend<TestType>();
   const dense x = mild_activations(40, 24);
   const layer<TestType> l(be, 60, 40, 25, x);
-  const auto rank = [&](const rank_target& target) {
+  const auto rank = [&](const method_target& target) {
     const auto report = methods::svd(be, l.w(), l.everything(), {.target = target}).report;
     CHECK(report.compression_ratio ==
           Approx(1 - static_cast<double>(report.rank) * 100 / 2400).margin(1e-15));
@@ -549,26 +549,26 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of the methods are refused", "[methods]", t
   const dense x = mild_activations(8, 26);
   const layer<TestType> l(be, 6, 8, 27, x);
   const auto everything = l.everything();
-  const rank_target two{.rank = 2};
+  const method_target two{.rank = 2};
 
   // Every method checks its target and its W alike.
-  const std::vector<std::function<void(view, const calibration&, const rank_target&)>> all{
-      [&](view w, const calibration& c, const rank_target& t) {
+  const std::vector<std::function<void(view, const calibration&, const method_target&)>> all{
+      [&](view w, const calibration& c, const method_target& t) {
         methods::svd(be, w, c, {.target = t});
       },
-      [&](view w, const calibration& c, const rank_target& t) {
+      [&](view w, const calibration& c, const method_target& t) {
         methods::fwsvd(be, w, c, {.target = t});
       },
-      [&](view w, const calibration& c, const rank_target& t) {
+      [&](view w, const calibration& c, const method_target& t) {
         methods::asvd(be, w, c, {.target = t});
       },
-      [&](view w, const calibration& c, const rank_target& t) {
+      [&](view w, const calibration& c, const method_target& t) {
         methods::svd_llm(be, w, c, {.target = t});
       },
-      [&](view w, const calibration& c, const rank_target& t) {
+      [&](view w, const calibration& c, const method_target& t) {
         methods::adasvd(be, w, c, {.target = t});
       },
-      [&](view w, const calibration& c, const rank_target& t) {
+      [&](view w, const calibration& c, const method_target& t) {
         methods::ressvd(be, w, c, {.target = t});
       },
   };

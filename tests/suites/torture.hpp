@@ -23,7 +23,7 @@
 namespace torture_suite {
 
 using namespace support;
-using ressvd::rank_target;
+using ressvd::method_target;
 using ressvd::svd_algorithm;
 namespace methods = ressvd::methods;
 
@@ -73,7 +73,7 @@ std::vector<outcome> run_all(B& be, const dense& w, statistics<B>& known, index_
                              svd_algorithm algorithm) {
   using T = typename B::scalar;
   const placed<T, B> pw(be, w, layout::row_major, 1);
-  const rank_target target{.rank = rank};
+  const method_target target{.rank = rank};
   const auto data = known.all();
   std::vector<outcome> outcomes;
   const auto keep = [&](const char* name, const auto& result) {

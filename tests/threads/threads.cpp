@@ -51,7 +51,7 @@ std::vector<support::dense> compress_all(const support::dense& w, const support:
     results.push_back(values_of(be, pair.u));
     results.push_back(values_of(be, pair.v));
   };
-  const ressvd::rank_target target{.rank = rank};
+  const ressvd::method_target target{.rank = rank};
   for (const auto algorithm :
        {ressvd::svd_algorithm::exact, ressvd::svd_algorithm::gram, ressvd::svd_algorithm::subspace,
         ressvd::svd_algorithm::deflated_gram}) {

@@ -16,7 +16,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include <ressvd/layer_ratio/layer_ratio.hpp>
+#include <ressvd/layer_ratio/rank_choice.hpp>
 
 #include "io/error.hpp"
 #include "io/json_text.hpp"
@@ -75,9 +75,9 @@ kept_share kept_of(const nlohmann::json& matrix) {
     std::from_chars(digits, name.data() + name.size(), kept.layer);
   }
   if (!matrix.at("rank").is_null()) {
-    kept.share = 1 - ressvd::ratio_of_rank(matrix.at("rows").get<std::int64_t>(),
-                                           matrix.at("cols").get<std::int64_t>(),
-                                           matrix.at("rank").get<std::int64_t>());
+    kept.share = 1 - ressvd::achieved_ratio(matrix.at("rows").get<std::int64_t>(),
+                                            matrix.at("cols").get<std::int64_t>(),
+                                            {.rank = matrix.at("rank").get<std::int64_t>()});
   }
   return kept;
 }

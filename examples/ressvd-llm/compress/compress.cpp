@@ -73,7 +73,7 @@ ordered_json loss_of(double lost, double total) {
 
 // What became of one matrix. Losses are known where the basis' projection was kept: not after a
 // closed-form update, and the activation loss only in the projections whose Gram was still there.
-ordered_json describe(const factored_matrix& m, const matrix_rank& chosen,
+ordered_json describe(const factored_matrix& m, const ressvd::rank_choice& chosen,
                       const compress_options& options, bool updated) {
   ordered_json json{{"name", m.module.prefix}, {"rows", m.module.out}, {"cols", m.module.in}};
   if (chosen.dense) {

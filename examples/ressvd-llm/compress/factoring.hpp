@@ -59,7 +59,8 @@ class compressor {
                                std::int64_t features) = 0;
   // Replaces matrices first to last, which read that input, by factors fitted to it.
   virtual void fit(layer_weights& weights, const factored_layer& bases,
-                   const std::vector<matrix_rank>& ranks, std::size_t first, std::size_t last) = 0;
+                   const std::vector<ressvd::rank_choice>& ranks, std::size_t first,
+                   std::size_t last) = 0;
 
   virtual fallback_report fallbacks() const = 0;
 };

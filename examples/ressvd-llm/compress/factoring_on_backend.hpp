@@ -117,7 +117,8 @@ class compressor_on final : public compressor {
   }
 
   void fit(layer_weights& weights, const factored_layer& bases,
-           const std::vector<matrix_rank>& ranks, std::size_t first, std::size_t last) override {
+           const std::vector<ressvd::rank_choice>& ranks, std::size_t first,
+           std::size_t last) override {
     wide be64(be_);
     auto frame = be64.frame();
     const auto gram = shifted_->gram();

@@ -126,7 +126,7 @@ void workbench::replace(layer_weights& weights, const factored_matrix& matrix, s
 }
 
 layer_weights workbench::compressed_layer(const factored_layer& bases,
-                                          const std::vector<matrix_rank>& ranks) {
+                                          const std::vector<ressvd::rank_choice>& ranks) {
   layer_weights weights = model_.layer(bases.index);
   for (std::size_t i = 0; i < ranks.size(); ++i) {
     if (!ranks[i].dense) replace(weights, bases.matrices[i], ranks[i].rank);
@@ -135,9 +135,9 @@ layer_weights workbench::compressed_layer(const factored_layer& bases,
 }
 
 layer_weights workbench::compressed_layer(std::int64_t layer,
-                                          const std::vector<matrix_rank>& ranks) {
+                                          const std::vector<ressvd::rank_choice>& ranks) {
   const bool intact =
-      std::all_of(ranks.begin(), ranks.end(), [](const matrix_rank& r) { return r.dense; });
+      std::all_of(ranks.begin(), ranks.end(), [](const ressvd::rank_choice& r) { return r.dense; });
   if (intact) return model_.layer(layer);
   return compressed_layer(store_->load(config(), layer), ranks);
 }

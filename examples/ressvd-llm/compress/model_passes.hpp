@@ -54,8 +54,8 @@ class workbench {
 
   // The layer with its matrices at these ranks.
   layer_weights compressed_layer(const factored_layer& bases,
-                                 const std::vector<matrix_rank>& ranks);
-  layer_weights compressed_layer(std::int64_t layer, const std::vector<matrix_rank>& ranks);
+                                 const std::vector<ressvd::rank_choice>& ranks);
+  layer_weights compressed_layer(std::int64_t layer, const std::vector<ressvd::rank_choice>& ranks);
   // One matrix of a layer replaced.
   void replace(layer_weights& weights, const factored_matrix& matrix, std::int64_t rank);
 

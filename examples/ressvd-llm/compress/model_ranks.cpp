@@ -11,11 +11,9 @@
 namespace ressvd_llm {
 namespace {
 
-matrix_rank rank_at(const linear_module& module, double ratio, const compress_options& options) {
-  const auto choice =
-      ressvd::rank_for_ratio(module.out, module.in, ratio, {.multiple = options.rank_multiple});
-  if (choice.dense) return {};
-  return {.dense = false, .rank = choice.rank};
+ressvd::rank_choice rank_at(const linear_module& module, double ratio,
+                            const compress_options& options) {
+  return ressvd::rank_for_ratio(module.out, module.in, ratio, {.multiple = options.rank_multiple});
 }
 
 } // namespace
@@ -95,7 +93,7 @@ candidate_ranks ranks_of_all(const std::vector<ressvd::layer_candidate>& candida
       }
       for (const auto& candidate : candidates) {
         if (layer < config.layers - candidate.layers) continue;
-        const matrix_rank choice = rank_at(module, candidate.ratio, options);
+        const ressvd::rank_choice choice = rank_at(module, candidate.ratio, options);
         if (!choice.dense) ranks.insert(choice.rank);
       }
       all[layer].emplace_back(ranks.begin(), ranks.end());
@@ -110,9 +108,8 @@ double achieved_ratio(const model_ranks& ranks, const model_config& config) {
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const auto modules = linear_modules(config, layer);
     for (std::size_t i = 0; i < modules.size(); ++i) {
-      const matrix_rank& r = ranks[layer][i];
       all += matrix_parameters(modules[i]);
-      kept += r.dense ? matrix_parameters(modules[i]) : r.rank * (modules[i].out + modules[i].in);
+      kept += ressvd::kept_parameters(modules[i].out, modules[i].in, ranks[layer][i]);
     }
   }
   return 1 - static_cast<double>(kept) / static_cast<double>(all);

@@ -7,7 +7,8 @@
 #include <cstdint>
 #include <vector>
 
-#include <ressvd/layer_ratio/layer_ratio.hpp>
+#include <ressvd/layer_ratio/last_layers.hpp>
+#include <ressvd/layer_ratio/rank_choice.hpp>
 
 #include "compress/options.hpp"
 #include "io/checkpoint.hpp"
@@ -37,16 +38,8 @@ class per_matrix {
   std::vector<std::vector<T>> layers_;
 };
 
-// One matrix: kept as it is, or replaced by two factors of this rank.
-struct matrix_rank {
-  bool dense = true;
-  std::int64_t rank = 0;
-
-  friend bool operator==(const matrix_rank&, const matrix_rank&) = default;
-};
-
-using layer_ranks = std::vector<matrix_rank>;
-using model_ranks = per_matrix<matrix_rank>;
+using layer_ranks = std::vector<ressvd::rank_choice>;
+using model_ranks = per_matrix<ressvd::rank_choice>;
 
 // The ranks at which one matrix may be sliced, descending. None: it stays as it is.
 using rank_list = std::vector<std::int64_t>;

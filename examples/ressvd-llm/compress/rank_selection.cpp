@@ -125,11 +125,10 @@ class sensitivity_allocation {
     return layers_[static_cast<std::size_t>(place_[j].first)].matrices[place_[j].second];
   }
 
-  model_ranks model_ranks_of(std::span<const ressvd::stored_rank> stored) const {
+  model_ranks model_ranks_of(std::span<const ressvd::rank_choice> stored) const {
     model_ranks ranks(layers_.size());
     for (std::size_t j = 0; j < place_.size(); ++j) {
-      ranks[static_cast<std::size_t>(place_[j].first)].push_back(
-          stored[j].dense ? matrix_rank{} : matrix_rank{.dense = false, .rank = stored[j].rank});
+      ranks[static_cast<std::size_t>(place_[j].first)].push_back(stored[j]);
     }
     return ranks;
   }
@@ -202,7 +201,7 @@ class sensitivity_allocation {
     std::int64_t reached = 0;
     progress bar("probing again",
                  (options_.rounds - 1) * static_cast<std::int64_t>(place_.size() + 1));
-    const auto evaluate = [&](std::span<const ressvd::stored_rank> stored, std::int64_t changed) {
+    const auto evaluate = [&](std::span<const ressvd::rank_choice> stored, std::int64_t changed) {
       const model_ranks ranks = model_ranks_of(stored);
       bar.advance();
       if (changed == ressvd::no_matrix) {
@@ -219,7 +218,7 @@ class sensitivity_allocation {
       return bench_.mean_divergence(original_,
                                     bench_.final_compressed(before, layer, samples_.length, ranks));
     };
-    const auto validate = [&](std::span<const ressvd::stored_rank> stored) {
+    const auto validate = [&](std::span<const ressvd::rank_choice> stored) {
       return divergence(heldout_, heldout_original, model_ranks_of(stored));
     };
     return ressvd::refine_allocation(problem_, budget, evaluate, validate,

@@ -54,9 +54,10 @@ void sequential_update::observe_shifted(std::int64_t layer, const layer_weights&
   }
 }
 
-layer_weights sequential_update::update(std::int64_t layer, const std::vector<matrix_rank>& ranks) {
+layer_weights sequential_update::update(std::int64_t layer,
+                                        const std::vector<ressvd::rank_choice>& ranks) {
   layer_weights weights = bench_.model().layer(layer);
-  const auto compressed = [](const matrix_rank& r) { return !r.dense; };
+  const auto compressed = [](const ressvd::rank_choice& r) { return !r.dense; };
   if (std::any_of(ranks.begin(), ranks.end(), compressed)) {
     const factored_layer bases = bench_.store().load(bench_.config(), layer);
     for (std::size_t first = 0; first < ranks.size();) {

@@ -20,7 +20,7 @@ class sequential_update {
   sequential_update(workbench& bench, const compress_options& options, const sample_set& samples);
 
   // The updated layer. Layers are taken in order, each once.
-  layer_weights update(std::int64_t layer, const std::vector<matrix_rank>& ranks);
+  layer_weights update(std::int64_t layer, const std::vector<ressvd::rank_choice>& ranks);
 
   // Passes over a layer that was updated in an earlier run.
   void skip(std::int64_t layer, const layer_weights& updated);

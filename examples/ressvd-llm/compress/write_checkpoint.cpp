@@ -87,7 +87,7 @@ void write_description(checkpoint_writer& writer, const language_model& model,
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const auto modules = linear_modules(config, layer);
     for (std::size_t i = 0; i < modules.size(); ++i) {
-      const matrix_rank& r = ranks[static_cast<std::size_t>(layer)][i];
+      const ressvd::rank_choice& r = ranks[static_cast<std::size_t>(layer)][i];
       if (!r.dense) info.ranks[modules[i].prefix] = r.rank;
     }
   }

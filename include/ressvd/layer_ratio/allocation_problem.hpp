@@ -23,7 +23,8 @@
 
 #include "ressvd/core/error.hpp"
 #include "ressvd/core/types.hpp"
-#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/layer_ratio/last_layers.hpp"
+#include "ressvd/layer_ratio/rank_choice.hpp"
 
 namespace ressvd {
 inline namespace v0 {
@@ -47,14 +48,6 @@ struct allocation_matrix {
   storage stored = storage::free;
 };
 
-/// How one matrix is stored.
-struct stored_rank {
-  index_t rank = 0;   ///< of the factors; min(rows, cols) when dense
-  bool dense = false; ///< the matrix itself is kept
-
-  friend bool operator==(const stored_rank&, const stored_rank&) = default;
-};
-
 struct allocation_options {
   index_t budget = 0; ///< parameters all matrices together may keep
   /// Factors have at most this share of α; it sets the minimum speed-up 1/share of a factored
@@ -65,7 +58,7 @@ struct allocation_options {
   std::span<const index_t> layer_budgets = {};
   /// A known assignment that keeps to all constraints (uniform, last-k); the result loses no more
   /// than this one does. Empty for none.
-  std::span<const stored_rank> start = {};
+  std::span<const rank_choice> start = {};
   /// The search ends when the loss exceeds its lower bound by no more than this share of it …
   double gap = 1e-4;
   /// … or after this many relaxations. 1 is the plain greedy, whose loss never grows with the
@@ -75,7 +68,7 @@ struct allocation_options {
 
 /// An assignment of ranks and what it costs.
 struct allocation_point {
-  std::vector<stored_rank> ranks;
+  std::vector<rank_choice> ranks;
   double loss = 0;        ///< Σ_j c_j Σ_{i>r_j} σ²_ij
   index_t parameters = 0; ///< kept by all matrices together
 };
@@ -136,38 +129,32 @@ inline double truncated_energy(std::span<const double> energies, index_t rank,
 }
 
 /// c Σ_{i>r} σ²_i; 0 when dense.
-inline double predicted_loss(const allocation_matrix& matrix, const stored_rank& stored) {
+inline double predicted_loss(const allocation_matrix& matrix, const rank_choice& stored) {
   if (stored.dense) return 0;
   return matrix.sensitivity * truncated_energy(matrix.energies, stored.rank, matrix.tail_energy);
 }
 
-inline index_t kept_parameters(const allocation_matrix& matrix, const stored_rank& stored) {
-  return stored.dense ? matrix.rows * matrix.cols : stored.rank * (matrix.rows + matrix.cols);
-}
-
 /// Loss and parameters of any assignment of ranks, kept to constraints or not.
 inline allocation_point evaluate_allocation(std::span<const allocation_matrix> matrices,
-                                            std::span<const stored_rank> ranks) {
+                                            std::span<const rank_choice> ranks) {
   detail::require(matrices.size() == ranks.size(), ranks.size(), " ranks for ", matrices.size(),
                   " matrices");
   allocation_point point{.ranks = {ranks.begin(), ranks.end()}, .loss = 0, .parameters = 0};
   for (std::size_t j = 0; j < matrices.size(); ++j) {
     point.loss += predicted_loss(matrices[j], ranks[j]);
-    point.parameters += kept_parameters(matrices[j], ranks[j]);
+    point.parameters += kept_parameters(matrices[j].rows, matrices[j].cols, ranks[j]);
   }
   return point;
 }
 
 /// The uniform point: every matrix at the rank of `ratio`, rounded down to its multiple. No other
 /// constraint is looked at.
-inline std::vector<stored_rank> uniform_ranks(std::span<const allocation_matrix> matrices,
+inline std::vector<rank_choice> uniform_ranks(std::span<const allocation_matrix> matrices,
                                               double ratio) {
-  std::vector<stored_rank> ranks;
-  for (const allocation_matrix& matrix : matrices) {
-    const rank_choice choice =
-        rank_for_ratio(matrix.rows, matrix.cols, ratio, {.multiple = matrix.rank_multiple});
-    ranks.push_back({.rank = choice.rank, .dense = choice.dense});
-  }
+  std::vector<rank_choice> ranks;
+  for (const allocation_matrix& matrix : matrices)
+    ranks.push_back(
+        rank_for_ratio(matrix.rows, matrix.cols, ratio, {.multiple = matrix.rank_multiple}));
   return ranks;
 }
 
@@ -183,7 +170,7 @@ inline index_t uniform_budget(std::span<const allocation_matrix> matrices, doubl
 
 /// The last-k point (ERC-SVD): matrices of the last k of `layers` layers at the rank of the layer
 /// ratio, all others dense. Every matrix needs its layer. Throws where layer_ratio does.
-inline std::vector<stored_rank> last_layers_ranks(std::span<const allocation_matrix> matrices,
+inline std::vector<rank_choice> last_layers_ranks(std::span<const allocation_matrix> matrices,
                                                   index_t layers, index_t last_layers,
                                                   double overall_ratio) {
   detail::require(layers >= 1, "a model of ", layers, " layers cannot be compressed");
@@ -195,15 +182,15 @@ inline std::vector<stored_rank> last_layers_ranks(std::span<const allocation_mat
     layer_parameters[static_cast<std::size_t>(layer)] += matrices[j].rows * matrices[j].cols;
   }
   const double ratio = layer_ratio(layer_parameters, overall_ratio, last_layers);
-  std::vector<stored_rank> ranks = uniform_ranks(matrices, ratio);
+  std::vector<rank_choice> ranks = uniform_ranks(matrices, ratio);
   for (std::size_t j = 0; j < matrices.size(); ++j)
     if (matrices[j].layer < layers - last_layers)
-      ranks[j] = {.rank = (std::min)(matrices[j].rows, matrices[j].cols), .dense = true};
+      ranks[j] = keep_dense(matrices[j].rows, matrices[j].cols);
   return ranks;
 }
 
 /// The matrix with its storage fixed: a point of the problem becomes an input of the solver.
-inline allocation_matrix pinned(allocation_matrix matrix, const stored_rank& stored) {
+inline allocation_matrix pinned(allocation_matrix matrix, const rank_choice& stored) {
   if (stored.dense) {
     matrix.stored = storage::dense;
   } else {

@@ -43,7 +43,7 @@ double clearing_price(Cost&& cost, index_t budget) {
 
 /// What one relaxation found.
 struct relaxation {
-  std::vector<stored_rank> ranks;
+  std::vector<rank_choice> ranks;
   double loss = 0;
   double bound = 0; ///< no assignment of these curves loses less
   double price = 0;

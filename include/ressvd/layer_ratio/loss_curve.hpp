@@ -48,7 +48,7 @@ class loss_curve {
   bool may_be_dense() const { return may_be_dense_; }
   bool has_choice() const { return has_factors() || may_be_dense_; }
 
-  bool allows(const stored_rank& stored) const {
+  bool allows(const rank_choice& stored) const {
     if (stored.dense) return may_be_dense_;
     return stored.rank >= lowest_ && stored.rank <= highest_ && stored.rank % step_ == 0;
   }
@@ -57,15 +57,15 @@ class loss_curve {
   index_t highest() const { return highest_; }
   index_t step() const { return step_; }
 
-  index_t cost(const stored_rank& stored) const {
+  index_t cost(const rank_choice& stored) const {
     return stored.dense ? dense_cost_ : stored.rank * rank_cost_;
   }
 
   /// The choice of the fewest parameters.
-  stored_rank cheapest() const { return has_factors() ? factors(lowest_) : dense(); }
+  rank_choice cheapest() const { return has_factors() ? factors(lowest_) : dense(); }
 
   /// The choice that minimises loss + price · cost; of several the cheapest.
-  stored_rank choice_at(double price) const {
+  rank_choice choice_at(double price) const {
     if (!has_factors() || (may_be_dense_ && dense_saving_ > price)) return dense();
     index_t below = lowest_; // paid for at this price, or the lowest there is
     index_t above = knee_ + step_;
@@ -79,10 +79,10 @@ class loss_curve {
   /// The step after `stored` when steps are taken in the order of what they save per parameter;
   /// the jump to dense is left out when it is `refused`. Empty when there is none.
   struct next_step {
-    stored_rank to;
+    rank_choice to;
     double saving = 0; ///< loss per parameter; 0 where the step saves nothing or does not exist
   };
-  next_step next(const stored_rank& stored, bool refused) const {
+  next_step next(const rank_choice& stored, bool refused) const {
     if (stored.dense) return {};
     const bool jump = may_be_dense_ && !refused;
     if (jump && stored.rank >= knee_) return {dense(), dense_saving_};
@@ -113,8 +113,8 @@ class loss_curve {
   }
 
  private:
-  stored_rank factors(index_t rank) const { return {.rank = rank, .dense = false}; }
-  stored_rank dense() const { return {.rank = full_rank_, .dense = true}; }
+  rank_choice factors(index_t rank) const { return {.rank = rank, .dense = false}; }
+  rank_choice dense() const { return {.rank = full_rank_, .dense = true}; }
 
   void find_knee(double tail_energy) {
     double tail = truncated_energy(energies_, highest_, tail_energy); // T(knee)

@@ -20,7 +20,7 @@
 #include "ressvd/core/error.hpp"
 #include "ressvd/core/types.hpp"
 #include "ressvd/layer_ratio/allocation_problem.hpp"
-#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/layer_ratio/rank_choice.hpp"
 
 namespace ressvd {
 inline namespace v0 {

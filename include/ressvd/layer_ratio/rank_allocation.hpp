@@ -39,7 +39,7 @@ enum class allocation_limit : std::uint8_t {
 };
 
 struct allocation {
-  std::vector<stored_rank> ranks;
+  std::vector<rank_choice> ranks;
   std::vector<allocation_limit> limits; ///< by matrix
   double loss = 0;                      ///< Σ_j c_j Σ_{i>r_j} σ²_ij of `ranks`
   double loss_bound = 0;                ///< no assignment within the constraints loses less
@@ -102,7 +102,7 @@ inline void check_start(std::span<const allocation_matrix> matrices,
           " parameters and the budget is ", options.budget);
   std::vector<index_t> left(options.layer_budgets.begin(), options.layer_budgets.end());
   for (std::size_t j = 0; j < matrices.size(); ++j) {
-    const stored_rank& stored = options.start[j];
+    const rank_choice& stored = options.start[j];
     if (!curves[j].allows(stored))
       fail("the starting assignment stores ", describe(matrices[j], j),
            stored.dense ? " dense" : " at rank ", stored.dense ? "" : std::to_string(stored.rank),
@@ -125,7 +125,7 @@ struct allocation_node {
   bool operator<(const allocation_node& other) const { return bound > other.bound; }
 };
 
-inline allocation_limit limit_of(const loss_curve& curve, const stored_rank& stored, double price,
+inline allocation_limit limit_of(const loss_curve& curve, const rank_choice& stored, double price,
                                  double layer_price) {
   const bool factors_only = !curve.may_be_dense();
   if (!curve.has_factors() || (factors_only && curve.lowest() == curve.highest()))
@@ -159,7 +159,7 @@ inline allocation allocate_ranks(std::span<const allocation_matrix> matrices,
   const auto root = search.solve(curves);
   if (!root) fail_infeasible(search, curves, options);
 
-  std::vector<stored_rank> best = root->ranks;
+  std::vector<rank_choice> best = root->ranks;
   double loss = root->loss;
   if (!options.start.empty()) {
     check_start(matrices, curves, options);

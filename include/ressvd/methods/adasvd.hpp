@@ -3,7 +3,7 @@
 // AdaSVD: starts from the whitened truncation and alternates U = WGVᵀ(VGVᵀ)⁺ and V = U⁺W. G is the
 // shifted Gram when given, else the calibration Gram (for which the start is already optimal and
 // the updates keep it). Its ratio per layer from cos(X, Y) is ratios_from_importances
-// (layer_ratio.hpp).
+// (layer_ratio/importance.hpp).
 //   source   AdaSVD, arXiv 2502.01403, section 3.2
 #pragma once
 
@@ -16,7 +16,7 @@ inline namespace v0 {
 namespace methods {
 
 struct adasvd_options {
-  rank_target target = {};
+  method_target target = {};
   svd_algorithm algorithm = svd_algorithm::automatic;
   int iterations = 3; ///< alternations, each one update of U and one of V
 };

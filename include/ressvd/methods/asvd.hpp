@@ -13,7 +13,7 @@ inline namespace v0 {
 namespace methods {
 
 struct asvd_options {
-  rank_target target = {};
+  method_target target = {};
   svd_algorithm algorithm = svd_algorithm::automatic;
   double alpha = 0.5;    ///< how much the activations' scale counts, in [0, 1]
   double epsilon = 1e-6; ///< keeps the scale of dead channels above zero

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "ressvd/core/backend.hpp"
-#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/layer_ratio/rank_choice.hpp"
 #include "ressvd/residual/residual_compensation.hpp"
 #include "ressvd/truncated_svd/low_rank.hpp"
 #include "ressvd/truncated_svd/truncated_svd.hpp"
@@ -39,14 +39,14 @@ struct calibration {
 };
 
 /// The rank wanted: by number, or by compression ratio (1 − R)·mn/(m+n) with rounding.
-struct rank_target {
+struct method_target {
   std::optional<index_t> rank = std::nullopt;
   std::optional<double> ratio = std::nullopt;
   rank_rounding rounding = {};
 };
 
 struct method_options {
-  rank_target target = {};
+  method_target target = {};
   svd_algorithm algorithm = svd_algorithm::automatic;
 };
 
@@ -74,15 +74,13 @@ struct compressed_matrix {
 namespace detail {
 
 template <class U, class Space>
-index_t wanted_rank(const rank_target& target, const matrix_view<U, Space>& w) {
+index_t wanted_rank(const method_target& target, const matrix_view<U, Space>& w) {
   check_nonempty(w, "W");
   require(target.rank.has_value() != target.ratio.has_value(),
           "a method needs a rank or a compression ratio, and not both");
-  if (!target.rank) return rank_for_ratio(w.rows, w.cols, *target.ratio, target.rounding).rank;
-  const index_t largest = (std::min)(w.rows, w.cols);
-  require(*target.rank >= 1 && *target.rank <= largest, "rank ", *target.rank, " of a ", w.rows,
-          " x ", w.cols, " matrix is outside [1, ", largest, "]");
-  return *target.rank;
+  const rank_target wanted =
+      target.rank ? at_rank(*target.rank) : at_ratio(*target.ratio, target.rounding);
+  return wanted.choose(w.rows, w.cols).rank;
 }
 
 template <backend B>
@@ -147,7 +145,7 @@ compressed_matrix<B> finish(B& be, matrix_view<U, typename B::space> w, const ca
   report.cols = w.cols;
   report.rank = pair.rank();
   if (report.intermediate_rank == 0) report.intermediate_rank = report.rank;
-  report.compression_ratio = ratio_of_rank(w.rows, w.cols, pair.rank());
+  report.compression_ratio = achieved_ratio(w.rows, w.cols, {.rank = pair.rank()});
   report.weight_loss = weight_loss(be, w, pair);
   report.activation_loss = known_activation_loss(be, w, data, pair, report.weight_loss);
   if (data.whitening != nullptr) report.whitening = data.whitening->report;

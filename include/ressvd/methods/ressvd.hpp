@@ -13,7 +13,7 @@ inline namespace v0 {
 namespace methods {
 
 struct ressvd_options {
-  rank_target target = {};
+  method_target target = {};
   svd_algorithm algorithm = svd_algorithm::automatic;
   double beta = 0.05; ///< r_r = βα rounded, α = mn/(m+n), unless one of the ranks is given
   std::optional<index_t> residual_rank = std::nullopt;

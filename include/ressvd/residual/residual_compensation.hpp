@@ -29,7 +29,7 @@
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/orthonormalize.hpp"
-#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/layer_ratio/rank_choice.hpp"
 #include "ressvd/truncated_svd/ritz_block.hpp"
 #include "ressvd/truncated_svd/truncated_svd.hpp"
 
