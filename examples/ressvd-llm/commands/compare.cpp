@@ -136,7 +136,8 @@ void print(const comparison_report& report) {
 
 void run(const compare_command& line) {
   std::vector<language_model> models{language_model::open(line.original)};
-  comparison_report report{.names = {printable(line.original.string())}, .texts = {}, .figures = {}};
+  comparison_report report{
+      .names = {printable(line.original.string())}, .texts = {}, .figures = {}};
   for (const auto& directory : line.compressed) {
     models.push_back(language_model::open(directory));
     report.names.push_back(printable(directory.string()));

@@ -51,16 +51,11 @@ struct perplexity_report {
 
 nlohmann::ordered_json to_json(const perplexity_report& report) {
   const perplexity_result& result = report.result;
-  return {{"model", report.model},
-          {"text", report.text},
-          {"seqlen", report.windows.length},
-          {"overlap", report.windows.overlap},
-          {"windows", result.windows},
-          {"predicted_tokens", result.predicted},
-          {"mean_loss", result.mean_loss},
-          {"perplexity", result.perplexity},
-          {"seconds", result.seconds},
-          {"tokens_per_second", report.tokens_per_second()}};
+  return {{"model", report.model},           {"text", report.text},
+          {"seqlen", report.windows.length}, {"overlap", report.windows.overlap},
+          {"windows", result.windows},       {"predicted_tokens", result.predicted},
+          {"mean_loss", result.mean_loss},   {"perplexity", result.perplexity},
+          {"seconds", result.seconds},       {"tokens_per_second", report.tokens_per_second()}};
 }
 
 void print(const perplexity_report& report) {

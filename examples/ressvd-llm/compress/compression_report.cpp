@@ -55,9 +55,9 @@ matrix_report read_matrix(const json& j) {
   if (j.contains("whitening")) {
     const json& w = j["whitening"];
     const json& condition = w.at("condition");
-    f.whitening = {w.at("path"), w.at("damping"), w.at("relative_damping"),
-                   condition.is_null() ? std::numeric_limits<double>::infinity()
-                                       : condition.get<double>()};
+    f.whitening = {
+        w.at("path"), w.at("damping"), w.at("relative_damping"),
+        condition.is_null() ? std::numeric_limits<double>::infinity() : condition.get<double>()};
   }
   f.numerical_rank = j.value("numerical_rank", f.rank);
   f.seconds = j.value("seconds", 0.0);

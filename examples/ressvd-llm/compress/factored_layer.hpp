@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What is kept of a layer between factoring and writing: for every matrix an orthonormal basis that
-// serves all ranks, and the energies that give both losses at any rank. Kept on disk, since a large
-// model's bases do not fit in memory beside its weights.
+// serves all ranks, and the energies that give both losses at any rank.
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
-#include <optional>
-#include <string>
 #include <vector>
 
 #include <ressvd/compiled.hpp>
 
-#include "io/checkpoint.hpp"
+#include "compress/compression_report.hpp"
+#include "compress/options.hpp"
 #include "model/layer.hpp"
 
 namespace ressvd_llm {
@@ -55,22 +52,8 @@ struct factored_layer {
   std::vector<factored_matrix> matrices;
 };
 
-// Where the layers of a run lie. A layer counts as done when its file is complete.
-class layer_store {
- public:
-  explicit layer_store(std::filesystem::path directory) : directory_(std::move(directory)) {}
-
-  bool contains(std::int64_t layer) const;
-  void save(const factored_layer& layer) const;
-  factored_layer load(const model_config& config, std::int64_t layer) const;
-  // Without the bases: enough for ranks, spectra and reports.
-  factored_layer load_summary(const model_config& config, std::int64_t layer) const;
-
- private:
-  std::filesystem::path tensors(std::int64_t layer) const;
-  std::filesystem::path summary(std::int64_t layer) const;
-
-  std::filesystem::path directory_;
-};
+// What becomes of the matrix at a rank.
+matrix_report report_of(const factored_matrix& m, const ressvd::rank_choice& choice,
+                        const compress_options& options);
 
 } // namespace ressvd_llm

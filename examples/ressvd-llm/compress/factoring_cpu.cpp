@@ -1,8 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "compress/factoring.hpp"
-
-#include <utility>
-
 #include <ressvd/compiled.hpp>
 
 #include "compress/factoring_on_backend.hpp"
@@ -10,17 +6,16 @@
 
 namespace ressvd_llm {
 
-std::unique_ptr<compressor> make_compressor(const compress_options& options,
-                                            std::optional<checkpoint> fisher) {
+std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& options) {
   if (options.backend == backend_choice::cuda) {
 #ifdef RESSVD_LLM_CUDA
-    return make_cuda_compressor(options, std::move(fisher));
+    return make_cuda_factoring_engine(options);
 #else
     throw usage_error("--backend cuda: this program was built without the CUDA backend");
 #endif
   }
   using backend = ressvd::eigen_backend<float>;
-  return std::make_unique<compressor_on<backend>>(backend(), options, std::move(fisher));
+  return std::make_unique<factoring_on_backend<backend>>(backend(), options);
 }
 
 } // namespace ressvd_llm

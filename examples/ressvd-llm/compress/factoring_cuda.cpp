@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <utility>
-
 #include <ressvd/cuda.hpp>
 
 #include "compress/factoring_on_backend.hpp"
 
 namespace ressvd_llm {
 
-std::unique_ptr<compressor> make_cuda_compressor(const compress_options& options,
-                                                 std::optional<checkpoint> fisher) {
+std::unique_ptr<factoring_engine> make_cuda_factoring_engine(const compress_options& options) {
   using backend = ressvd::cuda_backend<float>;
-  return std::make_unique<compressor_on<backend>>(backend(), options, std::move(fisher));
+  return std::make_unique<factoring_on_backend<backend>>(backend(), options);
 }
 
 } // namespace ressvd_llm

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The compressor over the library's backend concept: from a layer's weights and the Grams of its
-// inputs to bases, and from bases to factors.
+// The factoring engine over the library's backend concept: from a layer's weights and the Grams of
+// its inputs to bases, and from bases to factors.
 #pragma once
 
 #include <array>
@@ -35,117 +35,29 @@ class uploaded_matrix {
 };
 
 template <ressvd::backend B>
-class compressor_on final : public compressor {
+class factoring_on_backend final : public factoring_engine {
   using space = typename B::space;
   using wide = ressvd::wide_backend<B>;
   using accumulator = ressvd::gram_accumulator<wide>;
 
  public:
-  compressor_on(B be, const compress_options& options, std::optional<checkpoint> fisher)
-      : be_(std::move(be)), options_(options), fisher_(std::move(fisher)) {}
-
-  void temper(double power) override { power_ = power; }
-
-  void observe(std::int64_t layer, input_group group, const float* x, std::int64_t tokens,
-               std::int64_t features) override {
-    auto& gram = observed_[static_cast<std::size_t>(group)];
-    if (!gram) {
-      gram.emplace(wide(be_), features,
-                   ressvd::gram_options{.name = input_name(layer, group), .channel_means = true});
-    }
-    gram->add(uploaded_matrix<B>(be_, x, tokens, features).view());
+  factoring_on_backend(B be, const compress_options& options)
+      : be_(std::move(be)), options_(options) {
+    if (!options.fisher.empty()) fisher_ = checkpoint::open_file(options.fisher);
   }
 
-  void take(std::int64_t layer, input_group group, const ressvd::gram_state& state) override {
-    observed_[static_cast<std::size_t>(group)] =
-        accumulator::from_state(wide(be_), state, {.name = input_name(layer, group)});
-  }
-
-  factored_layer factor(std::int64_t index, const model_config& config,
-                        const layer_weights& weights,
-                        const std::vector<std::vector<std::int64_t>>& wanted) override {
-    factored_layer result{.index = index, .similarity = 0, .matrices = {}};
-    auto modules = linear_modules(config, index);
-    std::optional<input_group> current;
-    std::optional<ressvd::whitening<B>> reference; // of the Gram itself: for the activation loss
-    std::optional<ressvd::whitening<B>> tempered;
-    ressvd::matrix<double, space> means;
-    for (std::size_t i = 0; i < modules.size(); ++i) {
-      if (current != modules[i].group) {
-        if (current) observed_[static_cast<std::size_t>(*current)].reset();
-        current = modules[i].group;
-        reference.reset();
-        tempered.reset();
-      }
-      factored_matrix m;
-      m.module = std::move(modules[i]);
-      if (!wanted[i].empty()) {
-        if (!reference) {
-          accumulator& gram = observed_[static_cast<std::size_t>(m.module.group)].value();
-          reference = ressvd::whiten(be_, gram.gram());
-          means = gram.mean_abs();
-          if (options_.method == method::tempered) {
-            tempered = ressvd::whiten_power(be_, gram.gram(), power_);
-          }
-        }
-        factor_matrix(m, weights[m.module.kind], *reference, tempered ? *tempered : *reference,
-                      means, wanted[i]);
-      }
-      result.matrices.push_back(std::move(m));
-    }
-    if (current) observed_[static_cast<std::size_t>(*current)].reset();
-    return result;
+  std::unique_ptr<layer_factoring> begin_layer(const model_config& config, std::int64_t layer,
+                                               double power) override {
+    return std::make_unique<factoring_session>(*this, config, layer, power);
   }
 
   linear slice(const factored_matrix& m, const linear& original, std::int64_t rank) override {
     return linear_of(sliced(m, original, rank), original);
   }
 
-  void begin_shifted(const std::string& name, std::int64_t features, bool cross) override {
-    shifted_.emplace(wide(be_), features,
-                     ressvd::gram_options{.name = name, .cross_features = cross ? features : 0});
-  }
-
-  void observe_shifted(const float* x, const float* original, std::int64_t tokens,
-                       std::int64_t features) override {
-    const uploaded_matrix<B> shifted(be_, x, tokens, features);
-    if (original == nullptr) {
-      shifted_->add(shifted.view());
-    } else {
-      shifted_->add(shifted.view(), uploaded_matrix<B>(be_, original, tokens, features).view());
-    }
-  }
-
-  void fit(layer_weights& weights, const factored_layer& bases,
-           const std::vector<ressvd::rank_choice>& ranks, std::size_t first,
-           std::size_t last) override {
-    wide be64(be_);
-    auto frame = be64.frame();
-    const auto gram = shifted_->gram();
-    const auto target = be64.scratch(gram.rows, gram.cols);
-    be64.copy(gram.view(), target);
-    if (const double mix = target_mix(options_); mix > 0) {
-      be64.scale(1 - mix, target);
-      be64.add(mix, shifted_->cross(), target);
-    }
-    std::optional<ressvd::whitening<B>> metric;
-    if (options_.retruncate) {
-      metric = options_.method == method::tempered
-                   ? ressvd::whiten_power(be_, gram, power_)
-                   : ressvd::whiten(be_, gram, {.ridge = options_.ridge});
-    }
-    for (std::size_t i = first; i < last; ++i) {
-      if (ranks[i].dense) continue;
-      const factored_matrix& m = bases.matrices[i];
-      linear& original = weights[m.module.kind];
-      const auto values = original.dense.values();
-      const uploaded_matrix<B> w(be_, values.data(), m.module.out, m.module.in);
-      const std::int64_t rank = ranks[i].rank;
-      original = linear_of(metric ? truncated_fit(w.view(), gram, target, *metric, rank)
-                                  : updated(sliced(m, original, rank), w.view(), gram, target),
-                           original);
-    }
-    shifted_.reset();
+  std::unique_ptr<shifted_refit> begin_refit(const std::string& name, std::int64_t features,
+                                             double power) override {
+    return std::make_unique<refit_session>(*this, name, features, power);
   }
 
   fallback_report fallbacks() const override {
@@ -162,9 +74,132 @@ class compressor_on final : public compressor {
   using pair = ressvd::low_rank<float, space>;
   using wide_block = ressvd::block<const double, space>;
 
-  static std::string input_name(std::int64_t layer, input_group group) {
-    return "layer " + std::to_string(layer) + ", input of " + std::string(name_of(group));
-  }
+  class factoring_session final : public layer_factoring {
+   public:
+    factoring_session(factoring_on_backend& engine, const model_config& config, std::int64_t layer,
+                      double power)
+        : engine_(engine), modules_(linear_modules(config, layer)), layer_(layer), power_(power) {}
+
+    void observe(input_group group, const float* x, std::int64_t tokens,
+                 std::int64_t features) override {
+      auto& gram = observed_[static_cast<std::size_t>(group)];
+      if (!gram) {
+        gram.emplace(wide(engine_.be_), features,
+                     ressvd::gram_options{.name = input_name(group), .channel_means = true});
+      }
+      gram->add(uploaded_matrix<B>(engine_.be_, x, tokens, features).view());
+    }
+
+    void take(input_group group, const ressvd::gram_state& state) override {
+      observed_[static_cast<std::size_t>(group)] =
+          accumulator::from_state(wide(engine_.be_), state, {.name = input_name(group)});
+    }
+
+    std::vector<factored_matrix> factor(const layer_weights& weights,
+                                        const std::vector<rank_list>& wanted) override {
+      std::vector<factored_matrix> result;
+      std::optional<input_group> current;
+      std::optional<ressvd::whitening<B>> reference; // of the Gram itself: for the activation loss
+      std::optional<ressvd::whitening<B>> tempered;
+      ressvd::matrix<double, space> means;
+      for (std::size_t i = 0; i < modules_.size(); ++i) {
+        if (current != modules_[i].group) {
+          if (current) observed_[static_cast<std::size_t>(*current)].reset();
+          current = modules_[i].group;
+          reference.reset();
+          tempered.reset();
+        }
+        factored_matrix m;
+        m.module = modules_[i];
+        if (!wanted[i].empty()) {
+          if (!reference) {
+            accumulator& gram = observed_[static_cast<std::size_t>(m.module.group)].value();
+            reference = ressvd::whiten(engine_.be_, gram.gram());
+            means = gram.mean_abs();
+            if (engine_.options_.method == method::tempered) {
+              tempered = ressvd::whiten_power(engine_.be_, gram.gram(), power_);
+            }
+          }
+          engine_.factor_matrix(m, weights[m.module.kind], *reference,
+                                tempered ? *tempered : *reference, means, wanted[i]);
+        }
+        result.push_back(std::move(m));
+      }
+      if (current) observed_[static_cast<std::size_t>(*current)].reset();
+      return result;
+    }
+
+   private:
+    std::string input_name(input_group group) const {
+      return "layer " + std::to_string(layer_) + ", input of " + std::string(name_of(group));
+    }
+
+    factoring_on_backend& engine_;
+    std::vector<linear_module> modules_;
+    std::int64_t layer_;
+    double power_;
+    std::array<std::optional<accumulator>, input_group_count> observed_;
+  };
+
+  class refit_session final : public shifted_refit {
+   public:
+    refit_session(factoring_on_backend& engine, const std::string& name, std::int64_t features,
+                  double power)
+        : engine_(engine),
+          features_(features),
+          power_(power),
+          sums_(wide(engine.be_), features,
+                {.name = name, .cross_features = target_mix(engine.options_) > 0 ? features : 0}) {}
+
+    void observe(const float* x, const float* original, std::int64_t tokens) override {
+      const uploaded_matrix<B> shifted(engine_.be_, x, tokens, features_);
+      if (original == nullptr) {
+        sums_.add(shifted.view());
+      } else {
+        sums_.add(shifted.view(),
+                  uploaded_matrix<B>(engine_.be_, original, tokens, features_).view());
+      }
+    }
+
+    linear fit(const factored_matrix& m, const linear& original, std::int64_t rank) override {
+      const compress_options& options = engine_.options_;
+      const auto gram = sums_.gram();
+      if (target_.empty()) prepare();
+      const auto values = original.dense.values();
+      const uploaded_matrix<B> w(engine_.be_, values.data(), m.module.out, m.module.in);
+      return engine_.linear_of(
+          options.retruncate
+              ? engine_.truncated_fit(w.view(), gram, target_.ref(), *metric_, rank)
+              : engine_.updated(engine_.sliced(m, original, rank), w.view(), gram, target_.ref()),
+          original);
+    }
+
+   private:
+    // The target's Gram, and the metric of a new truncation.
+    void prepare() {
+      wide be64(engine_.be_);
+      const compress_options& options = engine_.options_;
+      const auto gram = sums_.gram();
+      target_ = be64.allocate(gram.rows, gram.cols);
+      be64.copy(gram.view(), target_.ref());
+      if (const double mix = target_mix(options); mix > 0) {
+        be64.scale(1 - mix, target_.ref());
+        be64.add(mix, sums_.cross(), target_.ref());
+      }
+      if (options.retruncate) {
+        metric_ = options.method == method::tempered
+                      ? ressvd::whiten_power(engine_.be_, gram, power_)
+                      : ressvd::whiten(engine_.be_, gram, {.ridge = options.ridge});
+      }
+    }
+
+    factoring_on_backend& engine_;
+    std::int64_t features_;
+    double power_;
+    accumulator sums_;
+    ressvd::matrix<double, space> target_;
+    std::optional<ressvd::whitening<B>> metric_;
+  };
 
   // W' and its best truncation for the shifted inputs.
   pair truncated_fit(const view& w, wide_block gram, wide_block target,
@@ -356,10 +391,7 @@ class compressor_on final : public compressor {
 
   B be_;
   const compress_options& options_;
-  double power_ = 1;
   std::optional<checkpoint> fisher_;
-  std::array<std::optional<accumulator>, input_group_count> observed_; // of the layer at hand
-  std::optional<accumulator> shifted_;
 };
 
 } // namespace ressvd_llm

@@ -2,89 +2,87 @@
 #include "compress/sequential_refit.hpp"
 
 #include <algorithm>
-#include <cstddef>
-#include <optional>
+#include <memory>
 #include <string>
-#include <utility>
+#include <vector>
 
 namespace ressvd_llm {
+namespace {
 
-sequential_update::sequential_update(workbench& bench, const compress_options& options,
-                                     const sample_set& samples)
-    : bench_(bench), length_(samples.length), compressed_(bench.embed(samples)) {
+hidden_states rows(const hidden_states& all, std::int64_t first, std::int64_t count,
+                   std::int64_t width) {
+  return {all.begin() + first * width, all.begin() + (first + count) * width};
+}
+
+// Collects what enters one group's matrices.
+input_observer capture(input_group group, std::vector<float>& into) {
+  return
+      [group, &into](input_group seen, const float* x, std::int64_t tokens, std::int64_t features) {
+        if (seen == group) into.insert(into.end(), x, x + tokens * features);
+      };
+}
+
+} // namespace
+
+sequential_refit::sequential_refit(model_passes& passes, const factored_model& factored,
+                                   const compress_options& options, const sample_set& samples)
+    : passes_(passes),
+      factored_(factored),
+      length_(samples.length),
+      compressed_(passes.embed(samples)) {
   if (target_mix(options) > 0) original_ = compressed_;
 }
 
-void sequential_update::observe_shifted(std::int64_t layer, const layer_weights& weights,
-                                        input_group group, std::int64_t features) {
-  const bool cross = !original_.empty();
-  const std::string name =
-      "layer " + std::to_string(layer) + ", compressed input of " + std::string(name_of(group));
-  bench_.compressor().begin_shifted(name, features, cross);
-  const std::int64_t width = bench_.config().hidden_size;
+void sequential_refit::observe(shifted_refit& refit, const layer_weights& weights,
+                               input_group group) {
+  const std::int64_t width = passes_.config().hidden_size;
   const auto tokens = static_cast<std::int64_t>(compressed_.size()) / width;
   // Some windows at a time through both models, so that their inputs meet in memory.
   const std::int64_t step = length_ * (std::max)(std::int64_t{1}, 2048 / length_);
-  std::vector<float> x;
-  std::vector<float> y;
-  const auto capture = [&](std::vector<float>& out) {
-    return input_observer(
-        [&out, group](input_group g, const float* data, std::int64_t rows, std::int64_t cols) {
-          if (g == group) out.insert(out.end(), data, data + rows * cols);
-        });
-  };
   for (std::int64_t t = 0; t < tokens; t += step) {
     const std::int64_t count = (std::min)(step, tokens - t);
-    const auto part = [&](const hidden_states& all) {
-      return hidden_states(all.begin() + t * width, all.begin() + (t + count) * width);
-    };
-    x.clear();
-    hidden_states moved = part(compressed_);
-    const auto on_compressed = capture(x);
-    bench_.run(weights, moved, length_, &on_compressed);
-    if (!cross) {
-      bench_.compressor().observe_shifted(x.data(), nullptr, count, features);
-      continue;
+    std::vector<float> x;
+    const input_observer on_compressed = capture(group, x);
+    hidden_states moved = rows(compressed_, t, count, width);
+    passes_.run(weights, moved, length_, &on_compressed);
+    std::vector<float> y;
+    if (!original_.empty()) {
+      const input_observer on_original = capture(group, y);
+      hidden_states kept = rows(original_, t, count, width);
+      passes_.run_original(layer_, kept, length_, &on_original);
     }
-    y.clear();
-    hidden_states kept = part(original_);
-    const auto on_original = capture(y);
-    bench_.run_original(layer, kept, length_, &on_original);
-    bench_.compressor().observe_shifted(x.data(), y.data(), count, features);
+    refit.observe(x.data(), y.empty() ? nullptr : y.data(), count);
   }
 }
 
-layer_weights sequential_update::update(std::int64_t layer,
-                                        const std::vector<ressvd::rank_choice>& ranks) {
-  layer_weights weights = bench_.model().layer(layer);
-  const auto compressed = [](const ressvd::rank_choice& r) { return !r.dense; };
-  if (std::any_of(ranks.begin(), ranks.end(), compressed)) {
-    const factored_layer bases = bench_.store().load(bench_.config(), layer);
-    for (std::size_t first = 0; first < ranks.size();) {
-      const linear_module& module = bases.matrices[first].module;
-      std::size_t last = first;
-      while (last < ranks.size() && bases.matrices[last].module.group == module.group)
-        ++last;
-      const auto begin = ranks.begin();
-      if (std::any_of(begin + static_cast<std::ptrdiff_t>(first),
-                      begin + static_cast<std::ptrdiff_t>(last), compressed)) {
-        observe_shifted(layer, weights, module.group, module.in);
-        bench_.compressor().fit(weights, bases, ranks, first, last);
-      }
-      first = last;
-    }
+layer_weights sequential_refit::next(const layer_ranks& ranks) {
+  layer_weights weights = passes_.model().layer(layer_);
+  std::vector<factored_matrix> bases;
+  if (!std::ranges::all_of(ranks, &ressvd::rank_choice::dense)) {
+    bases = factored_.bases(layer_).matrices;
   }
-  advance(layer, weights);
+  std::unique_ptr<shifted_refit> refit;
+  for (std::size_t i = 0; i < bases.size(); ++i) {
+    const linear_module& module = bases[i].module;
+    if (i > 0 && module.group != bases[i - 1].module.group) refit.reset();
+    if (ranks[i].dense) continue;
+    if (!refit) {
+      refit = factored_.engine().begin_refit("layer " + std::to_string(layer_) +
+                                                 ", compressed input of " +
+                                                 std::string(name_of(module.group)),
+                                             module.in, factored_.power());
+      observe(*refit, weights, module.group);
+    }
+    weights[module.kind] = refit->fit(bases[i], weights[module.kind], ranks[i].rank);
+  }
+  skip(weights);
   return weights;
 }
 
-void sequential_update::skip(std::int64_t layer, const layer_weights& updated) {
-  advance(layer, updated);
-}
-
-void sequential_update::advance(std::int64_t layer, const layer_weights& updated) {
-  bench_.run(updated, compressed_, length_);
-  if (!original_.empty()) bench_.run_original(layer, original_, length_);
+void sequential_refit::skip(const layer_weights& refitted) {
+  passes_.run(refitted, compressed_, length_);
+  if (!original_.empty()) passes_.run_original(layer_, original_, length_);
+  ++layer_;
 }
 
 } // namespace ressvd_llm

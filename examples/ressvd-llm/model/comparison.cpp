@@ -55,8 +55,7 @@ class comparison {
   // All windows of a text. `done` is called with the number of windows of each group.
   template <class Done>
   std::vector<text_figures> add_text(const token_windows& windows, const Done& done) {
-    const std::int64_t group =
-        windows_at_once(windows, models_.front().config(), models_.size());
+    const std::int64_t group = windows_at_once(windows, models_.front().config(), models_.size());
     std::vector<double> losses(models_.size());
     std::vector<double> divergences(models_.size());
     for (std::int64_t first = 0; first < windows.count; first += group) {
