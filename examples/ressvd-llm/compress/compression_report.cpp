@@ -100,6 +100,7 @@ json::array_t list(const json& object, const char* key) {
 }
 
 allocation_report read_allocation(const json& j) {
+  (void)j.get_ref<const json::object_t&>(); // throws for anything else
   allocation_report choice;
   if (j.contains("last_layers")) choice.last_layers = j["last_layers"].get<std::int64_t>();
   for (const json& t : list(j, "search")) {
