@@ -36,29 +36,29 @@ std::vector<support::dense> compress_all(const support::dense& w, const support:
   using namespace support;
   namespace methods = ressvd::methods;
   using T = typename B::scalar;
-  using wide = ressvd::wide_backend<B>;
   B be;
   const placed<T, B> pw(be, w, layout::row_major, 1);
   const placed<float, B> px(be, x);
-  ressvd::gram_accumulator<wide> sums(wide(be), x.rows(), {.channel_means = true});
+  ressvd::gram_accumulator<B> sums(be, x.rows());
   sums.add(px.view(), ressvd::token_order::features_by_tokens);
-  const auto means = sums.mean_abs();
-  const auto whitening = ressvd::whiten(be, sums.gram());
-  const ressvd::calibration<B> data{
-      .whitening = &whitening, .gram = sums.gram(), .mean_abs = means.ref()};
-  std::vector<dense> results{values_of(be, sums.gram()), values_of(be, whitening.factor)};
+  ressvd::calibration<B> input(be, std::move(sums));
+  const auto& whitening = input.whitening();
+  std::vector<dense> results{values_of(be, input.gram()), values_of(be, whitening.factor)};
   const auto keep = [&](const auto& pair) {
     results.push_back(values_of(be, pair.u));
     results.push_back(values_of(be, pair.v));
   };
-  const ressvd::method_target target{.rank = rank};
+  const auto run = [&](auto method, ressvd::svd_algorithm algorithm) {
+    method.options.algorithm = algorithm;
+    keep(input.compress(pw.view(), method, ressvd::at_rank(rank)).factors);
+  };
   for (const auto algorithm :
        {ressvd::svd_algorithm::exact, ressvd::svd_algorithm::gram, ressvd::svd_algorithm::subspace,
         ressvd::svd_algorithm::deflated_gram}) {
-    keep(methods::svd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
-    keep(methods::asvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
-    keep(methods::adasvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
-    keep(methods::ressvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}).factors);
+    run(methods::svd{}, algorithm);
+    run(methods::asvd{}, algorithm);
+    run(methods::tempered{}, algorithm);
+    run(methods::ressvd{}, algorithm);
   }
   const auto basis = ressvd::truncated_svd(
       be, pw.view(), {}, whitening.metric(),
@@ -222,7 +222,6 @@ TEMPLATE_LIST_TEST_CASE("the number of threads changes results by no more than r
   using namespace support;
   namespace methods = ressvd::methods;
   using T = typename TestType::scalar;
-  using wide = ressvd::wide_backend<TestType>;
   // Large enough for Eigen to divide its products among threads.
   constexpr index_t m = 180;
   constexpr index_t n = 220;
@@ -243,21 +242,18 @@ TEMPLATE_LIST_TEST_CASE("the number of threads changes results by no more than r
     TestType be;
     const placed<T, TestType> pw(be, w, layout::row_major, 1);
     const placed<float, TestType> px(be, x);
-    ressvd::gram_accumulator<wide> sums(wide(be), n);
+    ressvd::gram_accumulator<TestType> sums(be, n);
     sums.add(px.view(), ressvd::token_order::features_by_tokens);
-    const auto whitening = ressvd::whiten(be, sums.gram());
-    outcome o{values_of(be, sums.gram()), {}};
+    ressvd::calibration<TestType> input(be, std::move(sums));
+    outcome o{values_of(be, input.gram()), {}};
+    const auto keep = [&](auto method, ressvd::svd_algorithm algorithm) {
+      method.options.algorithm = algorithm;
+      const auto result = input.compress(pw.view(), method, ressvd::at_rank(rank));
+      o.products.push_back(values_of(be, result.factors).product());
+    };
     for (const auto algorithm : {ressvd::svd_algorithm::exact, ressvd::svd_algorithm::gram}) {
-      o.products.push_back(
-          values_of(be, methods::svd(be, pw.view(), {},
-                                     {.target = {.rank = rank}, .algorithm = algorithm})
-                            .factors)
-              .product());
-      o.products.push_back(
-          values_of(be, methods::svd_llm(be, pw.view(), {.whitening = &whitening},
-                                         {.target = {.rank = rank}, .algorithm = algorithm})
-                            .factors)
-              .product());
+      keep(methods::svd{}, algorithm);
+      keep(methods::svd_llm{}, algorithm);
     }
     return o;
   };

@@ -32,6 +32,7 @@
 #include "ressvd/truncated_svd/gram_svd.hpp"
 #include "ressvd/truncated_svd/low_rank.hpp"
 #include "ressvd/truncated_svd/subspace.hpp"
+#include "ressvd/truncated_svd/weight.hpp"
 #include "ressvd/whitening/metric.hpp"
 
 namespace ressvd {
@@ -354,6 +355,28 @@ low_rank<typename B::scalar, typename B::space> slice(B& be,
   } else {
     be.copy(q.view().transposed(), pair.v.ref());
     detail::product(be, detail::in_scalar(be, w), q.view(), T{0}, pair.u.view());
+  }
+  return pair;
+}
+
+template <backend B>
+svd_basis<B> truncated_svd(B& be, const weight<B>& w, const metric<typename B::space>& left,
+                           const metric<typename B::space>& right, const svd_options& options) {
+  auto basis = truncated_svd(be, w.values.view(), left, right, options);
+  for (double& s : basis.singular_values)
+    s *= w.unit;
+  basis.total_energy *= w.unit * w.unit;
+  if (basis.acts == projection::both) be.scale(static_cast<typename B::scalar>(w.unit), basis.q);
+  return basis;
+}
+
+template <backend B>
+low_rank<typename B::scalar, typename B::space> slice(B& be, const weight<B>& w,
+                                                      const svd_basis<B>& basis, index_t rank) {
+  auto pair = slice(be, w.values.view(), basis, rank);
+  if (basis.acts != projection::both) {
+    be.scale(static_cast<typename B::scalar>(w.unit),
+             basis.acts == projection::left ? pair.v : pair.u);
   }
   return pair;
 }
