@@ -159,7 +159,7 @@ def main():
     draw, command, key = CHARTS[args.chart]
     try:
         reports = [read(file, command, key) for file in args.reports]
-        figure = pyplot().figure()
+        figure = pyplot().figure(constrained_layout=True)
         draw(figure, reports)
         save(figure, args.output)
     except (unusable, OSError) as error:

@@ -134,7 +134,7 @@ std::vector<matrix_report> report_matrices(const factored_model& factored,
   std::vector<matrix_report> reports;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     auto modules = linear_modules(config, layer);
-    std::vector<factored_matrix> matrices(modules.size());
+    std::vector<factored_module> matrices(modules.size());
     if (factored.store().contains(layer)) matrices = factored.summary(layer).matrices;
     for (std::size_t i = 0; i < modules.size(); ++i) {
       matrices[i].module = std::move(modules[i]);
@@ -188,13 +188,16 @@ compression_report compress(const compress_options& options) {
 
   model_passes passes(model);
   const auto engine = make_factoring_engine(options);
-  power_choice power{.power = options.power.value_or(1.0), .curve = {}};
+  compress_options chosen = options; // with the power of tempered whitening
   if (options.method == method::tempered && !options.power) {
-    power = search_power(passes, *engine, options, ratio, samples, writer.scratch());
+    const power_choice power =
+        search_power(passes, *engine, options, ratio, samples, writer.scratch());
+    chosen.power = power.power;
+    report.power_curve = power.curve;
     clock.finish("power search");
   }
-  const factored_model factored = factor_model(passes, *engine, options, samples.calibration,
-                                               wanted, writer.scratch(), power.power);
+  const factored_model factored =
+      factor_model(passes, *engine, chosen, samples.calibration, wanted, writer.scratch());
   clock.finish("factoring");
 
   rank_selection selection = select_ranks(passes, factored, options, ratio, candidates, samples);
@@ -221,10 +224,7 @@ compression_report compress(const compress_options& options) {
                     .source = options.calibration.empty() ? "self" : options.calibration.string()};
   report.requested_ratio = options.ratio;
   report.choice = std::move(selection.how);
-  if (options.method == method::tempered) {
-    report.power = power.power;
-    report.power_curve = std::move(power.curve);
-  }
+  if (options.method == method::tempered) report.power = chosen.power;
   report.seconds = clock.seconds();
   report.fallbacks = engine->fallbacks();
   const checkpoint written = checkpoint::open(options.output);

@@ -23,52 +23,53 @@ const char* name_of_path(ressvd::whitening_path path) {
   return "";
 }
 
-loss_report loss_of(double lost, double total) {
-  lost = (std::max)(lost, 0.0);
+using stage = ressvd::residual_stage<std::vector<float>>;
+
+const stage* stage_for(const ressvd::factored_state<float>& state, std::int64_t rank) {
+  const auto found = std::ranges::find(state.stages, rank, &stage::rank);
+  return found == state.stages.end() ? nullptr : &*found;
+}
+
+// From the losses at all ranks, less what a residual stage takes off.
+loss_report loss_at(const std::vector<double>& losses, std::int64_t rank, double energy) {
+  const double total = losses.front();
+  const double lost = (std::max)(losses[static_cast<std::size_t>(rank)] - energy, 0.0);
   return {.absolute = lost, .relative = total > 0 ? lost / total : 0.0};
 }
 
 } // namespace
 
-const residual_stage* factored_matrix::stage_for(std::int64_t wanted) const {
-  for (const residual_stage& s : residual_stages) {
-    if (s.rank == wanted) return &s;
-  }
-  return nullptr;
-}
-
-matrix_report report_of(const factored_matrix& m, const ressvd::rank_choice& choice,
+matrix_report report_of(const factored_module& m, const ressvd::rank_choice& choice,
                         const compress_options& options) {
   matrix_report report{m.module.prefix, m.module.out, m.module.in, std::nullopt};
   if (choice.dense) return report;
-  const residual_stage* stage = m.stage_for(choice.rank);
-  const bool compensated = options.method == method::ressvd;
+  const ressvd::factored_state<float>& state = m.state;
+  const stage* second = stage_for(state, choice.rank);
   factors_report& factors = report.factors.emplace();
   factors.rank = choice.rank;
-  factors.intermediate_rank =
-      stage != nullptr ? stage->intermediate_rank
-      : compensated    ? ressvd::intermediate_rank(m.module.out, m.module.in,
-                                                   {.rank = choice.rank, .beta = options.beta})
-                       : choice.rank;
-  const bool complete = !compensated || stage != nullptr;
-  if (complete && !refits(options)) {
-    const auto leading =
-        static_cast<std::size_t>(stage != nullptr ? stage->intermediate_rank : choice.rank);
-    double weight = stage != nullptr ? stage->weight_energy : 0;
-    double activation = stage != nullptr ? stage->activation_energy : 0;
-    for (std::size_t i = 0; i < leading; ++i) {
-      weight += m.weight_energies[i];
-      activation += m.activation_energies[i];
-    }
-    factors.weight_loss = loss_of(m.weight_total - weight, m.weight_total);
-    factors.activation_loss = loss_of(m.activation_total - activation, m.activation_total);
+  factors.intermediate_rank = choice.rank;
+  const bool compensated = options.method == method::ressvd;
+  if (compensated) {
+    factors.intermediate_rank = ressvd::intermediate_rank(
+        m.module.out, m.module.in, {.rank = choice.rank, .beta = options.beta});
   }
-  factors.whitening = {.path = name_of_path(m.whitening.path),
-                       .damping = m.whitening.damping,
-                       .relative_damping = m.whitening.relative_damping,
-                       .condition = m.whitening.condition};
-  factors.numerical_rank = m.svd.numerical_rank;
-  factors.seconds = m.seconds;
+  if (!refits(options) && (!compensated || second != nullptr)) {
+    const double weight = second != nullptr ? second->weight_energy : 0;
+    factors.weight_loss = loss_at(state.weight_losses, factors.intermediate_rank, weight);
+    if (!state.activation_losses.empty()) {
+      const double activation = second != nullptr ? second->activation_energy.value_or(0) : 0;
+      factors.activation_loss =
+          loss_at(state.activation_losses, factors.intermediate_rank, activation);
+    }
+  }
+  if (state.whitening) {
+    factors.whitening = {.path = name_of_path(state.whitening->path),
+                         .damping = state.whitening->damping,
+                         .relative_damping = state.whitening->relative_damping,
+                         .condition = state.whitening->condition};
+  }
+  factors.numerical_rank = state.svd.numerical_rank;
+  factors.seconds = state.seconds;
   return report;
 }
 

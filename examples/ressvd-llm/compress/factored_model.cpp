@@ -33,26 +33,29 @@ double cosine_sum(const hidden_states& x, const hidden_states& y, std::int64_t w
 
 } // namespace
 
-factored_layer factored_model::bases(std::int64_t layer) const {
-  return store_.load(passes_.config(), layer);
+factored_layer factored_model::factored(std::int64_t layer) const {
+  factored_layer result = store_.load(passes_.config(), layer);
+  for (factored_module& m : result.matrices)
+    m.state.residual = method_.residual();
+  return result;
 }
 
 factored_layer factored_model::summary(std::int64_t layer) const {
   return store_.load_summary(passes_.config(), layer);
 }
 
-void factored_model::replace(layer_weights& weights, const factored_matrix& matrix,
-                             std::int64_t rank) const {
+void factored_model::replace(layer_weights& weights, const factored_module& matrix,
+                             const ressvd::rank_choice& choice) const {
   linear& target = weights[matrix.module.kind];
-  target = engine_.slice(matrix, target, rank);
+  target = engine_.slice(matrix, target, choice);
 }
 
 layer_weights factored_model::layer(std::int64_t layer, const layer_ranks& ranks) const {
   layer_weights weights = passes_.model().layer(layer);
   if (std::ranges::all_of(ranks, &ressvd::rank_choice::dense)) return weights;
-  const factored_layer factored = bases(layer);
+  const std::vector<factored_module> matrices = factored(layer).matrices;
   for (std::size_t i = 0; i < ranks.size(); ++i) {
-    if (!ranks[i].dense) replace(weights, factored.matrices[i], ranks[i].rank);
+    if (!ranks[i].dense) replace(weights, matrices[i], ranks[i]);
   }
   return weights;
 }
@@ -70,9 +73,9 @@ hidden_states factored_model::run(const sample_set& samples, const model_ranks& 
 
 factored_model factor_model(model_passes& passes, factoring_engine& engine,
                             const compress_options& options, const sample_set& samples,
-                            const candidate_ranks& wanted, const std::filesystem::path& directory,
-                            double power) {
+                            const candidate_ranks& wanted, const std::filesystem::path& directory) {
   const model_config& config = passes.config();
+  const ressvd::any_method method = method_of(options);
   const layer_store store(directory);
   std::optional<gram_file> grams;
   if (!options.grams.empty()) grams.emplace(options.grams);
@@ -85,7 +88,7 @@ factored_model factor_model(model_passes& passes, factoring_engine& engine,
     if (std::ranges::all_of(ranks, &rank_list::empty) || store.contains(layer)) {
       if (pass) passes.run_original(layer, hidden, samples.length);
     } else {
-      const auto factoring = engine.begin_layer(config, layer, power);
+      const auto factoring = engine.begin_layer(config, layer, method);
       const input_observer observer = [&](input_group group, const float* x, std::int64_t tokens,
                                           std::int64_t features) {
         factoring->observe(group, x, tokens, features);
@@ -106,7 +109,7 @@ factored_model factor_model(model_passes& passes, factoring_engine& engine,
     }
     bar.advance();
   }
-  return {passes, engine, store, power};
+  return {passes, engine, store, method};
 }
 
 } // namespace ressvd_llm

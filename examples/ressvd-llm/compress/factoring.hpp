@@ -7,8 +7,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
-#include <string>
 #include <vector>
 
 #include "compress/compression_report.hpp"
@@ -33,9 +31,9 @@ class layer_factoring {
   // The statistics of such a group from elsewhere, in place of all observations.
   virtual void take(input_group group, const ressvd::gram_state& state) = 0;
 
-  // Bases of the matrices for which some rank is wanted. The statistics of each input are released
-  // as soon as its matrices are factored.
-  virtual std::vector<factored_matrix> factor(const layer_weights& weights,
+  // The matrices for which some rank is wanted, factored; the others empty. The statistics of each
+  // input are released as soon as its matrices are factored.
+  virtual std::vector<factored_module> factor(const layer_weights& weights,
                                               const std::vector<rank_list>& wanted) = 0;
 };
 
@@ -48,30 +46,37 @@ class shifted_refit {
   // inputs' own outputs.
   virtual void observe(const float* x, const float* original, std::int64_t tokens) = 0;
 
-  // The factors in place of the original matrix, after all observations.
-  virtual linear fit(const factored_matrix& m, const linear& original, std::int64_t rank) = 0;
+  // After all observations, the two factors in place of the original matrix: those of m updated in
+  // closed form, or the matrix truncated anew.
+  virtual linear update(const factored_module& m, const linear& original,
+                        const ressvd::rank_choice& choice) = 0;
+  virtual linear truncate(const linear& original, const ressvd::rank_choice& choice) = 0;
 };
 
 class factoring_engine {
  public:
   virtual ~factoring_engine() = default;
 
-  // `power`: of tempered whitening.
   virtual std::unique_ptr<layer_factoring> begin_layer(const model_config& config,
-                                                       std::int64_t layer, double power) = 0;
+                                                       std::int64_t layer,
+                                                       const ressvd::any_method& method) = 0;
 
   // The two factors of a matrix at a rank, in place of `original`.
-  virtual linear slice(const factored_matrix& m, const linear& original, std::int64_t rank) = 0;
+  virtual linear slice(const factored_module& m, const linear& original,
+                       const ressvd::rank_choice& choice) = 0;
 
-  // `name` is for messages.
-  virtual std::unique_ptr<shifted_refit> begin_refit(const std::string& name, std::int64_t features,
-                                                     double power) = 0;
+  virtual std::unique_ptr<shifted_refit> begin_refit(std::int64_t features,
+                                                     const ressvd::any_method& method,
+                                                     const ressvd::shifted_options& options) = 0;
 
   virtual fallback_report fallbacks() const = 0;
 };
 
-// On the backend that the options name. The options must outlive the object. Throws usage_error
-// where the backend is not built in, and file_error for the Fisher file.
+// The library's method with the options of a run; without a power, tempered whitening gets 1.
+ressvd::any_method method_of(const compress_options& options);
+
+// On the backend that the options name. Throws usage_error where it is not built in, and file_error
+// for the Fisher file.
 std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& options);
 
 // The same on the GPU; only where the CUDA backend is built in.

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The factoring engine over the library's backend concept: from a layer's weights and the Grams of
-// its inputs to bases, and from bases to factors.
+// The factoring engine on a backend of the library: uploads what the library's layer-level API
+// takes, names it for messages, and brings the answers to the host.
 #pragma once
 
 #include <array>
-#include <chrono>
-#include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,45 +18,28 @@
 
 namespace ressvd_llm {
 
-// A matrix on a backend that was uploaded from row-major host values: held transposed,
-// column-major.
-template <ressvd::backend B>
-class uploaded_matrix {
- public:
-  uploaded_matrix(B& be, const float* values, std::int64_t rows, std::int64_t cols)
-      : held_(be.allocate(cols, rows)) {
-    be.upload({values, cols, rows, cols}, held_);
-  }
-  auto view() const { return held_.view().transposed(); }
-
- private:
-  ressvd::matrix<float, typename B::space> held_;
-};
-
 template <ressvd::backend B>
 class factoring_on_backend final : public factoring_engine {
-  using space = typename B::space;
-  using wide = ressvd::wide_backend<B>;
-  using accumulator = ressvd::gram_accumulator<wide>;
-
  public:
-  factoring_on_backend(B be, const compress_options& options)
-      : be_(std::move(be)), options_(options) {
-    if (!options.fisher.empty()) fisher_ = checkpoint::open_file(options.fisher);
+  // `fisher`: mean squared gradients of the matrices, under their names; may be empty.
+  factoring_on_backend(B be, const std::filesystem::path& fisher) : be_(std::move(be)) {
+    if (!fisher.empty()) fisher_ = checkpoint::open_file(fisher);
   }
 
   std::unique_ptr<layer_factoring> begin_layer(const model_config& config, std::int64_t layer,
-                                               double power) override {
-    return std::make_unique<factoring_session>(*this, config, layer, power);
+                                               const ressvd::any_method& method) override {
+    return std::make_unique<layer_session>(*this, config, layer, method);
   }
 
-  linear slice(const factored_matrix& m, const linear& original, std::int64_t rank) override {
-    return linear_of(sliced(m, original, rank), original);
+  linear slice(const factored_module& m, const linear& original,
+               const ressvd::rank_choice& choice) override {
+    return linear_of(restored(m, original).at(choice), original);
   }
 
-  std::unique_ptr<shifted_refit> begin_refit(const std::string& name, std::int64_t features,
-                                             double power) override {
-    return std::make_unique<refit_session>(*this, name, features, power);
+  std::unique_ptr<shifted_refit> begin_refit(std::int64_t features,
+                                             const ressvd::any_method& method,
+                                             const ressvd::shifted_options& options) override {
+    return std::make_unique<refit_session>(*this, features, method, options);
   }
 
   fallback_report fallbacks() const override {
@@ -70,317 +52,132 @@ class factoring_on_backend final : public factoring_engine {
   }
 
  private:
-  using view = ressvd::matrix_view<const float, space>;
-  using pair = ressvd::low_rank<float, space>;
-  using wide_block = ressvd::block<const double, space>;
+  using space = typename B::space;
+  using accumulator = ressvd::gram_accumulator<B>;
 
-  class factoring_session final : public layer_factoring {
+  class layer_session final : public layer_factoring {
    public:
-    factoring_session(factoring_on_backend& engine, const model_config& config, std::int64_t layer,
-                      double power)
-        : engine_(engine), modules_(linear_modules(config, layer)), layer_(layer), power_(power) {}
+    layer_session(factoring_on_backend& engine, const model_config& config, std::int64_t layer,
+                  const ressvd::any_method& method)
+        : engine_(engine),
+          modules_(linear_modules(config, layer)),
+          name_("layer " + std::to_string(layer) + ", input of "),
+          method_(method) {}
 
     void observe(input_group group, const float* x, std::int64_t tokens,
                  std::int64_t features) override {
-      auto& gram = observed_[static_cast<std::size_t>(group)];
-      if (!gram) {
-        gram.emplace(wide(engine_.be_), features,
-                     ressvd::gram_options{.name = input_name(group), .channel_means = true});
+      auto& sums = sums_[static_cast<std::size_t>(group)];
+      if (!sums) {
+        sums.emplace(engine_.be_, features,
+                     ressvd::gram_options{.name = name_ + std::string(name_of(group)),
+                                          .channel_means = true});
       }
-      gram->add(uploaded_matrix<B>(engine_.be_, x, tokens, features).view());
+      sums->add(engine_.uploaded(x, tokens, features).view().transposed());
     }
 
     void take(input_group group, const ressvd::gram_state& state) override {
-      observed_[static_cast<std::size_t>(group)] =
-          accumulator::from_state(wide(engine_.be_), state, {.name = input_name(group)});
+      sums_[static_cast<std::size_t>(group)] = accumulator::from_state(
+          engine_.be_, state, {.name = name_ + std::string(name_of(group))});
     }
 
-    std::vector<factored_matrix> factor(const layer_weights& weights,
+    std::vector<factored_module> factor(const layer_weights& weights,
                                         const std::vector<rank_list>& wanted) override {
-      std::vector<factored_matrix> result;
-      std::optional<input_group> current;
-      std::optional<ressvd::whitening<B>> reference; // of the Gram itself: for the activation loss
-      std::optional<ressvd::whitening<B>> tempered;
-      ressvd::matrix<double, space> means;
+      std::vector<factored_module> result;
+      std::optional<ressvd::calibration<B>> input;
       for (std::size_t i = 0; i < modules_.size(); ++i) {
-        if (current != modules_[i].group) {
-          if (current) observed_[static_cast<std::size_t>(*current)].reset();
-          current = modules_[i].group;
-          reference.reset();
-          tempered.reset();
+        const linear_module& module = modules_[i];
+        if (i > 0 && module.group != modules_[i - 1].group) input.reset();
+        result.push_back({module, {}});
+        if (wanted[i].empty()) continue;
+        if (!input) {
+          input.emplace(engine_.be_,
+                        std::move(sums_[static_cast<std::size_t>(module.group)].value()));
         }
-        factored_matrix m;
-        m.module = modules_[i];
-        if (!wanted[i].empty()) {
-          if (!reference) {
-            accumulator& gram = observed_[static_cast<std::size_t>(m.module.group)].value();
-            reference = ressvd::whiten(engine_.be_, gram.gram());
-            means = gram.mean_abs();
-            if (engine_.options_.method == method::tempered) {
-              tempered = ressvd::whiten_power(engine_.be_, gram.gram(), power_);
-            }
-          }
-          engine_.factor_matrix(m, weights[m.module.kind], *reference,
-                                tempered ? *tempered : *reference, means, wanted[i]);
-        }
-        result.push_back(std::move(m));
+        const auto importance = engine_.row_importance(module);
+        auto w = engine_.weight_of(weights[module.kind]);
+        w.row_importance = importance.ref();
+        result.back().state = input->factor(std::move(w), method_, wanted[i]).state();
       }
-      if (current) observed_[static_cast<std::size_t>(*current)].reset();
       return result;
     }
 
    private:
-    std::string input_name(input_group group) const {
-      return "layer " + std::to_string(layer_) + ", input of " + std::string(name_of(group));
-    }
-
     factoring_on_backend& engine_;
     std::vector<linear_module> modules_;
-    std::int64_t layer_;
-    double power_;
-    std::array<std::optional<accumulator>, input_group_count> observed_;
+    std::string name_;
+    ressvd::any_method method_;
+    std::array<std::optional<accumulator>, input_group_count> sums_;
   };
 
   class refit_session final : public shifted_refit {
    public:
-    refit_session(factoring_on_backend& engine, const std::string& name, std::int64_t features,
-                  double power)
+    refit_session(factoring_on_backend& engine, std::int64_t features,
+                  const ressvd::any_method& method, const ressvd::shifted_options& options)
         : engine_(engine),
           features_(features),
-          power_(power),
-          sums_(wide(engine.be_), features,
-                {.name = name, .cross_features = target_mix(engine.options_) > 0 ? features : 0}) {}
+          method_(method),
+          input_(engine.be_, features, options) {}
 
     void observe(const float* x, const float* original, std::int64_t tokens) override {
-      const uploaded_matrix<B> shifted(engine_.be_, x, tokens, features_);
+      const auto shifted = engine_.uploaded(x, tokens, features_);
       if (original == nullptr) {
-        sums_.add(shifted.view());
+        input_.observe(shifted.view().transposed());
       } else {
-        sums_.add(shifted.view(),
-                  uploaded_matrix<B>(engine_.be_, original, tokens, features_).view());
+        const auto y = engine_.uploaded(original, tokens, features_);
+        input_.observe(shifted.view().transposed(), y.view().transposed());
       }
     }
 
-    linear fit(const factored_matrix& m, const linear& original, std::int64_t rank) override {
-      const compress_options& options = engine_.options_;
-      const auto gram = sums_.gram();
-      if (target_.empty()) prepare();
-      const auto values = original.dense.values();
-      const uploaded_matrix<B> w(engine_.be_, values.data(), m.module.out, m.module.in);
-      return engine_.linear_of(
-          options.retruncate
-              ? engine_.truncated_fit(w.view(), gram, target_.ref(), *metric_, rank)
-              : engine_.updated(engine_.sliced(m, original, rank), w.view(), gram, target_.ref()),
-          original);
+    linear update(const factored_module& m, const linear& original,
+                  const ressvd::rank_choice& choice) override {
+      return engine_.linear_of(input_.update(engine_.restored(m, original), method_, choice),
+                               original);
+    }
+
+    linear truncate(const linear& original, const ressvd::rank_choice& choice) override {
+      return engine_.linear_of(input_.truncate(engine_.weight_of(original), method_, choice),
+                               original);
     }
 
    private:
-    // The target's Gram, and the metric of a new truncation.
-    void prepare() {
-      wide be64(engine_.be_);
-      const compress_options& options = engine_.options_;
-      const auto gram = sums_.gram();
-      target_ = be64.allocate(gram.rows, gram.cols);
-      be64.copy(gram.view(), target_.ref());
-      if (const double mix = target_mix(options); mix > 0) {
-        be64.scale(1 - mix, target_.ref());
-        be64.add(mix, sums_.cross(), target_.ref());
-      }
-      if (options.retruncate) {
-        metric_ = options.method == method::tempered
-                      ? ressvd::whiten_power(engine_.be_, gram, power_)
-                      : ressvd::whiten(engine_.be_, gram, {.ridge = options.ridge});
-      }
-    }
-
     factoring_on_backend& engine_;
     std::int64_t features_;
-    double power_;
-    accumulator sums_;
-    ressvd::matrix<double, space> target_;
-    std::optional<ressvd::whitening<B>> metric_;
+    ressvd::any_method method_;
+    ressvd::shifted_input<B> input_;
   };
 
-  // W' and its best truncation for the shifted inputs.
-  pair truncated_fit(const view& w, wide_block gram, wide_block target,
-                     const ressvd::whitening<B>& metric, std::int64_t rank) {
-    const auto fitted = ressvd::shifted_weights(be_, w, gram, target, options_.ridge);
-    const auto basis =
-        ressvd::truncated_svd(be_, fitted.view(), {}, metric.metric(), {.rank = rank});
-    return ressvd::slice(be_, fitted.view(), basis, rank);
+  // Row-major rows × cols values, held transposed and column-major.
+  ressvd::matrix<float, space> uploaded(const float* values, std::int64_t rows, std::int64_t cols) {
+    auto held = be_.allocate(cols, rows);
+    be_.upload({values, cols, rows, cols}, held);
+    return held;
   }
 
-  // Closed-form updates of the factors.
-  pair updated(pair factors, const view& w, wide_block gram, wide_block target) {
-    const int rounds = options_.method == method::adasvd ? options_.adasvd_iterations : 1;
-    for (int round = 0; round < rounds; ++round) {
-      ressvd::update_left(be_, w, factors, gram, target);
-      if (options_.method == method::adasvd) ressvd::update_right(be_, w, factors);
-    }
-    return factors;
+  ressvd::weight<B> weight_of(const linear& l) {
+    const auto values = l.dense.values();
+    return {be_, uploaded(values.data(), l.out(), l.in()).view().transposed()};
   }
 
-  // The pair as the linear layer that takes the place of `original`.
-  linear linear_of(const pair& factors, const linear& original) {
-    return make_linear(weight_matrix(factors.rows(), factors.rank(), row_major_values(factors.u)),
-                       weight_matrix(factors.rank(), factors.cols(), row_major_values(factors.v)),
-                       original.bias);
+  ressvd::factored_matrix<B> restored(const factored_module& m, const linear& original) {
+    auto w = std::make_shared<const ressvd::weight<B>>(weight_of(original));
+    return ressvd::factored_matrix<B>::from_state(be_, std::move(w), m.state);
   }
 
-  pair sliced(const factored_matrix& m, const linear& weights, std::int64_t rank) {
-    const auto values = weights.dense.values();
-    const uploaded_matrix<B> w(be_, values.data(), m.module.out, m.module.in);
-    return sliced(m, w.view(), rank);
+  ressvd::matrix<double, space> row_importance(const linear_module& module) {
+    if (!fisher_) return {};
+    const auto f = read_f32(*fisher_, module.weight_name(), {module.out, module.in});
+    const auto held = uploaded(f.data(), module.out, module.in);
+    return ressvd::methods::fisher_row_importance(be_, held.view().transposed());
   }
 
-  pair sliced(const factored_matrix& m, const view& w, std::int64_t rank) {
-    const residual_stage* stage = m.stage_for(rank);
-    if (options_.method == method::ressvd && stage == nullptr) return compensated(m, w, rank);
-    const std::int64_t rows = m.basis_rows();
-    const std::int64_t leading = stage != nullptr ? stage->intermediate_rank : rank;
-    auto q = be_.allocate(rows, rank);
-    be_.upload({m.q.data(), rows, leading, rows}, q.ref().left_cols(leading));
-    if (leading < rank) {
-      be_.upload({stage->q.data(), rows, rank - leading, rows},
-                 q.ref().col_range(leading, rank - leading));
-    }
-    if (m.acts == ressvd::projection::left) return ressvd::project(be_, w, std::move(q));
-    // Ŵᵀ = QQᵀWᵀ
-    const auto transposed = ressvd::project(be_, w.transposed(), std::move(q));
-    pair factors{be_.allocate(w.rows, rank), be_.allocate(rank, w.cols)};
-    be_.copy(transposed.v.view().transposed(), factors.u.ref());
-    be_.copy(transposed.u.view().transposed(), factors.v.ref());
-    return factors;
+  // The factors as the linear layer that takes the place of `original`.
+  linear linear_of(const ressvd::compressed_matrix<B>& compressed, const linear& original) {
+    const auto& f = compressed.factors;
+    return make_linear(weight_matrix(f.rows(), f.rank(), row_major(f.u)),
+                       weight_matrix(f.rank(), f.cols(), row_major(f.v)), original.bias);
   }
 
-  // Both stages for a rank that was not known when the matrix was factored.
-  pair compensated(const factored_matrix& m, const view& w, std::int64_t rank) {
-    const ressvd::residual_options options{.rank = rank, .beta = options_.beta};
-    const std::int64_t leading = ressvd::intermediate_rank(w.rows, w.cols, options);
-    ressvd::svd_basis<B> stage1;
-    stage1.q = be_.allocate(w.rows, leading);
-    be_.upload({m.q.data(), w.rows, leading, w.rows}, stage1.q.ref());
-    return ressvd::project(be_, w, ressvd::residual_compensation(be_, w, stage1, options).q);
-  }
-
-  void factor_matrix(factored_matrix& m, const linear& weights,
-                     const ressvd::whitening<B>& reference, const ressvd::whitening<B>& metric,
-                     const ressvd::matrix<double, space>& means,
-                     const std::vector<std::int64_t>& ranks) {
-    const auto start = std::chrono::steady_clock::now();
-    const auto values = weights.dense.values();
-    const uploaded_matrix<B> held(be_, values.data(), m.module.out, m.module.in);
-    const view w = held.view();
-    ressvd::calibration<B> data{.whitening = &metric, .mean_abs = means.ref()};
-    const auto importance = row_importance(m.module);
-    if (importance) data.row_importance = importance->ref();
-
-    std::int64_t largest = 0;
-    for (const std::int64_t rank : ranks) {
-      largest = (std::max)(largest, options_.method == method::ressvd
-                                        ? ressvd::intermediate_rank(
-                                              w.rows, w.cols, {.rank = rank, .beta = options_.beta})
-                                        : rank);
-    }
-    const auto basis = factor_basis(w, data, largest);
-    m.acts = basis.acts;
-    m.rank = basis.rank();
-    m.q = to_host(basis.q);
-    m.singular_values = basis.singular_values;
-    m.svd = basis.report;
-    m.whitening = metric.report;
-
-    const double damping = reference.report.damping;
-    m.weight_total = ressvd::weighted_energy(be_, w);
-    m.activation_total =
-        ressvd::weighted_energy(be_, w, reference.metric()) - damping * m.weight_total;
-    m.weight_energies = ressvd::captured_energies(be_, w, basis);
-    m.activation_energies = undamped(ressvd::captured_energies(be_, w, basis, reference.metric()),
-                                     m.weight_energies, damping);
-    if (options_.method == method::ressvd) {
-      add_residual_stages(m, w, basis, ranks, reference);
-    }
-    m.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
-
-  ressvd::svd_basis<B> factor_basis(const view& w, const ressvd::calibration<B>& data,
-                                    std::int64_t rank) {
-    switch (options_.method) {
-      case method::svd:
-        return ressvd::methods::svd_basis_of(be_, w, rank);
-      case method::fwsvd:
-        return ressvd::methods::fwsvd_basis(be_, w, data, rank);
-      case method::asvd:
-        return ressvd::methods::asvd_basis(be_, w, data, rank, {.alpha = options_.asvd_alpha});
-      case method::svd_llm:
-      case method::adasvd:
-      case method::ressvd:
-      case method::tempered:
-        break;
-    }
-    return ressvd::methods::svd_llm_basis(be_, w, data, rank);
-  }
-
-  // ranks: descending, the fast order.
-  void add_residual_stages(factored_matrix& m, const view& w, const ressvd::svd_basis<B>& stage1,
-                           const std::vector<std::int64_t>& ranks,
-                           const ressvd::whitening<B>& reference) {
-    const auto options = [&](std::int64_t rank) {
-      return ressvd::residual_options{.rank = rank, .beta = options_.beta};
-    };
-    const auto add = [&](std::int64_t rank, const ressvd::compensated_basis<B>& both) {
-      m.residual_stages.push_back(residual(w, both, rank, reference));
-    };
-    if (ranks.size() == 1) {
-      add(ranks[0], ressvd::residual_compensation(be_, w, stage1, options(ranks[0])));
-      return;
-    }
-    ressvd::residual_stages<B> stages(be_, w, stage1);
-    for (const std::int64_t rank : ranks)
-      add(rank, stages.at(options(rank)));
-  }
-
-  residual_stage residual(const view& w, const ressvd::compensated_basis<B>& both,
-                          std::int64_t rank, const ressvd::whitening<B>& reference) {
-    const std::int64_t leading = both.intermediate_rank;
-    residual_stage stage{.rank = rank, .intermediate_rank = leading, .q = {}};
-    if (leading == rank) return stage;
-    const auto q = both.q.ref().col_range(leading, rank - leading);
-    const auto weight = ressvd::basis_energies(be_, w, q);
-    const auto activation = undamped(ressvd::basis_energies(be_, w, q, reference.metric()), weight,
-                                     reference.report.damping);
-    for (const double e : weight)
-      stage.weight_energy += e;
-    for (const double e : activation)
-      stage.activation_energy += e;
-    stage.q.resize(static_cast<std::size_t>(q.size()));
-    be_.download(q, {stage.q.data(), q.rows, q.cols, q.rows});
-    return stage;
-  }
-
-  // Energies under G from those under G + δI.
-  static std::vector<double> undamped(std::vector<double> energies,
-                                      const std::vector<double>& weight_energies, double damping) {
-    for (std::size_t i = 0; i < energies.size(); ++i)
-      energies[i] -= damping * weight_energies[i];
-    return energies;
-  }
-
-  std::optional<ressvd::matrix<double, space>> row_importance(const linear_module& module) {
-    if (!fisher_) return std::nullopt;
-    const auto values = read_f32(*fisher_, module.weight_name(), {module.out, module.in});
-    const uploaded_matrix<B> f(be_, values.data(), module.out, module.in);
-    return ressvd::methods::fisher_row_importance(be_, f.view());
-  }
-
-  std::vector<float> to_host(const ressvd::matrix<float, space>& a) {
-    std::vector<float> host(static_cast<std::size_t>(a.size()));
-    be_.download(a, {host.data(), a.rows(), a.cols(), a.rows()});
-    return host;
-  }
-
-  // Row-major host values of a matrix.
-  std::vector<float> row_major_values(const ressvd::matrix<float, space>& a) {
+  std::vector<float> row_major(const ressvd::matrix<float, space>& a) {
     auto frame = be_.frame();
     const auto transposed = be_.scratch(a.cols(), a.rows());
     be_.copy(a.view().transposed(), transposed);
@@ -390,7 +187,6 @@ class factoring_on_backend final : public factoring_engine {
   }
 
   B be_;
-  const compress_options& options_;
   std::optional<checkpoint> fisher_;
 };
 

@@ -15,11 +15,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-std::vector<float> read_matrix(const checkpoint& source, const std::string& name,
-                               std::int64_t size) {
-  return size == 0 ? std::vector<float>{} : read_f32(source, name, {size});
-}
-
 // JSON has no infinity.
 ordered_json number(double value) {
   return std::isfinite(value) ? ordered_json(value) : ordered_json(nullptr);
@@ -28,63 +23,85 @@ double read_number(const ordered_json& value) {
   return value.is_null() ? std::numeric_limits<double>::infinity() : value.get<double>();
 }
 
-ordered_json to_json(const factored_matrix& m) {
-  ordered_json stages = ordered_json::array();
-  for (const residual_stage& s : m.residual_stages) {
-    stages.push_back({{"rank", s.rank},
-                      {"intermediate_rank", s.intermediate_rank},
-                      {"weight_energy", s.weight_energy},
-                      {"activation_energy", s.activation_energy}});
-  }
-  const auto& w = m.whitening;
-  return {{"acts", static_cast<int>(m.acts)},
-          {"rank", m.rank},
-          {"singular_values", m.singular_values},
-          {"weight_energies", m.weight_energies},
-          {"activation_energies", m.activation_energies},
-          {"weight_total", m.weight_total},
-          {"activation_total", m.activation_total},
-          {"residual_stages", stages},
-          {"whitening_path", static_cast<int>(w.path)},
+using state = ressvd::factored_state<float>;
+using stage = ressvd::residual_stage<std::vector<float>>;
+
+ordered_json to_json(const ressvd::whitening_report& w) {
+  return {{"path", static_cast<int>(w.path)},
           {"damping", w.damping},
           {"relative_damping", w.relative_damping},
-          {"condition", number(w.condition)},
-          {"power", w.power},
-          {"algorithm", static_cast<int>(m.svd.algorithm)},
-          {"numerical_rank", m.svd.numerical_rank},
-          {"seconds", m.seconds}};
+          {"condition", number(w.condition)}};
 }
 
-factored_matrix from_json(const ordered_json& j, linear_module module) {
-  factored_matrix m;
-  m.module = std::move(module);
-  m.acts = static_cast<ressvd::projection>(j.at("acts").get<int>());
-  m.rank = j.at("rank");
-  m.singular_values = j.at("singular_values").get<std::vector<double>>();
-  m.weight_energies = j.at("weight_energies").get<std::vector<double>>();
-  m.activation_energies = j.at("activation_energies").get<std::vector<double>>();
-  m.weight_total = j.at("weight_total");
-  m.activation_total = j.at("activation_total");
-  for (const auto& s : j.at("residual_stages")) {
-    m.residual_stages.push_back({.rank = s.at("rank"),
-                                 .intermediate_rank = s.at("intermediate_rank"),
-                                 .q = {},
-                                 .weight_energy = s.at("weight_energy"),
-                                 .activation_energy = s.at("activation_energy")});
+ressvd::whitening_report whitening_from_json(const ordered_json& j) {
+  return {.path = static_cast<ressvd::whitening_path>(j.at("path").get<int>()),
+          .damping = j.at("damping"),
+          .relative_damping = j.at("relative_damping"),
+          .condition = read_number(j.at("condition"))};
+}
+
+ordered_json to_json(const stage& s) {
+  ordered_json j{{"rank", s.rank},
+                 {"intermediate_rank", s.intermediate_rank},
+                 {"weight_energy", s.weight_energy}};
+  if (s.activation_energy) j["activation_energy"] = *s.activation_energy;
+  return j;
+}
+
+stage stage_from_json(const ordered_json& j) {
+  stage s{.rank = j.at("rank"),
+          .intermediate_rank = j.at("intermediate_rank"),
+          .q = {},
+          .weight_energy = j.at("weight_energy")};
+  if (j.contains("activation_energy")) s.activation_energy = j["activation_energy"].get<double>();
+  return s;
+}
+
+// All but the matrices.
+ordered_json to_json(const state& s) {
+  ordered_json j{{"rows", s.rows},
+                 {"cols", s.cols},
+                 {"rank", s.rank},
+                 {"acts", static_cast<int>(s.acts)},
+                 {"singular_values", s.singular_values},
+                 {"weight_losses", s.weight_losses},
+                 {"activation_losses", s.activation_losses},
+                 {"stages", ordered_json::array()},
+                 {"numerical_rank", s.svd.numerical_rank},
+                 {"seconds", s.seconds}};
+  for (const stage& second : s.stages)
+    j["stages"].push_back(to_json(second));
+  if (s.whitening) j["whitening"] = to_json(*s.whitening);
+  return j;
+}
+
+state state_from_json(const ordered_json& j) {
+  state s;
+  s.rows = j.at("rows");
+  s.cols = j.at("cols");
+  s.rank = j.at("rank");
+  s.acts = static_cast<ressvd::projection>(j.at("acts").get<int>());
+  s.singular_values = j.at("singular_values").get<std::vector<double>>();
+  s.weight_losses = j.at("weight_losses").get<std::vector<double>>();
+  s.activation_losses = j.at("activation_losses").get<std::vector<double>>();
+  for (const auto& second : j.at("stages"))
+    s.stages.push_back(stage_from_json(second));
+  if (j.contains("whitening")) s.whitening = whitening_from_json(j["whitening"]);
+  s.svd.numerical_rank = j.at("numerical_rank");
+  s.seconds = j.at("seconds");
+  return s;
+}
+
+// The matrices of a state by the names of their tensors.
+template <class State, class Visit>
+void for_each_tensor(const std::string& prefix, State& s, const Visit& visit) {
+  const bool right = s.acts == ressvd::projection::right;
+  visit(prefix, s.q, (right ? s.cols : s.rows) * s.rank);
+  if (s.acts == ressvd::projection::both) visit(prefix + ".p", s.p, s.rank * s.cols);
+  for (auto& second : s.stages) {
+    visit(prefix + ".residual." + std::to_string(second.rank), second.q,
+          s.rows * (second.rank - second.intermediate_rank));
   }
-  m.whitening.path = static_cast<ressvd::whitening_path>(j.at("whitening_path").get<int>());
-  m.whitening.damping = j.at("damping");
-  m.whitening.relative_damping = j.at("relative_damping");
-  m.whitening.condition = read_number(j.at("condition"));
-  m.whitening.power = j.at("power");
-  m.svd.algorithm = static_cast<ressvd::svd_algorithm>(j.at("algorithm").get<int>());
-  m.svd.numerical_rank = j.at("numerical_rank");
-  m.seconds = j.at("seconds");
-  return m;
-}
-
-std::string stage_name(const factored_matrix& m, const residual_stage& s) {
-  return m.module.prefix + ".residual." + std::to_string(s.rank);
 }
 
 } // namespace
@@ -103,14 +120,12 @@ bool layer_store::contains(std::int64_t layer) const {
 void layer_store::save(const factored_layer& layer) const {
   std::vector<scratch_matrix> list;
   ordered_json matrices = ordered_json::array();
-  const auto keep = [&](const std::string& name, const std::vector<float>& values) {
-    if (!values.empty()) list.push_back({name, {static_cast<std::int64_t>(values.size())}, values});
-  };
-  for (const factored_matrix& m : layer.matrices) {
-    keep(m.module.prefix, m.q);
-    for (const residual_stage& s : m.residual_stages)
-      keep(stage_name(m, s), s.q);
-    matrices.push_back(to_json(m));
+  for (const factored_module& m : layer.matrices) {
+    for_each_tensor(m.module.prefix, m.state,
+                    [&](const std::string& name, const auto& values, std::int64_t size) {
+                      if (size > 0) list.push_back({name, {size}, values});
+                    });
+    matrices.push_back(to_json(m.state));
   }
   write_scratch(tensors(layer.index), list);
   // The summary comes last: where it stands, the layer is complete.
@@ -124,7 +139,7 @@ factored_layer layer_store::load_summary(const model_config& config, std::int64_
   factored_layer result{.index = layer, .similarity = json.at("similarity"), .matrices = {}};
   auto modules = linear_modules(config, layer);
   for (std::size_t i = 0; i < modules.size(); ++i) {
-    result.matrices.push_back(from_json(json.at("matrices").at(i), std::move(modules[i])));
+    result.matrices.push_back({std::move(modules[i]), state_from_json(json.at("matrices").at(i))});
   }
   return result;
 }
@@ -132,11 +147,11 @@ factored_layer layer_store::load_summary(const model_config& config, std::int64_
 factored_layer layer_store::load(const model_config& config, std::int64_t layer) const {
   factored_layer result = load_summary(config, layer);
   const checkpoint source = checkpoint::open_file(tensors(layer));
-  for (factored_matrix& m : result.matrices) {
-    m.q = read_matrix(source, m.module.prefix, m.basis_rows() * m.rank);
-    for (residual_stage& s : m.residual_stages) {
-      s.q = read_matrix(source, stage_name(m, s), m.basis_rows() * (s.rank - s.intermediate_rank));
-    }
+  for (factored_module& m : result.matrices) {
+    for_each_tensor(m.module.prefix, m.state,
+                    [&](const std::string& name, auto& values, std::int64_t size) {
+                      if (size > 0) values = read_f32(source, name, {size});
+                    });
   }
   return result;
 }

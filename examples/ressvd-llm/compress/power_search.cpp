@@ -26,8 +26,10 @@ power_choice search_power(model_passes& passes, factoring_engine& engine,
   for (const double power : {0.4, 0.6, 0.8, 1.0}) {
     const auto directory = scratch / ("power-" + std::to_string(power));
     std::filesystem::create_directories(directory);
+    compress_options tried = options;
+    tried.power = power;
     const factored_model factored =
-        factor_model(passes, engine, options, samples.calibration, wanted, directory, power);
+        factor_model(passes, engine, tried, samples.calibration, wanted, directory);
     const double divergence =
         passes.mean_divergence(original, factored.run(samples.heldout, ranks));
     if (result.curve.empty() || divergence < smallest) {

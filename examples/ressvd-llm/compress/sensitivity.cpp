@@ -34,22 +34,23 @@ class sensitivity_allocation {
       layers_.push_back(factored_.summary(layer));
       for (std::size_t i = 0; i < layers_.back().matrices.size(); ++i) {
         places_.push_back({layer, i});
-        auto& squares = energies_.emplace_back(layers_.back().matrices[i].singular_values);
+        auto& squares = energies_.emplace_back(layers_.back().matrices[i].state.singular_values);
         for (double& s : squares)
           s *= s;
       }
     }
     for (std::size_t j = 0; j < places_.size(); ++j) {
-      const factored_matrix& m = matrix(j);
-      problem_.push_back({.name = m.module.prefix,
-                          .energies = energies_[j],
-                          .rows = m.module.out,
-                          .cols = m.module.in,
-                          .layer = places_[j].layer,
-                          .min_rank = options_.rank_multiple,
-                          .max_rank = (std::max)(m.rank, options_.rank_multiple),
-                          .rank_multiple = options_.rank_multiple,
-                          .stored = m.rank == 0 ? ressvd::storage::dense : ressvd::storage::free});
+      const factored_module& m = matrix(j);
+      problem_.push_back(
+          {.name = m.module.prefix,
+           .energies = energies_[j],
+           .rows = m.module.out,
+           .cols = m.module.in,
+           .layer = places_[j].layer,
+           .min_rank = options_.rank_multiple,
+           .max_rank = (std::max)(m.state.rank, options_.rank_multiple),
+           .rank_multiple = options_.rank_multiple,
+           .stored = m.state.rank == 0 ? ressvd::storage::dense : ressvd::storage::free});
     }
     original_ = passes_.final_original(samples_);
   }
@@ -80,7 +81,7 @@ class sensitivity_allocation {
     std::size_t module = 0;
   };
 
-  const factored_matrix& matrix(std::size_t j) const {
+  const factored_module& matrix(std::size_t j) const {
     return layers_[static_cast<std::size_t>(places_[j].layer)].matrices[places_[j].module];
   }
 
@@ -102,15 +103,15 @@ class sensitivity_allocation {
     const bool curved = options_.probe_ranks > 1;
     hidden_states before = passes_.embed(samples_);
     std::int64_t reached = 0;
-    factored_layer bases;
+    factored_layer probed; // the layer of the last probe
     progress bar("probing", static_cast<std::int64_t>(places_.size()) * options_.probe_ranks);
     const auto evaluate = [&](std::int64_t j, std::int64_t rank) {
       const auto [layer, module] = places_[static_cast<std::size_t>(j)];
       for (; reached < layer; ++reached)
         passes_.run_original(reached, before, samples_.length);
-      if (bases.matrices.empty() || bases.index != layer) bases = factored_.bases(layer);
+      if (probed.matrices.empty() || probed.index != layer) probed = factored_.factored(layer);
       layer_weights weights = passes_.model().layer(layer);
-      factored_.replace(weights, bases.matrices[module], rank);
+      factored_.replace(weights, probed.matrices[module], {.rank = rank});
       hidden_states hidden = before;
       passes_.run(weights, hidden, samples_.length);
       for (std::int64_t later = layer + 1; later < config.layers; ++later) {

@@ -28,6 +28,7 @@ sequential_refit::sequential_refit(model_passes& passes, const factored_model& f
                                    const compress_options& options, const sample_set& samples)
     : passes_(passes),
       factored_(factored),
+      options_(options),
       length_(samples.length),
       compressed_(passes.embed(samples)) {
   if (target_mix(options) > 0) original_ = compressed_;
@@ -57,23 +58,27 @@ void sequential_refit::observe(shifted_refit& refit, const layer_weights& weight
 
 layer_weights sequential_refit::next(const layer_ranks& ranks) {
   layer_weights weights = passes_.model().layer(layer_);
-  std::vector<factored_matrix> bases;
+  std::vector<factored_module> matrices;
   if (!std::ranges::all_of(ranks, &ressvd::rank_choice::dense)) {
-    bases = factored_.bases(layer_).matrices;
+    matrices = factored_.factored(layer_).matrices;
   }
   std::unique_ptr<shifted_refit> refit;
-  for (std::size_t i = 0; i < bases.size(); ++i) {
-    const linear_module& module = bases[i].module;
-    if (i > 0 && module.group != bases[i - 1].module.group) refit.reset();
+  for (std::size_t i = 0; i < matrices.size(); ++i) {
+    const linear_module& module = matrices[i].module;
+    if (i > 0 && module.group != matrices[i - 1].module.group) refit.reset();
     if (ranks[i].dense) continue;
     if (!refit) {
-      refit = factored_.engine().begin_refit("layer " + std::to_string(layer_) +
-                                                 ", compressed input of " +
-                                                 std::string(name_of(module.group)),
-                                             module.in, factored_.power());
+      refit = factored_.engine().begin_refit(
+          module.in, factored_.method(),
+          {.name = "layer " + std::to_string(layer_) + ", compressed input of " +
+                   std::string(name_of(module.group)),
+           .original_share = target_mix(options_),
+           .ridge = options_.ridge});
       observe(*refit, weights, module.group);
     }
-    weights[module.kind] = refit->fit(bases[i], weights[module.kind], ranks[i].rank);
+    linear& l = weights[module.kind];
+    l = options_.retruncate ? refit->truncate(l, ranks[i])
+                            : refit->update(matrices[i], l, ranks[i]);
   }
   skip(weights);
   return weights;

@@ -17,7 +17,7 @@ namespace ressvd_llm {
 
 // Holds the calibration samples' hidden states of the compressed model, and those of the original
 // where the target needs them. Each layer costs one pass over the samples for every input that
-// feeds a compressed matrix, and one more to move on.
+// feeds a compressed matrix, and one more to move on. What it is made of must outlive the object.
 class sequential_refit {
  public:
   sequential_refit(model_passes& passes, const factored_model& factored,
@@ -34,6 +34,7 @@ class sequential_refit {
 
   model_passes& passes_;
   const factored_model& factored_;
+  const compress_options& options_;
   std::int64_t length_;
   std::int64_t layer_ = 0;
   hidden_states compressed_;
