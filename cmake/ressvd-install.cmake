@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Headers, the CMake package (find_package(ressvd COMPONENTS cuda lapack compiled)) and the
-# pkg-config file: the installation's component development. The program is the component tools,
-# where the examples are built.
+# The component development installs the headers, the CMake package (find_package(ressvd COMPONENTS
+# cuda lapack compiled)) and the pkg-config file. The component tools installs the program, if the
+# examples are built.
 include(CMakePackageConfigHelpers)
 
 set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME development)

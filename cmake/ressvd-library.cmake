@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# The library's targets: ressvd::ressvd, and where asked for or found ressvd::compiled,
-# ressvd::cuda and ressvd::lapack.
+# The library's targets: ressvd::ressvd; on request ressvd::compiled; where their libraries are
+# found ressvd::cuda and ressvd::lapack.
 include(ressvd-dependencies)
 include(ressvd-components)
 
@@ -17,8 +17,8 @@ target_link_libraries(ressvd INTERFACE
   $<BUILD_INTERFACE:Eigen3::Eigen> $<INSTALL_INTERFACE:Eigen3::Eigen>)
 
 if(RESSVD_BUILD_COMPILED)
-  # Nearly all of the compile time of the CPU backend is Eigen's SVD: one source for each scalar, so
-  # that they compile side by side.
+  # Eigen's SVD takes nearly all of the compile time of the CPU backend. One source for each scalar
+  # lets them compile side by side.
   set(sources ${PROJECT_SOURCE_DIR}/src/eigen_float.cpp ${PROJECT_SOURCE_DIR}/src/eigen_double.cpp)
   add_library(ressvd_compiled STATIC ${sources})
   add_library(ressvd::compiled ALIAS ressvd_compiled)

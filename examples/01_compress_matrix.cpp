@@ -105,7 +105,7 @@ void run() {
   std::printf("activation loss  %.4f of |WX|^2 on the calibration tokens\n",
               report.activation_loss->relative);
 
-  // The engine goes on with y = U(Vx), here for tokens that were not calibrated with.
+  // The engine goes on with y = U(Vx), here for tokens outside the calibration.
   constexpr index_t new_tokens = 64;
   ressvd::eigen_backend<float> be;
   const auto inputs = source.draw(new_tokens);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // An engine on the GPU compresses one of its layers. It gathers the Gram of the layer's inputs
-// during its forward passes, on its own stream and cuBLAS handle; then the layer's weights are
-// factored, the factors take the weights' place in memory, and the engine goes on with two thin
-// products. Nothing but the report leaves the device.
+// during its forward passes, on its own stream and cuBLAS handle. It then factors the layer's
+// weights, puts the factors in the weights' place in memory, and goes on with two thin products.
+// Nothing but the report leaves the device.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -146,7 +146,7 @@ void run() {
   const auto context = ressvd::cuda_context::borrowing({.stream = e.stream, .cublas = e.cublas});
   ressvd::cuda_backend<float> be(context);
 
-  // Forward passes. `deferred`: a batch is not looked at before the sums are read, so add only
+  // Forward passes. `deferred`: nobody looks at a batch before the sums are read, so add only
   // queues work, as the engine's own products do.
   ressvd::gram_accumulator gram(be, in,
                                 {.name = "layer inputs", .check = ressvd::finite_check::deferred});

@@ -3,8 +3,8 @@
 #
 # Line coverage of include/ressvd: measured with g++ and gcov in a build of its own, summed over all
 # instances of a template. The LAPACK backend counts where LAPACKE is installed, the CUDA backend
-# where the CUDA toolkit is too: its tests run on tests/cuda_stand_in, without a device. What does
-# not count is named. Fails below the threshold.
+# where the CUDA toolkit is too: its tests run on tests/cuda_stand_in, without a device. The report
+# names what does not count. Fails below the threshold.
 #
 #   scripts/coverage.sh [PERCENT]        (default: 95)
 #

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every kernel and method, over any backend. Neither Eigen nor CUDA.
+// Every kernel and method, without a backend: bring your own, or include one from backend/.
+// Includes neither Eigen nor CUDA.
 #pragma once
 
 #include "ressvd/core.hpp"

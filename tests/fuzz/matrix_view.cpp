@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Any numbers as the sizes, strides, ranks and options of the library's entry points. What is no
-// matrix is refused with std::invalid_argument; everything else is computed without reading or
-// writing outside the memory that the views describe.
+// Any numbers as the sizes, strides, ranks and options of the library's entry points. The library
+// refuses what is no matrix with std::invalid_argument; everything else is computed without reading
+// or writing outside the memory that the views describe.
 #include <cmath>
 #include <stdexcept>
 #include <utility>
@@ -124,8 +124,8 @@ void factor(input& in) {
   const any_view<double> right_factor(in);
   const metric left = metric_of(in.byte(), left_factor);
   const metric right = metric_of(in.byte(), right_factor);
-  const ressvd::svd_options options{.rank = in.number(),
-                                    .algorithm = static_cast<ressvd::svd_algorithm>(in.byte() % 5),
+  const index_t largest_rank = in.number();
+  const ressvd::svd_options options{.algorithm = static_cast<ressvd::svd_algorithm>(in.byte() % 5),
                                     .tolerance = in.real(),
                                     .seed = in.byte()};
   const index_t rank = in.number();
@@ -134,12 +134,12 @@ void factor(input& in) {
     return;
   }
   backend be;
-  const auto basis = ressvd::truncated_svd(be, w.view(), left, right, options);
+  const auto basis = ressvd::truncated_svd(be, w.view(), left, right, largest_rank, options);
   require_valid(w);
   fuzz::require(left.is_identity() || left_factor.valid());
   fuzz::require(right.is_identity() || right_factor.valid());
   const ressvd::weight<backend> prepared(be, w.view());
-  const auto nested = ressvd::slice(be, prepared, basis, options.rank);
+  const auto nested = ressvd::slice(be, prepared, basis, largest_rank);
   const auto kind = basis.acts == ressvd::projection::left ? ressvd::nesting::projection
                                                            : ressvd::nesting::general;
   ressvd::truncation_losses(be, prepared, nested.u.ref(), nested.v.ref(), kind, right);

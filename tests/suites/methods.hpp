@@ -117,8 +117,8 @@ struct reversed_rows {
     for (index_t i = 0; i < n; ++i)
       permutation(i, n - 1 - i) = 1;
     const placed<double, B> factor(be, permutation);
-    return ressvd::truncated_svd(
-        be, w, {}, ressvd::metric<typename B::space>::dense(factor.block()), {.rank = rank});
+    return ressvd::truncated_svd(be, w, {},
+                                 ressvd::metric<typename B::space>::dense(factor.block()), rank);
   }
 };
 
@@ -615,7 +615,7 @@ TEMPLATE_LIST_TEST_CASE("a factored matrix answers for every rank what one rank 
     }
     CHECK(factored.at(ressvd::keep_dense(18, 14)).dense());
     CHECK(factored.at(at_ratio(0)).dense());
-    CHECK_THROWS_WITH(factored.at(at_rank(14)), contains_text("14"));
+    CHECK_THROWS_AS(factored.at(at_rank(14)), std::invalid_argument);
 
     // To the host and back: the same factors, losses and spectrum.
     const auto state = factored.state();

@@ -74,8 +74,12 @@ std::vector<outcome> run_all(B& be, const dense& w, statistics<B>& known, index_
     weight.row_importance = known.importance.block();
     const auto factored = known.input.factor(std::move(weight), method, {rank});
     keep(std::string(method.name), factored.at(ressvd::at_rank(rank)));
-    keep(std::string(method.name) + ", updated",
-         known.shifted.update(factored, method, {.rank = rank}));
+    // The row space of a whitened truncation is what an update is for: from another one the oblique
+    // projection may be larger than W.
+    if (method.name == "svd-llm" || method.name == "adasvd") {
+      keep(std::string(method.name) + ", updated",
+           known.shifted.update(factored, method, {.rank = rank}));
+    }
   };
   run(methods::svd{});
   run(methods::fwsvd{});
@@ -171,8 +175,8 @@ TEMPLATE_LIST_TEST_CASE("subspace iteration does not depend on the metric's scal
     for (index_t i = 0; i < 50; ++i)
       f(i, 0) = magnitude;
     const placed<double, TestType> weights(be, f);
-    return ressvd::truncated_svd(be, w.view(), {}, metric::diagonal(weights.block()),
-                                 {.rank = 10, .algorithm = svd_algorithm::subspace});
+    return ressvd::truncated_svd(be, w.view(), {}, metric::diagonal(weights.block()), 10,
+                                 {.algorithm = svd_algorithm::subspace});
   };
   const auto expected = factor(1);
   for (const double magnitude : {0x1p-100, 0x1p-70, 0x1p70, 0x1p100}) {
@@ -291,8 +295,8 @@ TEMPLATE_LIST_TEST_CASE("the activation loss of hard inputs is within 1 % of the
     statistics<TestType> known(be, input.x, m);
     const placed<T, TestType> pw(be, weights);
     const std::vector<double> sigma = svd(weighed).s;
-    // What rounding may leave of (W−Ŵ)X in norm: of the projection, of stored factors that are
-    // denormal, and of the Gram, whose square root it is, with the damping that it took.
+    // The norm of (W−Ŵ)X that rounding may leave: from the projection, from stored factors that are
+    // denormal, and, as a square root, from the Gram with the damping that it took.
     const double error = projection_error(weights, input.x, eps<TestType>) +
                          double{std::numeric_limits<T>::denorm_min()} * static_cast<double>(n) *
                              spectral_norm(input.x);
@@ -354,7 +358,7 @@ TEMPLATE_LIST_TEST_CASE("degenerate activations are no obstacle to any method", 
           const double lost = loss_of(w, o.pair.product(), x);
           // No method does worse than leaving W away.
           CHECK(lost <= squared_norm(w * x) + loss_tolerance(squared_norm(w * x), error));
-          // And where X has rank 5 at most, whitening loses nothing that double resolves.
+          // Whitening loses nothing that double resolves where X has rank 5 at most.
           const double known_rank = frobenius(x) == 0 ? 0 : spectral_norm(x);
           const bool low = name == std::string("one token") || name == std::string("two tokens") ||
                            name == std::string("one live channel") ||

@@ -60,9 +60,9 @@ std::vector<support::dense> compress_all(const support::dense& w, const support:
     run(methods::tempered{}, algorithm);
     run(methods::ressvd{}, algorithm);
   }
-  const auto basis = ressvd::truncated_svd(
-      be, pw.view(), {}, whitening.metric(),
-      {.rank = rank, .algorithm = ressvd::svd_algorithm::subspace, .seed = seed});
+  const auto basis =
+      ressvd::truncated_svd(be, pw.view(), {}, whitening.metric(), rank,
+                            {.algorithm = ressvd::svd_algorithm::subspace, .seed = seed});
   results.push_back(values_of(be, basis.q));
   return results;
 }
@@ -109,7 +109,7 @@ TEMPLATE_LIST_TEST_CASE("threads may read the same weights, whitening and basis"
   const placed<T, TestType> w(be, rounded<T>(random_normal(50, 60, 4)), layout::row_major, 2);
   const placed<double, TestType> gram(be, x * transpose(x));
   const auto whitening = ressvd::whiten(be, gram.view());
-  const auto basis = ressvd::truncated_svd(be, w.view(), {}, whitening.metric(), {.rank = 20});
+  const auto basis = ressvd::truncated_svd(be, w.view(), {}, whitening.metric(), 20);
   const auto read = [&](index_t rank) {
     TestType own;
     const auto pair = ressvd::slice(own, w.view(), basis, rank);
@@ -267,7 +267,7 @@ TEMPLATE_LIST_TEST_CASE("the number of threads changes results by no more than r
     CHECK(error_in_bounds(many.gram, one.gram, bound) <= 1);
     for (std::size_t i = 0; i < one.products.size(); i += 2) {
       CHECK(distance(many.products[i], one.products[i]) <= plain_change);
-      // In the metric of outlier channels the loss is determined, its subspace hardly.
+      // The metric of outlier channels determines the loss, and hardly the subspace.
       const double loss = loss_of(w, one.products[i + 1], x);
       const double tolerance = loss_tolerance(loss, 2 * projection_error(w, x, eps<TestType>)) +
                                2 * gram_algorithm_loss(w * x, rank);

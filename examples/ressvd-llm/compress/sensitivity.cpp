@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <utility>
 #include <vector>
@@ -34,23 +35,20 @@ class sensitivity_allocation {
       layers_.push_back(factored_.summary(layer));
       for (std::size_t i = 0; i < layers_.back().matrices.size(); ++i) {
         places_.push_back({layer, i});
-        auto& squares = energies_.emplace_back(layers_.back().matrices[i].state.singular_values);
-        for (double& s : squares)
-          s *= s;
+        spectra_.push_back(layers_.back().matrices[i].state.singular_values);
       }
     }
     for (std::size_t j = 0; j < places_.size(); ++j) {
       const factored_module& m = matrix(j);
-      problem_.push_back(
-          {.name = m.module.prefix,
-           .energies = energies_[j],
-           .rows = m.module.out,
-           .cols = m.module.in,
-           .layer = places_[j].layer,
-           .min_rank = options_.rank_multiple,
-           .max_rank = (std::max)(m.state.rank, options_.rank_multiple),
-           .rank_multiple = options_.rank_multiple,
-           .stored = m.state.rank == 0 ? ressvd::storage::dense : ressvd::storage::free});
+      // A matrix that no rank makes smaller stays dense.
+      const bool free = m.state.rank > 0;
+      problem_.push_back({.name = m.module.prefix,
+                          .singular_values = spectra_[j],
+                          .rows = m.module.out,
+                          .cols = m.module.in,
+                          .sensitivity = free ? 1 : std::numeric_limits<double>::infinity(),
+                          .max_rank = m.state.rank,
+                          .rank_multiple = options_.rank_multiple});
     }
     original_ = passes_.final_original(samples_);
   }
@@ -58,7 +56,7 @@ class sensitivity_allocation {
   rank_selection select(double ratio) {
     rank_selection result;
     result.how.probes = probe();
-    const ressvd::allocation_options budget{.budget = ressvd::uniform_budget(problem_, ratio)};
+    const std::int64_t budget = ressvd::uniform_budget(problem_, ratio);
     ressvd::allocation solution;
     if (options_.rounds > 1) {
       auto refined = refine(budget);
@@ -142,14 +140,14 @@ class sensitivity_allocation {
   void bend(std::size_t j, const ressvd::matrix_probe& probe) {
     const ressvd::probe_point& first = probe.points.front();
     auto curved = ressvd::curve_spectrum(problem_[j], probe.exponent, first.rank);
-    energies_[j] = std::move(curved.energies);
-    problem_[j].energies = energies_[j];
+    spectra_[j] = std::move(curved.singular_values);
+    problem_[j].singular_values = spectra_[j];
     problem_[j].tail_energy = curved.tail_energy;
     problem_[j].sensitivity = (std::max)(first.error, 0.0) / first.truncated_energy;
   }
 
   // Further probes at the solution itself, accepted by the held-out samples.
-  ressvd::refined_allocation refine(const ressvd::allocation_options& budget) {
+  ressvd::refined_allocation refine(std::int64_t budget) {
     if (heldout_.count() == 0) {
       throw usage_error("--rounds above 1 needs held-out samples to judge the rounds");
     }
@@ -189,7 +187,7 @@ class sensitivity_allocation {
   const sample_set& heldout_;
   hidden_states original_; // final states of the probe samples
   std::vector<factored_layer> layers_;
-  std::vector<std::vector<double>> energies_;
+  std::vector<std::vector<double>> spectra_;
   std::vector<place> places_; // of each matrix
   std::vector<ressvd::allocation_matrix> problem_;
 };

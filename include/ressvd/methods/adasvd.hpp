@@ -23,7 +23,7 @@ struct adasvd {
   static constexpr std::string_view name = "adasvd";
   template <backend B>
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
-    return truncated_svd(be, w, {}, input.whitening("AdaSVD").metric(), with_rank(options, rank));
+    return truncated_svd(be, w, {}, input.whitening("AdaSVD").metric(), rank, options);
   }
   update_options update() const { return {.iterations = iterations, .alternating = true}; }
 };

@@ -25,8 +25,7 @@ struct asvd {
                     " is outside [0, 1] or its epsilon ", epsilon, " is negative");
     const auto s = diagonal_weights(be, input.mean_abs("ASVD"), w.cols(), "the channel means",
                                     [&](double mean) { return std::pow(mean, alpha) + epsilon; });
-    return truncated_svd(be, w, {}, metric<typename B::space>::diagonal(s),
-                         with_rank(options, rank));
+    return truncated_svd(be, w, {}, metric<typename B::space>::diagonal(s), rank, options);
   }
 };
 

@@ -111,7 +111,7 @@ class factored_matrix {
     }
     std::ranges::sort(ranks, std::ranges::greater{}); // the fast order
     const auto stage1 = first_stage();
-    residual_stages<B> stages(be_, const_view(w_->values), stage1, second_metric());
+    residual_stages<B> stages(be_, *w_, stage1, second_metric());
     for (const index_t rank : ranks)
       stages_.push_back(stage_of(rank, stages.at(plan_at(rank))));
   }
@@ -252,8 +252,8 @@ class factored_matrix {
   }
 
   stage_type single_stage(index_t rank) const {
-    return stage_of(rank, residual_compensation(be_, const_view(w_->values), first_stage(),
-                                                plan_at(rank), second_metric()));
+    return stage_of(rank,
+                    residual_compensation(be_, *w_, first_stage(), plan_at(rank), second_metric()));
   }
 
   /// The stage from its basis, with what it takes off the losses.

@@ -37,8 +37,7 @@ struct fwsvd {
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>&, index_t rank) const {
     const auto d = diagonal_weights(be, w.row_importance, w.rows(), "the row importance",
                                     [](double f) { return std::sqrt(f); });
-    return truncated_svd(be, w, metric<typename B::space>::diagonal(d), {},
-                         with_rank(options, rank));
+    return truncated_svd(be, w, metric<typename B::space>::diagonal(d), {}, rank, options);
   }
 };
 

@@ -25,13 +25,13 @@ struct ressvd {
   static constexpr std::string_view name = "ressvd";
   template <backend B>
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
-    return truncated_svd(be, w, {}, input.whitening("ResSVD").metric(), with_rank(options, rank));
+    return truncated_svd(be, w, {}, input.whitening("ResSVD").metric(), rank, options);
   }
   std::optional<residual_plan> residual() const {
     return residual_plan{.options = {.beta = beta,
                                      .residual_rank = residual_rank,
                                      .intermediate_rank = intermediate_rank,
-                                     .algorithm = options.algorithm},
+                                     .svd = options},
                          .whitened = whitened_residual};
   }
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What methods share: diagonal metrics from statistics, and options for a rank.
+// What methods share: diagonal metrics from statistics.
 #pragma once
 
 #include <cmath>
@@ -33,12 +33,6 @@ matrix<double, typename B::space> diagonal_weights(B& be,
   auto weights = be64.allocate(k, 1);
   be64.upload({host.data(), k, 1, k}, weights);
   return weights;
-}
-
-/// A method's options of the truncated SVD, for a rank.
-inline svd_options with_rank(svd_options options, index_t rank) {
-  options.rank = rank;
-  return options;
 }
 
 } // namespace v0

@@ -18,7 +18,7 @@ struct svd {
   static constexpr std::string_view name = "svd";
   template <backend B>
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>&, index_t rank) const {
-    return truncated_svd(be, w, {}, {}, with_rank(options, rank));
+    return truncated_svd(be, w, {}, {}, rank, options);
   }
 };
 

@@ -19,7 +19,7 @@ struct svd_llm {
   static constexpr std::string_view name = "svd-llm";
   template <backend B>
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
-    return truncated_svd(be, w, {}, input.whitening("SVD-LLM").metric(), with_rank(options, rank));
+    return truncated_svd(be, w, {}, input.whitening("SVD-LLM").metric(), rank, options);
   }
 };
 

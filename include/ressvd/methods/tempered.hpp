@@ -22,7 +22,7 @@ struct tempered {
   template <backend B>
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
     return truncated_svd(be, w, {}, input.whitening_power(power, "tempered whitening").metric(),
-                         with_rank(options, rank));
+                         rank, options);
   }
 };
 

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which algorithms a truncated SVD tries, in which order: the fastest first, and behind one that
+// may decline, another that never does.
+//
+// In double, automatic means the digits of double. In float it goes by measured times
+// (docs/performance.md, bench/crossover.cpp). From 512 rows or columns on, subspace is the fastest
+// up to a share of the shorter side, half of that where A is long, since of the Gram's cost nothing
+// but the Gram itself grows with the longer side. Beyond, where the backend forms no more
+// eigenvectors than are asked for, deflated_gram is, up to ranks whose loss may be little more than
+// rounding.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "ressvd/core/backend.hpp"
+#include "ressvd/truncated_svd/eigenpairs.hpp"
+#include "ressvd/truncated_svd/options.hpp"
+
+namespace ressvd {
+inline namespace v0 {
+namespace detail {
+
+/// The fastest algorithm that keeps the digits of the backend's scalar.
+template <backend B>
+svd_algorithm fastest_algorithm(index_t shorter, index_t longer, index_t rank) {
+  if constexpr (std::is_same_v<typename B::scalar, double>) return svd_algorithm::exact;
+  if (shorter < 512) return svd_algorithm::gram;
+  constexpr bool partial = has_leading_eigenvectors<B>;
+  const double share = (partial ? 0.15 : 0.5) * (longer >= 2 * shorter ? 0.5 : 1.0);
+  if (static_cast<double>(rank) <= share * static_cast<double>(shorter)) {
+    return svd_algorithm::subspace;
+  }
+  return partial && 4 * rank <= 3 * shorter ? svd_algorithm::deflated_gram : svd_algorithm::gram;
+}
+
+} // namespace detail
+
+/// The algorithms to try for the leading `rank` singular vectors of a rows × cols matrix, first to
+/// last, when `asked` is asked for. All but the last may decline; the last one never does.
+template <backend B>
+std::vector<svd_algorithm> choose_algorithms(svd_algorithm asked, index_t rows, index_t cols,
+                                             index_t rank) {
+  const svd_algorithm first =
+      asked != svd_algorithm::automatic
+          ? asked
+          : detail::fastest_algorithm<B>((std::min)(rows, cols), (std::max)(rows, cols), rank);
+  if (first == svd_algorithm::subspace || first == svd_algorithm::deflated_gram) {
+    return {first, svd_algorithm::gram};
+  }
+  return {first};
+}
+
+} // namespace v0
+} // namespace ressvd
