@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "compress/output.hpp"
+#include "compress/write_checkpoint.hpp"
 
 #include <array>
 #include <set>
@@ -7,7 +7,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include "compress/scratch_file.hpp"
 #include "io/checkpoint.hpp"
 #include "io/config.hpp"
 
@@ -43,7 +42,7 @@ void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
     const auto modules = linear_modules(model.config(), layer);
     for (std::size_t i = 0; i < modules.size(); ++i) {
-      if (ranks[static_cast<std::size_t>(layer)][i].dense) continue;
+      if (ranks[layer][i].dense) continue;
       replaced.insert(modules[i].weight_name());
       if (options.format == output_format::factored) replaced.insert(modules[i].bias_name());
     }
@@ -87,7 +86,7 @@ void write_description(checkpoint_writer& writer, const language_model& model,
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const auto modules = linear_modules(config, layer);
     for (std::size_t i = 0; i < modules.size(); ++i) {
-      const ressvd::rank_choice& r = ranks[static_cast<std::size_t>(layer)][i];
+      const ressvd::rank_choice& r = ranks[layer][i];
       if (!r.dense) info.ranks[modules[i].prefix] = r.rank;
     }
   }
@@ -109,31 +108,6 @@ void write_description(checkpoint_writer& writer, const language_model& model,
                            "merges.txt", "generation_config.json", "chat_template.jinja"}) {
     const auto file = options.model / name;
     if (std::filesystem::is_regular_file(file)) writer.copy_file(file);
-  }
-}
-
-void save_linears(const std::filesystem::path& file, const model_config& config, std::int64_t layer,
-                  const layer_weights& weights) {
-  std::vector<scratch_matrix> list;
-  for (const linear_module& module : linear_modules(config, layer)) {
-    const linear& l = weights[module.kind];
-    if (!l.factored()) continue;
-    list.push_back({module.u_name(), {l.out(), l.rank()}, l.u.values()});
-    list.push_back({module.v_name(), {l.rank(), l.in()}, l.v.values()});
-  }
-  write_scratch(file, list);
-}
-
-void load_linears(const std::filesystem::path& file, const model_config& config, std::int64_t layer,
-                  layer_weights& weights) {
-  const checkpoint source = checkpoint::open_file(file);
-  for (const linear_module& module : linear_modules(config, layer)) {
-    if (!source.contains(module.u_name())) continue;
-    linear& l = weights[module.kind];
-    const auto u = source.describe(module.u_name()).shape;
-    const auto v = source.describe(module.v_name()).shape;
-    l = make_linear(weight_matrix(u[0], u[1], read_f32(source, module.u_name(), u)),
-                    weight_matrix(v[0], v[1], read_f32(source, module.v_name(), v)), l.bias);
   }
 }
 

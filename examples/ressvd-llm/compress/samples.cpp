@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "compress/calibration.hpp"
+#include "compress/samples.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <random>
 #include <span>
@@ -92,18 +93,13 @@ calibration_samples make_samples(const compress_options& options, const language
   }
   const std::int64_t count = needed + options.heldout_samples;
   if (count == 0) return {{length, {}}, {length, {}}};
-  progress bar("sampling", 1000);
-  std::int64_t shown = 0;
+  fraction_progress bar("sampling");
   // The held-out samples do not depend on how many of those before them are needed.
   const auto ids = sample_texts(model, {.count = count,
                                         .first = options.samples - needed,
                                         .length = length,
                                         .sampling = {.seed = options.seed},
-                                        .progress = [&](double done) {
-                                          const auto steps = static_cast<std::int64_t>(1000 * done);
-                                          bar.advance(steps - shown);
-                                          shown = steps;
-                                        }});
+                                        .progress = std::ref(bar)});
   const auto split = ids.begin() + needed * length;
   return {{length, {ids.begin(), split}}, {length, {split, ids.end()}}};
 }

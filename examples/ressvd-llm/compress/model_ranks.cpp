@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "compress/plan.hpp"
+#include "compress/model_ranks.hpp"
 
 #include <algorithm>
 #include <functional>
@@ -65,13 +65,11 @@ std::vector<ressvd::layer_candidate> last_layer_choices(const compress_options& 
 
 model_ranks ranks_of(const std::vector<double>& layer_ratios, const model_config& config,
                      const compress_options& options) {
-  model_ranks ranks;
+  model_ranks ranks(config.layers);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    std::vector<ressvd::rank_choice> of_layer;
-    for (const linear_module& module : linear_modules(config, layer)) {
-      of_layer.push_back(rank_at(module, layer_ratios[static_cast<std::size_t>(layer)], options));
-    }
-    ranks.push_back(std::move(of_layer));
+    const double ratio = layer_ratios[static_cast<std::size_t>(layer)];
+    for (const linear_module& module : linear_modules(config, layer))
+      ranks[layer].push_back(rank_at(module, ratio, options));
   }
   return ranks;
 }
@@ -83,12 +81,10 @@ model_ranks ranks_of(const ressvd::layer_candidate& candidate, const model_confi
   return ranks_of(ratios, config, options);
 }
 
-std::vector<std::vector<std::vector<std::int64_t>>> wanted_ranks(
-    const std::vector<ressvd::layer_candidate>& candidates, const model_config& config,
-    const compress_options& options) {
-  std::vector<std::vector<std::vector<std::int64_t>>> wanted;
+candidate_ranks ranks_of_all(const std::vector<ressvd::layer_candidate>& candidates,
+                             const model_config& config, const compress_options& options) {
+  candidate_ranks all(config.layers);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    std::vector<std::vector<std::int64_t>> of_layer;
     for (const linear_module& module : linear_modules(config, layer)) {
       std::set<std::int64_t, std::greater<>> ranks;
       if (candidates.empty()) {
@@ -100,11 +96,10 @@ std::vector<std::vector<std::vector<std::int64_t>>> wanted_ranks(
         const ressvd::rank_choice choice = rank_at(module, candidate.ratio, options);
         if (!choice.dense) ranks.insert(choice.rank);
       }
-      of_layer.emplace_back(ranks.begin(), ranks.end());
+      all[layer].emplace_back(ranks.begin(), ranks.end());
     }
-    wanted.push_back(std::move(of_layer));
   }
-  return wanted;
+  return all;
 }
 
 double achieved_ratio(const model_ranks& ranks, const model_config& config) {
@@ -114,8 +109,7 @@ double achieved_ratio(const model_ranks& ranks, const model_config& config) {
     const auto modules = linear_modules(config, layer);
     for (std::size_t i = 0; i < modules.size(); ++i) {
       all += matrix_parameters(modules[i]);
-      kept += ressvd::kept_parameters(modules[i].out, modules[i].in,
-                                      ranks[static_cast<std::size_t>(layer)][i]);
+      kept += ressvd::kept_parameters(modules[i].out, modules[i].in, ranks[layer][i]);
     }
   }
   return 1 - static_cast<double>(kept) / static_cast<double>(all);

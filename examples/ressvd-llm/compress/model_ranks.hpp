@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which rank every matrix gets: the candidates of a run before its bases exist, the solution after.
+// Which rank every matrix of a model gets, and at which ranks it may be asked for.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -16,8 +17,33 @@
 
 namespace ressvd_llm {
 
-// ranks[layer][module], modules in the order of linear_modules.
-using model_ranks = std::vector<std::vector<ressvd::rank_choice>>;
+// A value for each matrix of a model: of every layer, those of its matrices in the order of
+// linear_modules.
+template <class T>
+class per_matrix {
+ public:
+  per_matrix() = default;
+  explicit per_matrix(std::int64_t layers) : layers_(static_cast<std::size_t>(layers)) {}
+
+  std::vector<T>& operator[](std::int64_t layer) {
+    return layers_[static_cast<std::size_t>(layer)];
+  }
+  const std::vector<T>& operator[](std::int64_t layer) const {
+    return layers_[static_cast<std::size_t>(layer)];
+  }
+
+  friend bool operator==(const per_matrix&, const per_matrix&) = default;
+
+ private:
+  std::vector<std::vector<T>> layers_;
+};
+
+using layer_ranks = std::vector<ressvd::rank_choice>;
+using model_ranks = per_matrix<ressvd::rank_choice>;
+
+// The ranks at which one matrix may be sliced, descending. None: it stays as it is.
+using rank_list = std::vector<std::int64_t>;
+using candidate_ranks = per_matrix<rank_list>;
 
 std::int64_t matrix_parameters(const linear_module& module);
 std::vector<std::int64_t> layer_parameters(const model_config& config);
@@ -40,11 +66,10 @@ model_ranks ranks_of(const ressvd::layer_candidate& candidate, const model_confi
 model_ranks ranks_of(const std::vector<double>& layer_ratios, const model_config& config,
                      const compress_options& options);
 
-// The ranks at which each matrix may be sliced, descending; and the largest among them. Where any
-// rank may be asked for later, only the largest useful one.
-std::vector<std::vector<std::vector<std::int64_t>>> wanted_ranks(
-    const std::vector<ressvd::layer_candidate>& candidates, const model_config& config,
-    const compress_options& options);
+// The ranks that some candidate gives each matrix. Without candidates any rank may be asked for
+// later: the largest useful one alone.
+candidate_ranks ranks_of_all(const std::vector<ressvd::layer_candidate>& candidates,
+                             const model_config& config, const compress_options& options);
 
 // The share of the layers' matrix parameters that the ranks remove.
 double achieved_ratio(const model_ranks& ranks, const model_config& config);

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The pieces of the compressed checkpoint, as docs/checkpoint_format.md describes it.
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
-#include <map>
-#include <string>
-#include <vector>
 
+#include "compress/model_ranks.hpp"
 #include "compress/options.hpp"
-#include "compress/plan.hpp"
 #include "io/checkpoint_writer.hpp"
 #include "model/language_model.hpp"
 
@@ -27,11 +25,5 @@ void write_layer(checkpoint_writer& writer, const language_model& model, std::in
 void write_description(checkpoint_writer& writer, const language_model& model,
                        const model_ranks& ranks, const compress_options& options,
                        double achieved_ratio);
-
-// A layer's matrices as scratch, so that a resumed run finds what an updated layer became.
-void save_linears(const std::filesystem::path& file, const model_config& config, std::int64_t layer,
-                  const layer_weights& weights);
-void load_linears(const std::filesystem::path& file, const model_config& config, std::int64_t layer,
-                  layer_weights& weights);
 
 } // namespace ressvd_llm

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "compress/memory.hpp"
+#include "compress/memory_estimate.hpp"
 
 #include <algorithm>
 #include <array>
