@@ -184,9 +184,9 @@ const char* ressvd_message(void) {
 
 ressvd_status ressvd_context_create(int threads, ressvd_context** context) {
   return guarded([&] {
-    ressvd::detail::require(threads >= 0, "a context of ", threads, " threads");
-    auto made = std::make_unique<ressvd_context>();
-    existing(context, "the context's place") = made.release();
+    auto& place = existing(context, "the context's place");
+    place = new ressvd_context{backend(
+        std::make_shared<ressvd::host_context>(ressvd::host_context_options{.threads = threads}))};
   });
 }
 
