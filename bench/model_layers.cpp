@@ -9,7 +9,7 @@
 #include <iostream>
 #include <optional>
 
-#include "compress/calibration.hpp"
+#include "compress/samples.hpp"
 #include "cpu_baselines.hpp"
 #include "io/error.hpp"
 #include "model/forward.hpp"

@@ -20,7 +20,7 @@ if(RESSVD_BUILD_COMPILED)
 endif()
 
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/ressvd DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
-        FILES_MATCHING PATTERN "*.hpp")
+        FILES_MATCHING PATTERN "*.hpp" PATTERN "*.h")
 install(TARGETS ${install_targets} EXPORT ressvd-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT ressvd-targets NAMESPACE ressvd:: DESTINATION ${package_dir})
 

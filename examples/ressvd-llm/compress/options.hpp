@@ -66,8 +66,6 @@ struct compress_options {
   std::optional<dtype> type; // absent: the model's
   std::uint64_t seed = 0;
   bool resume = false;
-  std::filesystem::path json;
-  std::filesystem::path chart; // final-layer error against k
 };
 
 const char* name_of(method m);
