@@ -7,8 +7,8 @@
 #
 #   scripts/fuzz.sh SECONDS [TARGET...]
 #
-# Environment: JOBS (default: the number of processors), how many targets run at once; FUZZ_DIR
-# (default: build/fuzz).
+# Environment: JOBS (default: the number of processors) for the build; RUNS (default: JOBS), how many
+# targets run at once; FUZZ_DIR (default: build/fuzz).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:?usage: scripts/fuzz.sh SECONDS [TARGET...]}
@@ -48,7 +48,7 @@ finish() {
 for target in "${targets[@]}"; do
   run "$target" &
   running+=("$target:$!")
-  [ ${#running[@]} -lt "$jobs" ] || finish
+  [ ${#running[@]} -lt "${RUNS:-$jobs}" ] || finish
 done
 while [ ${#running[@]} -gt 0 ]; do
   finish

@@ -3,7 +3,7 @@
 #
 # Installs what is missing of a list of Debian/Ubuntu packages.
 #
-#   scripts/install_dependencies.sh build|bench|ci|fuzz|coverage|analysis...
+#   scripts/install_dependencies.sh build|bench|ci|fuzz|coverage|analysis|site...
 #
 # As root or with sudo it installs; otherwise it prints the command and fails. Where there is no
 # dpkg it prints what is needed and leaves the check to CMake. RESSVD_NO_INSTALL=1 skips it all.
@@ -17,15 +17,17 @@ tool() { command -v "$1" >/dev/null || packages+=("$2"); }
 for purpose in "$@"; do
   case $purpose in
     build)
-      packages+=(libeigen3-dev catch2 nlohmann-json3-dev libcli11-dev libsentencepiece-dev)
+      packages+=(libeigen3-dev catch2 nlohmann-json3-dev libcli11-dev libsentencepiece-dev
+        liblapacke-dev libopenblas-dev)
       tool "${CXX:-c++}" g++
       tool cmake cmake
       tool ninja ninja-build
       tool pkg-config pkg-config
       ;;
     bench) packages+=(libbenchmark-dev liblapacke-dev libopenblas-dev) ;;
+    site) tool doxygen doxygen ;;
     ci)
-      packages+=(libomp-dev libbenchmark-dev liblapacke-dev libopenblas-dev)
+      packages+=(libomp-dev libbenchmark-dev)
       tool g++ g++
       tool clang++ clang
       tool clang-format-14 clang-format-14
@@ -46,7 +48,7 @@ for purpose in "$@"; do
       tool cppcheck cppcheck
       ;;
     *)
-      echo "usage: $0 build|bench|ci|fuzz|coverage|analysis..." >&2
+      echo "usage: $0 build|bench|ci|fuzz|coverage|analysis|site..." >&2
       exit 2
       ;;
   esac

@@ -6,7 +6,7 @@
 #   bash tests/run.sh [arguments for ctest]
 #
 # Environment: PRESET, a name of CMakePresets.json (default: release); OPTIONS, for CMake, e.g.
-# "-D RESSVD_CUDA=OFF"; JOBS (default: the number of processors).
+# "-D RESSVD_CUDA=OFF"; TARGETS to build (default: all); JOBS (default: the number of processors).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/build.sh
@@ -14,7 +14,8 @@ source scripts/build.sh
 bash scripts/install_dependencies.sh build
 # shellcheck disable=SC2086
 configure ${OPTIONS:-}
-compile
+# shellcheck disable=SC2086
+compile ${TARGETS:-}
 
 results=$build_dir/results.xml
 rm -f "$results"
@@ -26,6 +27,9 @@ count() { grep -m 1 -A 8 '<testsuite ' "$results" | grep -o "$1=\"[0-9]*\"" | he
 total=$(count tests)
 failed=$(count failures)
 skipped=$(($(count skipped) + $(count disabled)))
+# What cannot run here, by name, with the reason that the test gives first.
+sed -n '/<testcase .*status="\(notrun\|disabled\)"/,/<\/testcase>/p' "$results" |
+  sed -n 's/.*<testcase name="\([^"]*\)".*/skipped: \1/p; s/.*<system-out>\([^<]*\).*/         \1/p'
 echo "$((total - failed - skipped)) passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ] || exit 1
 exit "$status"

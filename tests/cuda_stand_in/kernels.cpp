@@ -48,7 +48,7 @@ std::string read_file(const std::string& path) {
 }
 
 nvrtcResult compile(_nvrtcProgram& program) {
-  const std::string text = "#include \"cuda_stand_in/threads.hpp\"\n" +
+  const std::string text = "#include \"threads.hpp\"\n" + // precompiled, see tests/CMakeLists.txt
                            without_ptx(program.source) +
                            "extern \"C\" void kernel_entry(void** arguments, stand_in::launch& l) "
                            "{\n  stand_in::enter<&" +
@@ -61,10 +61,8 @@ nvrtcResult compile(_nvrtcProgram& program) {
   // Several tests run at once: each writes files of its own, the last step is atomic.
   const std::string mine = base + "_" + std::to_string(getpid());
   std::ofstream(mine + ".cpp") << text;
-  const std::string command = std::string(STAND_IN_COMPILER) +
-                              " -std=c++20 -O1 -w -shared -fPIC -I" STAND_IN_SOURCES
-                              " -I" STAND_IN_INCLUDE " " +
-                              mine + ".cpp -o " + mine + ".so 2> " + mine + ".log";
+  const std::string command = STAND_IN_COMMAND " -shared -I" STAND_IN_FOLDER " " + mine +
+                              ".cpp -o " + mine + ".so 2> " + mine + ".log";
   if (std::system(command.c_str()) != 0) {
     program.log = read_file(mine + ".log");
     return NVRTC_ERROR_COMPILATION;

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // CUDA C++ for the host's compiler: put in front of the kernels' source. The threads of a block are
-// contexts (ucontext) that run one after the other and change at barriers; blocks run one after the
-// other. A barrier that not all threads of a block reach ends the program.
+// contexts that run one after the other and change at barriers; blocks run one after the other. A
+// barrier that not all threads of a block reach ends the program.
+//
+// A context is made once (ucontext) and serves block after block. The changes between contexts are
+// jumps (setjmp): swapcontext would make two system calls for each.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -13,12 +17,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <new>
 #include <tuple>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "cuda_stand_in/launch.hpp"
 #include "ressvd/core/scalar.hpp"
@@ -30,14 +34,19 @@ struct index3 {
 };
 
 struct thread {
-  ucontext_t context;
+  jmp_buf place; ///< where it goes on
   std::unique_ptr<char[]> stack;
   index3 index;
   bool finished;
 };
 
-inline thread_local ucontext_t scheduler;
+inline thread_local jmp_buf scheduler;
 inline thread_local thread* running = nullptr;
+
+/// Goes back to the scheduler until it resumes this thread.
+inline void leave(thread& t) {
+  if (_setjmp(t.place) == 0) _longjmp(scheduler, 1);
+}
 
 } // namespace stand_in
 
@@ -45,7 +54,7 @@ inline thread_local stand_in::index3 threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() {
   stand_in::thread* const self = stand_in::running;
-  swapcontext(&self->context, &stand_in::scheduler);
+  stand_in::leave(*self);
   threadIdx = self->index;
 }
 
@@ -118,35 +127,46 @@ struct kernel<void (*)(Args...)> {
     new (l.arguments) values(take<Args>(arguments_given[I], l)...);
   }
 
+  /// A thread's life: one block after the other.
   static void body() {
-    threadIdx = running->index;
-    std::apply(function, *arguments);
-    running->finished = true;
-    swapcontext(&running->context, &scheduler);
-  }
-
-  static void start(thread& t, unsigned x, unsigned y) {
-    constexpr std::size_t stack_size = 64 * 1024;
-    if (!t.stack) t.stack.reset(new char[stack_size]);
-    t.index = {x, y, 0};
-    t.finished = false;
-    getcontext(&t.context);
-    t.context.uc_stack.ss_sp = t.stack.get();
-    t.context.uc_stack.ss_size = stack_size;
-    t.context.uc_link = nullptr;
-    makecontext(&t.context, &body, 0);
-  }
-
-  /// One round runs every thread of the block to its next barrier, or to its end.
-  static void run_block(std::vector<thread>& threads) {
+    thread& self = *running;
     for (;;) {
-      std::size_t finished = 0;
-      for (thread& t : threads) {
-        running = &t;
-        swapcontext(&scheduler, &t.context);
-        finished += t.finished ? 1 : 0;
+      threadIdx = self.index;
+      std::apply(function, *arguments);
+      self.finished = true;
+      leave(self);
+    }
+  }
+
+  /// Runs the thread to its next barrier, or to its end.
+  static void resume(thread& t) {
+    running = &t;
+    if (_setjmp(scheduler) != 0) return;
+    if (t.stack) _longjmp(t.place, 1);
+    constexpr std::size_t stack_size = 64 * 1024;
+    t.stack.reset(new char[stack_size]);
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = t.stack.get();
+    context.uc_stack.ss_size = stack_size;
+    context.uc_link = nullptr;
+    makecontext(&context, &body, 0);
+    setcontext(&context);
+  }
+
+  /// Each round runs every thread of the block to its next barrier.
+  static void run_block(std::deque<thread>& threads, unsigned width, unsigned count) {
+    for (unsigned k = 0; k < count; ++k) {
+      threads[k].index = {k % width, k / width, 0};
+      threads[k].finished = false;
+    }
+    for (;;) {
+      unsigned finished = 0;
+      for (unsigned k = 0; k < count; ++k) {
+        resume(threads[k]);
+        finished += threads[k].finished ? 1 : 0;
       }
-      if (finished == threads.size()) return;
+      if (finished == count) return;
       if (finished > 0) {
         std::fputs("CUDA stand-in: not all threads of a block reach a barrier\n", stderr);
         std::abort();
@@ -158,14 +178,13 @@ struct kernel<void (*)(Args...)> {
     arguments = std::launder(reinterpret_cast<values*>(l.arguments));
     gridDim = {l.grid[0], l.grid[1], 1};
     blockDim = {l.block[0], l.block[1], 1};
-    static thread_local std::vector<thread> threads;
-    threads.resize(std::size_t{l.block[0]} * l.block[1]);
+    static thread_local std::deque<thread> threads; // a deque: they keep their addresses
+    const unsigned count = l.block[0] * l.block[1];
+    if (threads.size() < count) threads.resize(count);
     for (unsigned by = 0; by < l.grid[1]; ++by) {
       for (unsigned bx = 0; bx < l.grid[0]; ++bx) {
         blockIdx = {bx, by, 0};
-        for (unsigned k = 0; k < threads.size(); ++k)
-          start(threads[k], k % l.block[0], k / l.block[0]);
-        run_block(threads);
+        run_block(threads, l.block[0], count);
       }
     }
   }

@@ -7,6 +7,7 @@
 
 #include "compress/factoring_on_backend.hpp"
 #include "io/error.hpp"
+#include "model/parallel.hpp"
 
 namespace ressvd_llm {
 
@@ -31,7 +32,8 @@ std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& 
 #endif
   }
   using backend = ressvd::eigen_backend<float>;
-  return std::make_unique<factoring_on_backend<backend>>(backend(), options.fisher);
+  return std::make_unique<factoring_on_backend<backend>>(backend(make_host_context()),
+                                                         options.fisher);
 }
 
 } // namespace ressvd_llm

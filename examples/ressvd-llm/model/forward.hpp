@@ -62,8 +62,8 @@ struct forward_options {
   std::int64_t shared_tokens = 2048;
 };
 
-// The forward pass in float32 on the CPU, with the threads of OpenMP where available. One object
-// is used by one thread at a time.
+// The forward pass in float32 on the CPU, on the program's threads. One object is used by one
+// thread at a time.
 class cpu_forward final : public forward_engine {
  public:
   explicit cpu_forward(const model_config& config, const forward_options& options = {});

@@ -106,9 +106,10 @@ class lapack_backend : public host_backend<lapack_backend<T>, T> {
                    size(b.ld), beta, c.data, size(c.ld));
   }
 
-  template <storage_scalar U>
-  void add_gram(matrix_view<const U> x, block<T> sum) {
-    if constexpr (std::is_same_v<U, T>) {
+  template <readable_matrix M>
+  void add_gram(const M& factor, block<T> sum) {
+    const auto x = const_view(factor);
+    if constexpr (std::is_same_v<element_of<M>, T>) {
       using namespace detail::lapack;
       if (x.empty()) return;
       const auto [a, o] = as_operand(x);

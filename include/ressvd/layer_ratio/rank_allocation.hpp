@@ -15,9 +15,8 @@
 //   cost     one pass over the spectra, then about 63 · log₂(ranks) operations per matrix
 //   memory   about 100 bytes per matrix; the spectra are not copied
 //   errors   std::invalid_argument, with the matrix and the numbers, for data that is no spectrum
-//   or
-//            a budget below what the lowest ranks need; nonfinite_error for NaN and infinity
-//            (sensitivities may be infinite: that keeps a matrix dense)
+//            and for a budget below what the lowest ranks need; nonfinite_error for NaN and
+//            infinity (a sensitivity may be infinite: it keeps its matrix dense)
 //   source   the multiple-choice knapsack, Sinha and Zoltners, Operations Research 27 (1979);
 //            docs/rank_allocation.md has the argument
 #pragma once

@@ -82,8 +82,6 @@ class calibration {
       : be_(std::move(be)),
         whitening_(std::make_shared<const ressvd::whitening<B>>(std::move(factor))) {}
 
-  B& backend() { return be_; }
-
   /// n; 0 where nothing is known of X.
   index_t features() const {
     if (!gram_.empty()) return gram_.rows;

@@ -97,6 +97,7 @@ class factored_matrix {
   /// Of the weighted matrix, descending, all of them (see svd_basis).
   const std::vector<double>& singular_values() const { return singular_values_; }
   const weight<B>& original() const { return *w_; }
+  const B& handle() const { return be_; }
   const svd_report& svd() const { return svd_; }
 
   /// Gives the matrix a residual stage, and prepares it for these ranks: many ranks of one matrix

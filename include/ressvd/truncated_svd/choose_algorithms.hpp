@@ -3,12 +3,15 @@
 // Which algorithms a truncated SVD tries, in which order: the fastest first, and behind one that
 // may decline, another that never does.
 //
-// In double, automatic means the digits of double. In float it goes by measured times
-// (docs/performance.md, bench/crossover.cpp). From 512 rows or columns on, subspace is the fastest
-// up to a share of the shorter side, half of that where A is long, since of the Gram's cost nothing
-// but the Gram itself grows with the longer side. Beyond, where the backend forms no more
-// eigenvectors than are asked for, deflated_gram is, up to ranks whose loss may be little more than
-// rounding.
+// A backend in double gets the digits of double. The choice in float goes by measured times
+// (docs/performance.md, bench/crossover.cpp) and by the shorter side of the matrix:
+//   below 512     gram
+//   small ranks   subspace: up to 15 % of the shorter side, or 50 % where the backend has no
+//   routine
+//                 for some of the eigenvectors; half of that where the other side is twice as long,
+//                 as only the forming of a Gram grows with the longer side
+//   up to 75 %    deflated_gram, where the backend has that routine
+//   above         gram: the loss may be little more than rounding
 #pragma once
 
 #include <algorithm>

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Leading singular subspace of A: m × p from one symmetric eigendecomposition in the backend's own
-// scalar, of the Gram of what is left of A when its outliers are taken out. On the shorter side of
-// A, of length k, with B = A (m > p) or B = Aᵀ:
+// scalar. A few enormous singular values would leave no digits for the others in float, so they are
+// taken out first; the Gram of the rest is decomposed. It acts on the shorter side of A, of length
+// k, with B = A (m > p) or B = Aᵀ:
 //   X     directions far above the rest: Ritz vectors of power iteration on a small block
 //   B'    B − (BX)·Xᵀ
 //   U'    the leading r − x eigenvectors of B'ᵀB' = UΛUᵀ
 //   Q     [X, U'], its leading columns rotated to Ritz vectors; U = Q or B·Q·Σ⁻¹
 //
-// Rounding moves the eigenvectors as a change E of B'ᵀB' would, ‖E‖ ≈ 2·eps·λ'_1. By Ky Fan the
-// loss at rank r is then above the optimum by at most 2·min(r, k − r)·‖E‖, which is the estimate of
-// its excess; where eigenvalues are apart it is far less, of the second order in E. Outliers would
-// set λ'_1: beside them a Gram in float loses the rest. The estimate also has what X misses, with
-// the residuals of its vectors outside of Q, Σ_i ‖(I − QQᵀ)·BᵀB·x_i‖²/(θ_i − λ), λ the first
-// eigenvalue dropped, and what the loss is above the sum of the eigenvalues dropped. It declines
-// where the estimate is above the tolerance.
+// Rounding moves the eigenvectors as a change E of B'ᵀB' would, ‖E‖ ≈ 2·eps·λ'_1. The loss at rank
+// r is then above the optimum by at most 2·min(r, k − r)·‖E‖ (Ky Fan), which is the estimate of its
+// excess; it is far less, of the second order in E, where eigenvalues are apart. The estimate also
+// has what X misses, with the residuals of its vectors outside of Q,
+// Σ_i ‖(I − QQᵀ)·BᵀB·x_i‖²/(θ_i − λ), λ the first eigenvalue dropped, and what the loss is above
+// the sum of the eigenvalues dropped. The algorithm declines where the estimate is above the
+// tolerance.
 //
 //   cost        long·k² flops for the Gram, an eigendecomposition of order k with r vectors (about
 //               4/3·k³ and 3k²r), 2mp·r for the images, 3r²k to polish, 14mp·c for the outliers
@@ -98,7 +99,7 @@ class deflated_gram {
     }
     report_progress(options_, 0.8);
     be_.copy(candidates.x().left_cols(x), q.x().left_cols(x));
-    // Where B' has less than its rank, null vectors in U' need not be orthogonal to X.
+    // Null vectors in U' need not be orthogonal to X where B' has a lower rank.
     orthonormalize(be_, q.x());
     b_.forward(q.x(), q.image());
     const double loss = remaining - be_.dot(q.image(), q.image());

@@ -191,9 +191,9 @@ class ritz_block {
     return column_energies<B>(be_, e);
   }
 
-  /// Takes outliers out of b: the directions become Ritz vectors, and those that lead by more than
-  /// `apart` over the last one and have converged leave, b ← b − (bx)·xᵀ. At most `most`. back: as
-  /// large as x, becomes BᵀB·x.
+  /// Takes outliers out of b, at most `most`: the directions become Ritz vectors, and b loses those
+  /// that have converged and exceed the last one by a factor `apart`, b ← b − (bx)·xᵀ. They are the
+  /// leading columns. back: as large as x, becomes BᵀB·x.
   taken_outliers take_outliers(iterated_matrix<B>& b, double apart, index_t most,
                                block_type back) const {
     // ‖BᵀB·x − θx‖/θ of a converged one: it misses this squared of a direction.

@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Leading singular subspace of A: m × p by Chebyshev-filtered block subspace iteration, in the
-// backend's own scalar: products alone, and few of them, where the rank is small. On the shorter
-// side of A, H = BᵀB with B = A (m ≥ p) or B = Aᵀ, a block Q of b = r + max(r/5, 8) orthonormal
-// columns goes through sweeps
+// backend's own scalar: a block of directions is multiplied by AᵀA until it holds the leading ones,
+// which takes nothing but products, and few of them for a small rank. The iteration works on the
+// shorter side of A, H = BᵀB with B = A (m ≥ p) or B = Aᵀ. A block Q of b = r + max(r/5, 8)
+// orthonormal columns goes through sweeps
 //   Z = B·Q                        loss certificate ‖A‖² − ‖Z‖²_F for all b columns
 //   [θ_b, θ_r] of ZᵀZ              its lowest Ritz values, by inverse iteration in double
 //   Q ← orth(T_d(2H/a − 1)·Q)      damps [0, a], a = θ_b, and lifts what is above it
 // and one Rayleigh–Ritz step ends: ZᵀZ = VΘVᵀ, U = Q·V or Z·V·Θ^(-1/2).
 //
-// A Ritz value never exceeds the eigenvalue it stands for, so that no wanted direction is damped;
-// those of the start block are far below it, and there a = min(θ_r, 2θ_b). Each sweep divides the
+// A Ritz value never exceeds the eigenvalue it stands for, so no wanted direction is damped. The
+// Ritz values of the start block are far too low; a = min(θ_r, 2θ_b) there. Each sweep divides the
 // excess of the loss at rank r by about 1/c = T_d(2θ_r/θ_b − 1)², so one that gained δ left about
-// δ·c/(1 − c). Where that is within the tolerance, the Ritz vectors' residuals decide, with what
-// they miss of the optimum:
+// δ·c/(1 − c). The residuals of the Ritz vectors decide once that is within the tolerance, with
+// what they miss of the optimum:
 //   E = (I − QQᵀ)·BᵀZ·V            Σ ‖e_i‖²/(θ_i − θ_m) for i ≤ r, m = (r + b)/2
-// The product serves the next filter if there is one. Where sweeps no longer lower that estimate
-// the iteration ends above the tolerance.
+// The product serves the next filter if there is one. The iteration ends above the tolerance when
+// sweeps no longer lower that estimate.
 //
 // A filter lifts the largest eigenvalue by T_d(2θ_1/a − 1), which must leave digits for the others
-// and draws the columns together: beyond 1e3 Cholesky QR begins with a pass in mixed precision. The
-// degree is bounded by the lift, and Ritz vectors that are far above the rest and have converged
-// are locked: kept as they are and projected out of A (a quarter of the block at a time). Where
-// even degree one lifts too much, the sweep goes by B and Bᵀ in turn, with a basis of its own
-// between them.
+// and draws the columns together: Cholesky QR begins with a pass in mixed precision beyond 1e3. The
+// lift bounds the degree. Ritz vectors that are far above the rest and have converged are locked:
+// kept as they are and projected out of A (a quarter of the block at a time). A sweep goes by B and
+// Bᵀ in turn, with a basis of its own between them, where even degree one lifts too much.
 //
 //   cost        2mpb flops for each multiplication by B or Bᵀ, 6·min(m, p)·b² for each
 //               orthonormalisation; for each decision, mostly one, a multiplication,

@@ -3,16 +3,16 @@
 // Truncated SVD of a weighted matrix: the best rank-r Ŵ in  ‖F_Lᵀ (W − Ŵ) F_R‖_F  for every r up to
 // a largest one, from one factorisation.
 //
-//   A = F_Lᵀ·W·F_R = UΣVᵀ (W: m × n). With orthonormal bases and no inverse:
+//   A = F_Lᵀ·W·F_R = UΣVᵀ (W: m × n) gives, with orthonormal bases and no inverse,
 //     F_L = I    Ŵ_r = U_r·(U_rᵀW)
 //     F_R = I    Ŵ_r = (W·V_r)·V_rᵀ
 //     both       Ŵ_r = (W·F_R·V_r)·(Σ_r⁻¹·U_rᵀ·F_Lᵀ·W)
 //   and the weighted loss is Σ_{i>r} σ_i² (Eckart–Young) for any, also singular, metrics.
 //
-// Each algorithm is a file of this folder with a function
-//   std::optional<svd_outcome> NAME(B& be, const weighted_matrix<B>& A, const svd_options&,
-//   block_of<B> u)
-// that may decline; choose_algorithms orders those to try.
+// Each algorithm is a file of this folder: a function
+//   optional<svd_outcome> NAME(B& be, const weighted_matrix<B>& A, const svd_options&, block U)
+// that fills U with left singular vectors of A or declines. choose_algorithms orders those to try;
+// the first that does not decline has served.
 //
 //   cost        one product with each factor, then by algorithm (see svd_algorithm); a slice is one
 //               product of 2mnr flops
@@ -28,6 +28,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "ressvd/core/backend.hpp"
@@ -46,7 +47,7 @@
 namespace ressvd {
 inline namespace v0 {
 
-/// On which side of W the orthonormal basis acts.
+/// The side of W on which the orthonormal basis acts.
 enum class projection : std::uint8_t { left, right, both };
 
 /// A factorisation to slice from.
@@ -58,8 +59,8 @@ struct svd_basis {
   projection acts = projection::left;
   matrix<scalar, space> q; ///< left: U, m × rank. right: V, n × rank. both: W·F_R·V, m × rank
   matrix<scalar, space> p; ///< both: Σ⁻¹·Uᵀ·F_Lᵀ·W, rank × n. Else empty
-  /// Of A, descending, all min(m, columns of A). Of those beyond the rank, subspace knows the
-  /// energy alone: they are its root mean square.
+  /// All min(m, columns of A) singular values of A, descending. subspace knows only the energy of
+  /// those beyond the rank: they are its root mean square.
   std::vector<double> singular_values;
   double total_energy = 0; ///< ‖A‖_F²
   svd_report report;
@@ -113,13 +114,11 @@ svd_outcome left_singular_vectors(B& be, const weighted_matrix<B>& a, const svd_
                                   block_of<B> u) {
   const svd_options watched = with_rising_progress(options);
   report_progress(watched, 0);
-  std::optional<svd_outcome> outcome;
   for (const svd_algorithm which :
        choose_algorithms<B>(options.algorithm, a.rows(), a.cols(), u.cols)) {
-    outcome = run_algorithm(which, be, a, watched, u);
-    if (outcome) break;
+    if (auto outcome = run_algorithm<B>(which, be, a, watched, u)) return std::move(*outcome);
   }
-  return *outcome;
+  fail<backend_error>("every algorithm declined a truncated SVD of rank ", u.cols);
 }
 
 inline void check_svd_rank(index_t rank, index_t rows, index_t cols, index_t largest) {
@@ -144,10 +143,10 @@ svd_basis<B> factor(B& be, const weighted_matrix<B>& a, index_t rank, const svd_
   return basis;
 }
 
-/// The two-sided factors, in double. With Aᵀ·U = V·R (thin QR; R = Σ but for rounding)
-///   q = W·F_R·V,  p = R⁻ᵀ·Uᵀ·F_Lᵀ·W,  hence  F_Lᵀ·q·p·F_R = A·V·Vᵀ
-/// is an orthogonal projection of A however U was rounded, and so is every slice, because R is
-/// triangular. Beyond the numerical rank the factors are zero.
+/// The two-sided factors, in double: Aᵀ·U = V·R (thin QR; R = Σ but for rounding) gives
+///   q = W·F_R·V,  p = R⁻ᵀ·Uᵀ·F_Lᵀ·W,  hence  F_Lᵀ·q·p·F_R = A·V·Vᵀ,
+/// an orthogonal projection of A however U was rounded, and so is every slice, because R is
+/// triangular. The factors are zero beyond the numerical rank.
 template <backend B>
 void two_sided_factors(B& be, const weighted_matrix<B>& parts, double unit, svd_basis<B>& basis) {
   using wide = wide_backend<B>;

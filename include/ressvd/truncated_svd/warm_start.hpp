@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Truncated SVDs of one matrix A without its first i directions, for many i, each from the one
-// before: R_i = (I − U_iU_iᵀ)·A, U_i the first i columns of an orthonormal U. When d vectors U_d
-// return, R gains what they hold,
+// before: R_i = (I − U_iU_iᵀ)·A, U_i the first i columns of an orthonormal U. R gains what d
+// vectors U_d hold when they return,
 //   R' = R + U_d·C_d,  C = UᵀA, known from the start,
 // and the last block of Ritz vectors Q beside U_d has the image [RᵀQ, C_dᵀ] under R'ᵀ without a
-// product. From there, with b = r + max(r/5, 8) vectors for rank r:
+// product. A block of b = r + max(r/5, 8) vectors goes on from there, for rank r:
 //   RRᵀ ≈ Q·Θ·Qᵀ,  Z = RᵀQ       Rayleigh–Ritz
 //   E = (I − QQᵀ)·R·Z             residuals of the first r
 //   Σ ‖e_i‖²/(θ_i − θ_m)          what these miss of the optimum, m = (r + b)/2; at most the
 //                                 tolerance times the loss, this ends the call
 //   Q ← [Q, E]
-// Counts may come in any order; descending ones are fast. Where i rises or falls by more than 4b,
-// where r rises, for algorithms other than automatic and subspace, and where rounding would decide,
-// an ordinary truncated SVD begins anew. Equal sequences of calls give equal results; those of one
-// call after different sequences agree within the tolerance.
+// Counts may come in any order; descending ones are fast. An ordinary truncated SVD begins anew
+// where i rises or falls by more than 4b, where r rises, for algorithms other than automatic and
+// subspace, and where rounding would decide. Equal sequences of calls give equal results; those of
+// one call after different sequences agree within the tolerance.
 //
 //   cost        for A: m × p, 2mp(d + r) a call and 4mp·r for each extension, of which there are
 //               mostly 0 to 2

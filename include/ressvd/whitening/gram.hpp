@@ -140,6 +140,8 @@ class gram_accumulator {
     return mean;
   }
 
+  /// The backend that it sums on.
+  B handle() const { return B(be_); }
   bool has_channel_means() const { return options_.channel_means; }
   const std::string& name() const { return options_.name; }
 

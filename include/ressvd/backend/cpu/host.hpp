@@ -12,42 +12,17 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <new>
 #include <numbers>
 #include <span>
 #include <type_traits>
 
+#include "ressvd/backend/cpu/host_context.hpp"
 #include "ressvd/backend/cpu/host_values.hpp"
 #include "ressvd/core/backend.hpp"
 #include "ressvd/core/workspace.hpp"
 
 namespace ressvd {
 inline namespace v0 {
-
-/// Cache-aligned memory from the C++ heap.
-struct host_memory {
-  static constexpr std::align_val_t alignment{256};
-  static void* allocate(std::size_t bytes) {
-    void* p = ::operator new(bytes, alignment, std::nothrow);
-    detail::require<workspace_error>(p != nullptr, "could not allocate ", bytes,
-                                     " bytes of host memory");
-    return p;
-  }
-  static void deallocate(void* p, std::size_t) noexcept { ::operator delete(p, alignment); }
-};
-
-/// The scratch memory behind CPU backends. One context serves one thread at a time.
-class host_context {
- public:
-  /// Grows on demand.
-  host_context() = default;
-  /// Takes scratch from the caller's buffer alone; a kernel that needs more throws
-  /// workspace_error. Results are still allocated (they outlive the call), and so is what the
-  /// decompositions of both CPU backends need inside.
-  host_context(void* buffer, std::size_t bytes) : scratch(buffer, bytes) {}
-
-  workspace<host_memory> scratch;
-};
 
 template <class Derived, class T>
 class host_backend {

@@ -2,7 +2,7 @@
 //
 // Householder reductions in blocks of 32 reflectors: to a triangle, to a tridiagonal and to a
 // bidiagonal matrix. All products are those of the backend, so they run at its speed and on its
-// threads, and no other product is compiled.
+// threads, and no other product is compiled. Its gemm is called from several threads at once.
 //   cost        A: m × n to R, 2mn² − ⅔n³ flops; A: n × n to a tridiagonal or a bidiagonal, 4/3·n³
 //               and 8/3·n³, half of them in matrix-vector products; Q: m × k, at most 4mk²
 //   workspace   allocated: the reflectors, of the size of A, and 128 vectors of its length
@@ -18,7 +18,6 @@
 #include <vector>
 
 #include "ressvd/backend/cpu/host_values.hpp"
-#include "ressvd/backend/eigen/threads.hpp"
 #include "ressvd/core/backend.hpp"
 
 namespace ressvd {
@@ -179,18 +178,24 @@ void add_symmetric_product(B& be, typename B::scalar alpha, const_block_of<B> a,
   }
 }
 
-/// y ← alpha·A·x, as above, each thread with a sum of its own in `sums`: n × threads.
+/// Into how many parts symmetric_product divides a matrix of order n.
+inline index_t symmetric_parts(index_t n) {
+  return std::clamp<index_t>(n / 256, 1, 8);
+}
+
+/// y ← alpha·A·x, as above, in parts with sums of their own in `sums`: n × symmetric_parts(n).
 template <class B>
 void symmetric_product(B& be, typename B::scalar alpha, const_block_of<B> a, index_t first,
                        const_block_of<B> x, block_of<B> y, block_of<B> sums) {
-  const index_t threads = (std::min)(threads_for(x.rows * x.rows / 2), sums.cols);
-  const auto sum = [&](index_t t) { return t == 0 ? y : sums.part(0, t, y.rows, 1); };
-  in_parallel(threads, [&](index_t t) {
-    be.fill(sum(t), 0);
-    add_symmetric_product<B>(be, alpha, a, first, x, sum(t), t, threads);
+  const index_t parts = symmetric_parts(x.rows);
+  const auto sum = [&](index_t i) { return i == 0 ? y : sums.part(0, i, y.rows, 1); };
+  const double flops = 8.0 * static_cast<double>(x.rows) * static_cast<double>(x.rows);
+  be.context()->parallel_for(parts, flops, [&](index_t i) {
+    be.fill(sum(i), 0);
+    add_symmetric_product<B>(be, alpha, a, first, x, sum(i), i, parts);
   });
-  for (index_t t = 1; t < threads; ++t)
-    be.add(1, sum(t), y);
+  for (index_t i = 1; i < parts; ++i)
+    be.add(1, sum(i), y);
 }
 
 /// A = Q·T·Qᵀ for symmetric A, both triangles given, which is destroyed: T's diagonal and what is
@@ -207,7 +212,7 @@ reflectors<B> reduce_to_tridiagonal(B& be, block_of<B> a, std::vector<typename B
   reflectors<B> h(be, n - 1, n - 1);
   auto left = be.allocate(n, 2 * reflector_block);
   auto right = be.allocate(n, 2 * reflector_block);
-  auto sums = be.allocate(n, threads_for(n * n));
+  auto sums = be.allocate(n, symmetric_parts(n));
   std::vector<T> inner(static_cast<std::size_t>(2 * reflector_block));
   for (index_t j = 0; j < n; j += reflector_block) {
     const index_t width = (std::min)(reflector_block, n - j);
