@@ -18,8 +18,6 @@ compile ressvd-llm
 export program=$build_dir/bin/ressvd-llm
 export model=examples/models/bytes-llama-2m
 export out=build/demo
-# Threads that wait must not spin: several programs run at once.
-export OMP_WAIT_POLICY=passive
 ratios=(0.2 0.3 0.4)
 methods=(svd asvd svd-llm ressvd)
 rm -rf "$out"

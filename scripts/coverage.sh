@@ -42,7 +42,7 @@ for program in "${programs[@]}"; do
   tests=()
   # The same tests that ctest knows of this program, see tests/CMakeLists.txt.
   [ "$program" != ressvd_tests_cuda_stand_in ] || tests=("~[long]~[torture]")
-  OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 "$build_dir/bin/$program" "${tests[@]}"
+  "$build_dir/bin/$program" "${tests[@]}"
 done
 exclude=()
 for backend in "${left_out[@]}"; do

@@ -39,7 +39,7 @@ class ressvd_recipe(ConanFile):
         self.version = found[1]
 
     def export_sources(self):
-        for pattern in ("CMakeLists.txt", "LICENSE", "cmake/*", "include/*"):
+        for pattern in ("CMakeLists.txt", "LICENSE", "cmake/*", "include/*", "src/*"):
             copy(self, pattern, self._root, self.export_sources_folder)
 
     def layout(self):

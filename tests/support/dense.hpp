@@ -97,8 +97,4 @@ struct activation_kind {
 dense activations(index_t features, index_t tokens, std::uint64_t seed,
                   const activation_kind& kind = {});
 
-/// Threads that Eigen may use; 1 where it was compiled without OpenMP.
-void set_threads(int count);
-int threads();
-
 } // namespace support

@@ -6,7 +6,9 @@
 //
 // A backend object is a light handle on a context (scratch memory, threads or a stream, library
 // handles). `B::rebind<U>` constructed from a `B` computes in U on the same context; an algorithm
-// runs its delicate part in double that way. One context serves one thread at a time.
+// runs its delicate part in double that way. One context serves one thread at a time; how many
+// threads a call runs on inside is the context's business (backend/cpu/host_context.hpp), never a
+// compiler flag's.
 //
 // Conventions for all members, stated once:
 //   - Operands are column-major blocks. Shapes must fit; kernels have checked the caller's, and

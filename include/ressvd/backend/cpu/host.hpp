@@ -69,8 +69,8 @@ class host_backend {
   template <readable_matrix M>
   double max_abs(const M& a) {
     using U = element_of<M>;
-    // Of the magnitudes' bit patterns the largest belongs to the largest value, infinity and NaN
-    // being the largest of all; integers compare in vector registers.
+    // The largest value has the largest bit pattern of its magnitude, infinity and NaN the largest
+    // of all; integers compare in vector registers.
     decltype(detail::magnitude_bits(U{})) largest = 0;
     const auto v = as_operand(const_view(a)).a;
     for (index_t j = 0; j < v.cols; ++j) {
@@ -357,11 +357,15 @@ class host_backend {
       auto f = products.frame();
       const block<P> product = products.scratch(sum.rows, sum.cols);
       products.gemm(a.o, transposed(b.o), P{1}, a.a, b.a, P{0}, product);
-      for (index_t j = 0; j < sum.cols; ++j) {
-        for (index_t i = 0; i < sum.rows; ++i) {
-          sum.data[i + j * sum.ld] += static_cast<T>(product.data[i + j * product.ld]);
+      constexpr index_t chunk = 64;
+      const index_t chunks = (sum.cols - 1) / chunk + 1;
+      context_->parallel_for(chunks, 16.0 * static_cast<double>(sum.size()), [&](index_t k) {
+        for (index_t j = k * chunk; j < (std::min)((k + 1) * chunk, sum.cols); ++j) {
+          for (index_t i = 0; i < sum.rows; ++i) {
+            sum.data[i + j * sum.ld] += static_cast<T>(product.data[i + j * product.ld]);
+          }
         }
-      }
+      });
     }
   }
 

@@ -134,10 +134,10 @@ class divide_and_conquer {
   /// Which rows of a merge's columns are not zero. deflated ones may have all of them.
   enum reach : std::uint8_t { upper, both, lower, deflated };
 
-  /// Of the eigenvector in a column of some half's block.
+  /// An eigenvalue, and what is known of its vector, which is a column of some half's block.
   struct eigenpair {
     double value = 0;
-    double first = 0; ///< its elements
+    double first = 0; ///< elements of the vector
     double last = 0;
     index_t column = 0;
     double z = 0;
@@ -174,7 +174,7 @@ class divide_and_conquer {
   bool solve_leaf(index_t start, index_t n, block<T> q) {
     std::vector<double> d(d_.begin() + start, d_.begin() + start + n);
     std::vector<double> e(e_.begin() + start, e_.begin() + start + n - 1);
-    // Of the identity all rows, or the first and the last.
+    // All rows of the identity, or its first and last.
     const index_t rows = q.cols > 0 ? n : 2;
     std::vector<double> vectors(at(rows * n));
     const block<double> z{vectors.data(), rows, n, rows};
@@ -218,7 +218,7 @@ class divide_and_conquer {
       if (pair.rows != deflated) pair.z = *weight++;
     }
 
-    // In this order the zeros of Q are blocks.
+    // The zeros of Q are blocks in this order.
     std::vector<eigenpair> grouped(pairs.begin(), pairs.end());
     std::stable_sort(grouped.begin(), grouped.end(), [](const eigenpair& a, const eigenpair& b) {
       return a.rows != b.rows ? a.rows < b.rows : a.rows == deflated && a.value < b.value;
