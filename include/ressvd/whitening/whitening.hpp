@@ -46,8 +46,8 @@ struct whitening_report {
   double damping = 0;          ///< δ added to the diagonal, ridge included, in the units of G
   double relative_damping = 0; ///< δ / mean(diag G)
   int attempts = 0;            ///< Cholesky factorisations tried
-  /// Estimate of G's condition number after damping: from the pivots a lower bound, from
-  /// eigenvalues exact. Infinity for a singular G.
+  /// Estimate of G's condition number after damping: a lower bound from the pivots, exact from
+  /// eigenvalues. Infinity for a singular G.
   double condition = 1;
   /// Eigenvalues above n·eps of the largest, where eigenvalues are known.
   std::optional<index_t> rank = std::nullopt;
