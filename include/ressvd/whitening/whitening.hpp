@@ -158,7 +158,7 @@ whitening<B> whiten(B& be, const G& gram_matrix, const whitening_options& option
   const auto g = be64.scratch(gram.rows, gram.cols);
   be64.copy(gram, g);
   const double mean = detail::checked_mean_diagonal<wide>(be64, g);
-  // Of no diagonal element more than this comes out.
+  // No diagonal element grows beyond this.
   const double largest =
       mean * (static_cast<double>(g.rows) + options.ridge + 2 * options.max_damping);
   detail::require(std::isfinite(largest), "whitening damping up to ", options.max_damping,
