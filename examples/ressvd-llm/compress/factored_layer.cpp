@@ -30,7 +30,7 @@ const stage* stage_for(const ressvd::factored_state<float>& state, std::int64_t 
   return found == state.stages.end() ? nullptr : &*found;
 }
 
-// From the losses at all ranks, less what a residual stage takes off.
+// The loss at a rank, less what a residual stage takes off.
 loss_report loss_at(const std::vector<double>& losses, std::int64_t rank, double energy) {
   const double total = losses.front();
   const double lost = (std::max)(losses[static_cast<std::size_t>(rank)] - energy, 0.0);

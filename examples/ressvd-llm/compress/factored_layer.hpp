@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What is kept of a layer between factoring and writing: for every matrix what the library needs to
-// give its factors at any rank, and both losses at all of them.
+// A layer between factoring and writing: the state from which the library gives the factors of
+// every matrix at any rank, and both losses at all of them.
 #pragma once
 
 #include <cstdint>

@@ -29,7 +29,7 @@ class factored_model {
   const ressvd::any_method& method() const { return method_; }
   const layer_store& store() const { return store_; }
 
-  // The factored layer. Without its matrices: enough for ranks, spectra and reports.
+  // The factored layer; its summary has no matrices, and is enough for ranks, spectra and reports.
   factored_layer factored(std::int64_t layer) const;
   factored_layer summary(std::int64_t layer) const;
 

@@ -76,8 +76,8 @@ class factoring_engine {
 // Throws std::invalid_argument for a name that no method has.
 ressvd::any_method method_of(const compress_options& options);
 
-// On the backend that the options name. Throws usage_error where it is not built in, and file_error
-// for the Fisher file.
+// An engine on the backend that the options name. Throws usage_error where it is not built in, and
+// file_error for the Fisher file.
 std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& options);
 
 // The same on the GPU; only where the CUDA backend is built in.

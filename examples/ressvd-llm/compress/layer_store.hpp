@@ -21,7 +21,7 @@ class layer_store {
   bool contains(std::int64_t layer) const;
   void save(const factored_layer& layer) const;
   factored_layer load(const model_config& config, std::int64_t layer) const;
-  // Without the bases: enough for ranks, spectra and reports.
+  // The layer without its bases, which is enough for ranks, spectra and reports.
   factored_layer load_summary(const model_config& config, std::int64_t layer) const;
 
  private:

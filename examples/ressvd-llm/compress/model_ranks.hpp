@@ -66,8 +66,8 @@ model_ranks ranks_of(const ressvd::layer_candidate& candidate, const model_confi
 model_ranks ranks_of(const std::vector<double>& layer_ratios, const model_config& config,
                      const compress_options& options);
 
-// The ranks that some candidate gives each matrix. Without candidates any rank may be asked for
-// later: the largest useful one alone.
+// The ranks that some candidate gives each matrix. If there are no candidates, any rank may be
+// asked for later: the largest useful one alone.
 candidate_ranks ranks_of_all(const std::vector<ressvd::layer_candidate>& candidates,
                              const model_config& config, const compress_options& options);
 

@@ -77,8 +77,8 @@ inline double target_mix(const compress_options& o) {
   return o.update_target.value_or(o.retruncate ? 0.5 : 0.0);
 }
 
-// How many calibration samples pass through the model. With Grams from a file: those that the
-// choice of ranks and the fits ask for.
+// How many calibration samples pass through the model. If Grams come from a file, these are the
+// samples that the choice of ranks and the fits ask for.
 std::int64_t samples_needed(const compress_options& options);
 
 // All options that the output's bytes depend on, as one line of text.

@@ -17,7 +17,8 @@ namespace ressvd_llm {
 
 // Holds the calibration samples' hidden states of the compressed model, and those of the original
 // where the target needs them. Each layer costs one pass over the samples for every input that
-// feeds a compressed matrix, and one more to move on. What it is made of must outlive the object.
+// feeds a compressed matrix, and one more to move on. The constructor's arguments must outlive the
+// object.
 class sequential_refit {
  public:
   sequential_refit(model_passes& passes, const factored_model& factored,

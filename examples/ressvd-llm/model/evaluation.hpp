@@ -21,7 +21,7 @@ std::vector<double> next_token_losses(const float* logits, std::span<const std::
 std::vector<double> kl_divergences(const float* reference, const float* other, std::int64_t rows,
                                    std::int64_t vocab);
 
-// ‖a − b‖_F/‖a‖_F of matrices that come in pieces, in double. Without any piece, or with a zero, 0.
+// ‖a − b‖_F/‖a‖_F of matrices that come in pieces, in double. 0 without any piece, or for a = 0.
 class relative_error_sum {
  public:
   void add(std::span<const float> a, std::span<const float> b);

@@ -54,9 +54,9 @@ layer_cache make_layer_cache(const model_config& config, std::int64_t sequences,
                              std::int64_t capacity);
 
 struct forward_options {
-  // Windows pass through a layer in groups. Where the buffers of about private_tokens tokens stay
-  // below private_buffers (small models) and there are enough groups, each thread works on a group
-  // of its own; otherwise all threads share the work on one group of about shared_tokens.
+  // Windows pass through a layer in groups. Each thread works on a group of its own if the buffers
+  // of about private_tokens tokens stay below private_buffers (small models) and there are enough
+  // groups; otherwise all threads share the work on one group of about shared_tokens.
   std::int64_t private_tokens = 512;
   std::uint64_t private_buffers = std::uint64_t{32} << 20;
   std::int64_t shared_tokens = 2048;

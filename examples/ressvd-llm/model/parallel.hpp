@@ -22,13 +22,12 @@ inline std::int64_t thread_count() {
   return ressvd::detail::inside_loop ? 1 : program_threads()->threads();
 }
 
-// For the option --threads, before the first loop.
+// Sets the number of threads, for --threads; to be called before the first loop.
 inline void set_thread_count(int count) {
   program_threads() = std::make_unique<ressvd::thread_pool>(count);
 }
 
-// What the library's CPU backends compute with: scratch memory of their own and the program's
-// threads.
+// The context of the library's CPU backends: scratch memory of their own and the program's threads.
 inline std::shared_ptr<ressvd::host_context> make_host_context() {
   return std::make_shared<ressvd::host_context>(ressvd::host_context_options{
       .threads = thread_count(),

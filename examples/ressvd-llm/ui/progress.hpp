@@ -9,7 +9,7 @@
 namespace ressvd_llm {
 
 // One line on stderr that shows how much of a long work is done and the time left, judged by the
-// steps so far. Nothing is printed when stderr is not a terminal. For one thread.
+// steps so far. Nothing is printed when stderr is not a terminal. One thread may use it.
 class progress {
  public:
   progress(std::string title, std::int64_t steps);

@@ -4,10 +4,10 @@
 //
 // Every matrix j is known by its spectrum, the singular values σ_ij of the weighted matrix in
 // descending order: truncation at rank r loses the energy T_j(r) = Σ_{i>r} σ²_ij. A sensitivity c_j
-// says what a unit of that loss costs the model. Stored at rank r the matrix takes r(m_j+n_j)
-// parameters; stored dense it takes m_j n_j and loses nothing. Wanted is
+// says what a unit of that loss costs the model. A matrix at rank r takes r(m_j+n_j) parameters; a
+// dense one takes m_j n_j and loses nothing. rank_allocation.hpp solves the problem to
 //   minimise  Σ_j c_j T_j(r_j)   subject to   Σ_j parameters_j ≤ budget
-// which rank_allocation.hpp solves. Host scalars only.
+// Host scalars only.
 #pragma once
 
 #include <algorithm>

@@ -3,8 +3,8 @@
 // Compressing the last k layers only: the layer ratio that k needs, the feasible k, and the choice
 // of one by an error that the caller measures (ERC-SVD, arXiv 2505.20112). Host scalars only.
 //
-//   R_l = R_o · (parameters of all layers) / (parameters of the last k)  =  N·R_o/k for equal
-//   layers
+//   R_l = R_o · (parameters of all layers) / (parameters of the last k),
+//   N·R_o/k for layers of one size
 #pragma once
 
 #include <algorithm>

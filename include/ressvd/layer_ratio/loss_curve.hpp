@@ -3,10 +3,10 @@
 // One matrix of a rank allocation as a curve: what each choice costs and loses.
 //
 // The low-rank choices, ranks q, 2q, …, highest, lie on a convex curve of loss over parameters,
-// because the singular values descend. The dense choice is one more point, far to the right. Of the
-// lower convex hull of all of them the low-rank part reaches to a rank called the knee; from there
-// the tangent goes straight to the dense point. The knee is where the next rank saves no more per
-// parameter than the jump to dense does, c T(r) / (mn − r(m+n)) with T(r) = Σ_{i>r} σ²_i.
+// because the singular values descend. The dense choice is one more point, far to the right. The
+// low-rank part of the lower convex hull of all of them reaches to a rank called the knee; from
+// there the tangent goes straight to the dense point. The knee is where the next rank saves no more
+// per parameter than the jump to dense does, c T(r) / (mn − r(m+n)) with T(r) = Σ_{i>r} σ²_i.
 #pragma once
 
 #include <algorithm>
@@ -41,7 +41,7 @@ class loss_curve {
     return choice.dense ? dense_cost_ : choice.rank * rank_cost_;
   }
 
-  /// The choice that minimises loss + price · cost; of several the cheapest.
+  /// The choice that minimises loss + price · cost, the cheapest of several.
   rank_choice choice_at(double price) const {
     if (!has_factors() || dense_saving_ > price) return dense_;
     index_t below = step_; // paid for at this price, or the lowest there is

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// AdaSVD: the whitened truncation, and for the inputs X' that the compressed prefix produces
-// alternating updates U = WG'Vᵀ(VG'Vᵀ)⁺ and V = U⁺W (shifted_input::update). For X itself the
-// truncation is optimal already and the updates would keep it. Its ratio per layer from cos(X, Y)
-// is ratios_from_importances (layer_ratio/importance.hpp).
+// AdaSVD: the whitened truncation, then alternating updates U = WG'Vᵀ(VG'Vᵀ)⁺ and V = U⁺W for the
+// inputs X' that the compressed prefix produces (shifted_input::update). The truncation is optimal
+// already for X itself, and the updates would keep it. ratios_from_importances
+// (layer_ratio/importance.hpp) gives its ratio per layer from cos(X, Y).
 //   source   AdaSVD, arXiv 2502.01403, section 3.2
 #pragma once
 

@@ -141,7 +141,7 @@ class calibration {
     return factor(weight<B>(be_, w), method, std::move(ranks));
   }
 
-  /// Factors W and cuts it at one rank. Where the target keeps W dense nothing is factored.
+  /// Factors W and cuts it at one rank. A target that keeps W dense factors nothing.
   template <class M>
   requires method_on<M, B> compressed_matrix<B> compress(weight<B> w, const M& method,
                                                          const rank_target& target) {

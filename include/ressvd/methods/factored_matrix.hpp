@@ -10,9 +10,8 @@
 //   losses      known for all ranks when the matrix is made (residual/losses.hpp); no cost. With a
 //               residual stage they are differences: good to eps of the loss at the intermediate
 //               rank
-//   memory      (m + n)R scalars, W itself (mn), m·r_r for each prepared stage, 16R bytes of
-//   losses;
-//               the whitening factor is shared with the calibration and other matrices
+//   memory      (m + n)R scalars, W itself (mn), m·r_r for each prepared stage, 16R bytes
+//               for losses; the whitening factor is shared with the calibration and other matrices
 //   blocks      yes
 //   errors      std::invalid_argument for a rank that the factors do not reach
 #pragma once
@@ -94,7 +93,7 @@ class factored_matrix {
   index_t cols() const { return nested_.cols(); }
   /// The largest rank that can be cut without a residual stage.
   index_t rank() const { return nested_.rank(); }
-  /// Of the weighted matrix, descending, all of them (see svd_basis).
+  /// All singular values of the weighted matrix, descending (see svd_basis).
   const std::vector<double>& singular_values() const { return singular_values_; }
   const weight<B>& original() const { return *w_; }
   const B& handle() const { return be_; }
@@ -310,7 +309,7 @@ class factored_matrix {
 
   using stage_pointer = std::shared_ptr<const stage_type>;
 
-  /// What `losses` says of a rank, less what its stage takes off.
+  /// The loss at a rank from `losses`, less what its stage takes off.
   static loss loss_at(const std::vector<double>& losses, index_t rank, double energy) {
     const double lost = losses[static_cast<std::size_t>(rank)] - energy;
     return relative_to((std::max)(lost, 0.0), losses.front());

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // FWSVD: min ‖D(W − Ŵ)‖_F with D = diag(√Σ_j F_ij), F the mean squared gradient of the loss with
-// respect to W. The caller provides its row sums as weight::row_importance. With V_r the top right
-// singular vectors of DW the solution is Ŵ = W·V_r·V_rᵀ: rows of zero importance need no division.
+// respect to W. The caller provides its row sums as weight::row_importance. The solution is
+// Ŵ = W·V_r·V_rᵀ, V_r the top right singular vectors of DW: rows of zero importance need no
+// division.
 //   source   FWSVD, arXiv 2207.00112, eqs. 5–7
 #pragma once
 

@@ -106,8 +106,8 @@ class shifted_input {
     return result;
   }
 
-  /// W truncated anew for X'. Of the report's losses the weight loss is W's own; the activation
-  /// loss on the original input is not known here.
+  /// W truncated anew for X'. The report's weight loss is against W itself; the activation loss on
+  /// the original input is not known here.
   template <class M>
   compressed_matrix<B> truncate(const weight<B>& w, const M& method, const rank_choice& choice) {
     if (choice.dense) return input().compress(weight<B>(be_, w.values), method, at_ratio(0));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Tempered whitening: SVD-LLM's problem in the metric Gᵖ, scaled to the trace of G. p = 1 is
-// SVD-LLM, p = 0 plain SVD; between them lies what generalises best, and where depends on the
-// model: choose p on held-out data. Needs the Gram.
+// SVD-LLM, p = 0 plain SVD. The p that generalises best lies between them and differs from model to
+// model: choose it on held-out data. Needs the Gram.
 //   source   ours; docs/theory.md
 #pragma once
 

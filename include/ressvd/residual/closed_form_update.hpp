@@ -119,10 +119,9 @@ index_t update_right(B& be, const weight<B>& weights,
   return used;
 }
 
-/// W' as a matrix of its own, m × n. `cross`: n° × n, or empty, which gives W' = W. Where G' + λI
-/// is singular to rounding its pseudo-inverse is taken.
-/// Throws std::invalid_argument also for a negative or non-finite ridge, and for a ridge > 0 when
-/// n° differs from n.
+/// W' as a matrix of its own, m × n. `cross`: n° × n, or empty, which gives W' = W. A
+/// pseudo-inverse stands in where G' + λI is singular to rounding. Throws std::invalid_argument
+/// also for a negative or non-finite ridge, and for a ridge > 0 when n° differs from n.
 template <backend B>
 matrix_of<B> shifted_weights(B& be, const weight<B>& weights,
                              block<const double, typename B::space> gram,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a low-rank Ŵ = U·V loses of W: m × n, in any metric G = F·Fᵀ, at one rank or at all of them.
-// With the plain metric ‖(W−Ŵ)F‖_F² is the weight loss, with a whitening factor the activation loss
-// ‖(W−Ŵ)X‖_F².
+// ‖(W−Ŵ)F‖_F² is the weight loss for the plain metric, and the activation loss ‖(W−Ŵ)X‖_F² for a
+// whitening factor.
 //
 //   one rank    the loss is formed from the residual itself, so that a small loss has no
 //               cancellation: 2mnr + 4mn² flops, 2mnr + 2mn² for a triangular F

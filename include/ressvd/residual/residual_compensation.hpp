@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Residual compensation: of a rank budget r, the intermediate rank r_i = r − r_r goes to the
-// whitened truncation, and the residual rank r_r to what that truncation leaves of W:
+// Residual compensation divides a rank budget r: the intermediate rank r_i = r − r_r goes to the
+// whitened truncation, the residual rank r_r to what that truncation leaves of W:
 //   W_i = U_i·U_iᵀ·W                 stage 1, U_i the top r_i vectors of a whitened factorisation
 //   R   = W − W_i = (I − U_iU_iᵀ)W   so its left singular vectors are orthogonal to U_i
 //   R_r = U_R·U_Rᵀ·R                 stage 2, by default the plain (un-whitened) SVD of R
 //   Ŵ   = W_i + R_r = Q·Qᵀ·W,        Q = [U_i, U_R] orthonormal
 //
-// With the same metric in both stages Ŵ is the direct rank-r truncation. With the plain metric in
-// stage 2, at equal rank the activation loss on the calibration data is never lower than the direct
-// truncation's and the weight loss never higher.
+// Ŵ is the direct rank-r truncation if both stages have the same metric. If stage 2 has the plain
+// one, the activation loss on the calibration data is never lower than the direct truncation's of
+// equal rank, and the weight loss never higher.
 //
 //   cost        4mn·r_i flops for R, one truncated SVD of rank r_r, 10m·r_i·r_r + 12m·r_r² to
 //               make U_R orthonormal beside U_i
@@ -181,7 +181,7 @@ class residual_stages {
   index_t begun() const { return svds_.begun(); }
 
  private:
-  /// W by what the first stage holds of it, in the second stage's metric.
+  /// W, split by what the first stage holds of it, in the second stage's metric.
   struct split_weight {
     matrix_of<B> residual;        ///< (W − U·UᵀW)·F
     matrix_of<B> held;            ///< UᵀW·F

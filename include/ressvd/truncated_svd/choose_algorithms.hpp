@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which algorithms a truncated SVD tries, in which order: the fastest first, and behind one that
-// may decline, another that never does.
+// The algorithms that a truncated SVD tries, in their order: the fastest first, and another that
+// never declines behind one that may.
 //
 // A backend in double gets the digits of double. The choice in float goes by measured times
 // (docs/performance.md, bench/crossover.cpp) and by the shorter side of the matrix:
 //   below 512     gram
 //   small ranks   subspace: up to 15 % of the shorter side, or 50 % where the backend has no
-//   routine
-//                 for some of the eigenvectors; half of that where the other side is twice as long,
-//                 as only the forming of a Gram grows with the longer side
+//                 routine for some of the eigenvectors; half of that where the other side is twice
+//                 as long, as only the forming of a Gram grows with the longer side
 //   up to 75 %    deflated_gram, where the backend has that routine
 //   above         gram: the loss may be little more than rounding
 #pragma once

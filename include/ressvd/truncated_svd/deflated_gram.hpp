@@ -129,13 +129,13 @@ class deflated_gram {
  private:
   static constexpr auto eps = static_cast<double>(std::numeric_limits<T>::epsilon());
 
-  /// What rounding may cost the loss.
+  /// The loss that rounding may add.
   double rounding(index_t rank, double largest) const {
     return 2 * static_cast<double>((std::min)(rank, short_ - rank)) * 2 * eps * largest;
   }
 
-  /// What the loss is above the optimum because the outliers span no eigenvectors. back: BᵀB of
-  /// them, destroyed.
+  /// The loss above the optimum because the outliers span no eigenvectors. back: BᵀB of them,
+  /// destroyed.
   double missed_by(const taken_outliers& outliers, const ritz_block<B>& q, block_type back,
                    const std::vector<double>& lambda) {
     if (outliers.count() == 0) return 0;

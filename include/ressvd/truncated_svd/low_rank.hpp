@@ -117,7 +117,7 @@ void materialise(B& be, const low_rank<typename B::scalar, typename B::space>& p
   be.copy(w, out);
 }
 
-/// Where the scale of the pair sits.
+/// The factor that carries the scale of the pair.
 enum class scale_split : std::uint8_t {
   right,   ///< as made: U orthonormal (projector methods), V carries the scale
   left,    ///< rows of V of norm 1, U carries the scale

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a caller of the truncated SVD may ask for, and what it reports: the algorithm, the
-// tolerance, a callback that shows progress and may cancel.
+// The options of the truncated SVD and its report: the algorithm, the tolerance, a callback that
+// shows progress and may cancel.
 #pragma once
 
 #include <algorithm>

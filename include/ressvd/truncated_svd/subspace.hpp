@@ -116,13 +116,13 @@ class subspace_iteration {
   static constexpr index_t most_sweeps = 60;
   /// The estimate was up to 1.15 times too small.
   static constexpr double margin = 0.8;
-  /// What Cholesky QR can still take apart.
+  /// The condition that Cholesky QR can still take apart.
   static constexpr double most_lift = is_float ? 3e5 : 1e8;
   /// Above this the columns of a filtered block are too dependent for a Gram in their own scalar.
   static constexpr double plain_lift = 1e3;
 
-  /// What a filter may lift: it leaves the directions it lifts least a part of eps·lift of noise,
-  /// whose energy counts against the tolerance.
+  /// The most that a filter may lift: it leaves the directions it lifts least a part of eps·lift of
+  /// noise, whose energy counts against the tolerance.
   static double lift_allowed(double tolerance) {
     return (std::min)(most_lift, std::sqrt(tolerance / 3) / eps);
   }
@@ -148,7 +148,7 @@ class subspace_iteration {
   }
 
   void iterate() {
-    // What forming A and taking parts out of it leaves of rounding.
+    // The rounding errors of forming A and of taking parts out of it.
     const double noise = eps * eps * static_cast<double>(b_.cols() + b_.rows()) * total_;
     std::optional<double> previous_loss;
     bool estimated = false;
@@ -237,7 +237,7 @@ class subspace_iteration {
       tail_ += (std::max)(theta_[i], 0.0);
   }
 
-  /// What the Ritz vectors lose, relative to the optimum.
+  /// The loss of the Ritz vectors, relative to the optimum.
   double missed_by_ritz_vectors() {
     rayleigh_ritz();
     b_.backward(all_.image(), y_);

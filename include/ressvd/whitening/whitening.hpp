@@ -46,8 +46,8 @@ struct whitening_report {
   double damping = 0;          ///< δ added to the diagonal, ridge included, in the units of G
   double relative_damping = 0; ///< δ / mean(diag G)
   int attempts = 0;            ///< Cholesky factorisations tried
-  /// Estimate of G's condition number after damping: from the pivots a lower bound, from
-  /// eigenvalues exact. Infinity for a singular G.
+  /// Estimate of G's condition number after damping: a lower bound from the pivots, exact from
+  /// eigenvalues. Infinity for a singular G.
   double condition = 1;
   /// Eigenvalues above n·eps of the largest, where eigenvalues are known.
   std::optional<index_t> rank = std::nullopt;
@@ -158,7 +158,7 @@ whitening<B> whiten(B& be, const G& gram_matrix, const whitening_options& option
   const auto g = be64.scratch(gram.rows, gram.cols);
   be64.copy(gram, g);
   const double mean = detail::checked_mean_diagonal<wide>(be64, g);
-  // Of no diagonal element more than this comes out.
+  // No diagonal element grows beyond this.
   const double largest =
       mean * (static_cast<double>(g.rows) + options.ridge + 2 * options.max_damping);
   detail::require(std::isfinite(largest), "whitening damping up to ", options.max_damping,

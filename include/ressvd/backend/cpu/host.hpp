@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What all CPU backends share: the context, the element-wise members of the backend concept, and
+// The base of all CPU backends: the context, the element-wise members of the backend concept, and
 // the blocked triangular members, which split until a small triangle is left so that nearly all
 // their flops run in the derived backend's gemm.
 //
@@ -332,7 +332,7 @@ class host_backend {
         if constexpr (std::is_same_v<U, P>) {
           return v;
         } else {
-          // In the order of the source, so that reading and writing both run along memory.
+          // The order of the source lets reading and writing both run along memory.
           const bool by_tokens = v.order == layout::row_major;
           const auto held =
               by_tokens ? products.scratch(v.cols, v.rows) : products.scratch(v.rows, v.cols);

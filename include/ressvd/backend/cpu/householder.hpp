@@ -101,7 +101,7 @@ void apply_reflectors(B& be, const reflectors<B>& h, index_t j, block_of<B> c) {
                  h.t.ref().part(0, j, width, width), c);
 }
 
-/// Where the last block of `count` reflectors begins.
+/// The first reflector of the last block of `count`.
 inline index_t last_block(index_t count) {
   return (count - 1) / reflector_block * reflector_block;
 }
@@ -147,7 +147,7 @@ reflectors<B> reduce_to_triangle(B& be, block_of<B> a) {
   return h;
 }
 
-/// Where the tile of 256 rows or columns that i is in ends.
+/// The end of the tile of 256 rows or columns that i is in.
 inline index_t tile_end(index_t i, index_t n) {
   return (std::min)((i / 256 + 1) * 256, n);
 }
@@ -178,7 +178,7 @@ void add_symmetric_product(B& be, typename B::scalar alpha, const_block_of<B> a,
   }
 }
 
-/// Into how many parts symmetric_product divides a matrix of order n.
+/// The number of parts into which symmetric_product divides a matrix of order n.
 inline index_t symmetric_parts(index_t n) {
   return std::clamp<index_t>(n / 256, 1, 8);
 }

@@ -94,8 +94,8 @@ void bidiagonal_step(std::vector<double>& d, std::vector<double>& e, std::size_t
 }
 
 /// d: n diagonal entries, e: n − 1 above it; q: n × n. d becomes the singular values, descending,
-/// and q the product of q and the left vectors. What is below eps of the largest entry counts as
-/// zero, in e also what is below eps of its neighbours on the diagonal. False when some value did
+/// and q the product of q and the left vectors. Entries below eps of the largest one count as zero,
+/// and so do those of e below eps of their neighbours on the diagonal. False when some value did
 /// not converge in 30·n steps.
 template <class T>
 bool bidiagonal_qr(host_context& context, std::vector<double>& d, std::vector<double>& e,

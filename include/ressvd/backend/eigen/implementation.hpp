@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The members of eigen_backend that need Eigen. Not inline on purpose: `extern template class`
-// (compiled.hpp) then spares a translation unit their instantiation.
+// The members of eigen_backend that need Eigen. They are not inline, so that `extern template
+// class` (compiled.hpp) spares a translation unit their instantiation.
 #pragma once
 
 #include <algorithm>
@@ -102,8 +102,8 @@ void eigen_backend<T>::leading_eigenvectors(block<T> c, std::span<double> values
     value *= static_cast<double>(unit);
 }
 
-// A tall matrix is first reduced to its triangle; of a wide one the triangle of its transpose is
-// taken, A = Rᵀ·Qᵀ.
+// A tall matrix is first reduced to its triangle, a wide one to the triangle of its transpose,
+// A = Rᵀ·Qᵀ.
 template <compute_scalar T>
 void eigen_backend<T>::svd(block<T> c, std::span<double> values, block<T> u) {
   const index_t n = (std::min)(c.rows, c.cols);
@@ -137,8 +137,8 @@ void eigen_backend<T>::svd(block<T> c, std::span<double> values, block<T> u) {
     values[i] = static_cast<double>(unit) * d[i];
 }
 
-// By columns of x alone: in x·op(L) = c each is c's, less those already known times elements of L;
-// 256 rows of x at a time stay in the caches. op(L)·x = c is solved as xᵀ·op(L)ᵀ = cᵀ.
+// Works by columns of x: each one of x·op(L) = c is c's, less those already known times elements of
+// L; 256 rows of x at a time stay in the caches. op(L)·x = c is solved as xᵀ·op(L)ᵀ = cᵀ.
 template <compute_scalar T>
 void eigen_backend<T>::solve_leaf(side s, op o, block<const T> l, block<T> c) {
   constexpr index_t chunk = 256;

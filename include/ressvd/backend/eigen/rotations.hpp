@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Plane rotations of neighbouring columns, as a QR iteration makes them. Those of many steps are
-// kept and then applied together, a few rows at a time out of the caches, where one by one each of
-// them would pass through main memory.
+// kept and then applied together, a few rows at a time out of the caches; applied one by one, each
+// would pass through main memory.
 //   source      Van Zee, van de Geijn, Quintana-Ortí, "Restructuring the tridiagonal and bidiagonal
 //               QR algorithms for performance", ACM TOMS 40 (2014)
 #pragma once
