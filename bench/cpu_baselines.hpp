@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the library's algorithms are measured against on the CPU:
+// The baselines of the library's algorithms on the CPU:
 //   bdcsvd     Eigen's BDCSVD, the left vectors alone
 //   published  LAPACK: Cholesky of the Gram, explicit inverse, gesdd, two products
 //   swift      LAPACK: the Gram of the shorter side in double, all of its eigenvectors by syevd,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where one algorithm of the truncated SVD becomes faster than another, which
-// svd_algorithm::automatic goes by: each of them at ranks from 1/50 to 3/5 of the shorter side.
+// The ranks at which one algorithm of the truncated SVD becomes faster than another;
+// svd_algorithm::automatic goes by them. Each algorithm runs at 1/50 to 3/5 of the shorter side.
 #include <string>
 
 #include "truncated_svd.hpp"
@@ -15,11 +15,11 @@ void add_ranks(const B& be, shape s) {
   for (const int percent : {2, 5, 10, 15, 20, 30, 40, 60}) {
     const index_t rank = (std::min)(s.m, s.n) * percent / 100;
     const auto add_algorithm = [&](const char* name, svd_algorithm algorithm) {
-      const svd_options options{.rank = rank, .algorithm = algorithm};
+      const svd_options options{.algorithm = algorithm};
       add(std::string("crossover/") + name + "/" + name_of(be) + "/" + name_of(s) + "/" +
               std::to_string(percent),
           [=](benchmark::State& state) {
-            factor(state, be, synthetic(spectrum::layer, s), options);
+            factor(state, be, synthetic(spectrum::layer, s), rank, options);
           });
     };
     add_algorithm("subspace", svd_algorithm::subspace);

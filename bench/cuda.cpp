@@ -2,9 +2,9 @@
 //
 // On the current CUDA device:
 //   subspace, gram, exact   the library's factorisations of truncated_svd.hpp
-//   gesvd, gesvdj, gesvdp   cuSOLVER's on the same matrix in float; gesvd takes no wide ones
-//   syevd                   cuSOLVER's on AAᵀ in double, given: what is left of the route of
-//                           Swift-SVD after its product
+//   gesvd, gesvdj, gesvdp   cuSOLVER's on the same matrix in float; gesvd refuses wide ones
+//   syevd                   cuSOLVER's on a given AAᵀ in double: the route of Swift-SVD without
+//                           its product
 //   gram_sum                Gram accumulation; of_gemm: its rate (both triangles, 2n²t flops) over
 //                           that of a product of bfloat16, 8192³, in the same process
 //   llama_7b                the 224 matrices of a model of LLaMA-7B's shape at 20 %, with their 128

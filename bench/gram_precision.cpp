@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the precision of a Gram of activations costs, emulated on the CPU: inputs rounded to their
+// The cost of low precision in a Gram of activations, emulated on the CPU: inputs rounded to their
 // type, products exact, sums in float, taken one by one. Processors round these sums to nearest.
-// Of tensor cores NVIDIA promises float's precision and no rounding or order; they have been found
-// to truncate (Fasi, Higham, Mikaitis and Pranesh 2021, "Numerical behavior of NVIDIA tensor
-// cores"), so that is what is emulated here, without the few bits more that they keep.
+// NVIDIA promises that tensor cores have float's precision, and promises neither rounding nor
+// order. They have been found to truncate (Fasi, Higham, Mikaitis and Pranesh 2021, "Numerical
+// behavior of NVIDIA tensor cores"), so this program truncates, without the few bits more that they
+// keep.
 //
 // The activations have channels of very different sizes, a few of them enormous and of one sign, as
 // language models do. Counters, against the Gram in double of the activations in float:
@@ -14,7 +15,7 @@
 //               loss, less 1
 //   predicted   the loss that Ĝ predicts for it, over the loss under G, less 1
 //   damping     that Ĝ needs to be positive definite, relative to its mean diagonal
-// and against the Gram of the rounded activations, what the sums alone are to blame for:
+// and against the Gram of the rounded activations, which leaves the errors of the sums alone:
 //   sum_frobenius, sum_worst
 #include <algorithm>
 #include <bit>

@@ -35,7 +35,7 @@ void apply_pair(benchmark::State& state, B be, index_t batch, int percent) {
     state.SetIterationTime(time);
     seconds += time;
   }
-  // Against the same without the library's apply.
+  // The same product without the library's apply checks the result.
   auto held = be.allocate(rank, batch);
   auto check = be.allocate(layer_size, batch);
   be.gemm(op::none, op::none, 1.0f, pair.v.ref(), x.ref(), 0.0f, held.ref());

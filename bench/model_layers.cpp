@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The factorisations and baselines of bench_truncated_svd on the layers of a real model: for each
-// of its matrices W·S of all layers, S the whitening of what the model's own samples put into W.
-// One benchmark takes all layers; their loss is verified against singular values in double.
+// The factorisations and baselines of bench_truncated_svd on the layers of a real model: on W·S for
+// each of its matrices W, S being the whitening of W's inputs on the model's own samples. One
+// benchmark takes all layers and verifies their loss against singular values in double.
 //
 //   RESSVD_BENCH_MODEL=folder bench_model_layers      default: the model of the repository
 #include <filesystem>
 #include <iostream>
 #include <optional>
 
-#include "compress/calibration.hpp"
+#include "compress/samples.hpp"
 #include "cpu_baselines.hpp"
 #include "io/error.hpp"
 #include "model/forward.hpp"
@@ -37,8 +37,8 @@ known_matrix whitened(const linear& weights, const whitening<eigen_backend<float
   detail::weigh<eigen_backend<float>>(be, w.ref(), s.metric(), ws.ref());
   auto wide = be64.allocate(ws.rows(), ws.cols());
   be64.copy(std::as_const(ws).view(), wide.ref());
-  auto sigma = truncated_svd(be64, std::as_const(wide).view(), {}, {},
-                             {.rank = 1, .algorithm = svd_algorithm::exact})
+  auto sigma = truncated_svd(be64, std::as_const(wide).view(), {}, {}, 1,
+                             {.algorithm = svd_algorithm::exact})
                    .singular_values;
   return {std::move(ws), std::move(sigma)};
 }
@@ -97,9 +97,9 @@ int main(int argc, char** argv) try {
     for_each_backend([&](const auto& be) {
       add_factorings(be, set, true);
       for (const int percent : {20, 40, 60}) {
-        const svd_options options{.rank = rank_at(set.size, percent)};
+        const index_t rank = rank_at(set.size, percent);
         add(benchmark_name("automatic", bench::name_of(be), set) + "/" + std::to_string(percent),
-            [=](benchmark::State& state) { factor(state, be, set, options); });
+            [=](benchmark::State& state) { factor(state, be, set, rank, {}); });
       }
     });
     add_baselines(set);

@@ -16,7 +16,7 @@ using ressvd::index_t;
 
 /// Spectra σ²_i = i^(−decay), the decay and the sensitivity varying from matrix to matrix.
 struct synthetic_model {
-  std::vector<double> energies;
+  std::vector<double> singular_values;
   std::vector<allocation_matrix> matrices;
 
   synthetic_model(index_t count, index_t size) {
@@ -24,17 +24,16 @@ struct synthetic_model {
     std::uniform_real_distribution<double> decay{0.5, 2.5};
     std::lognormal_distribution<double> sensitivity{0.0, 2.0};
     const auto length = static_cast<std::size_t>(size);
-    energies.resize(static_cast<std::size_t>(count) * length);
+    singular_values.resize(static_cast<std::size_t>(count) * length);
     for (std::size_t j = 0; j < static_cast<std::size_t>(count); ++j) {
-      const double exponent = -decay(random);
-      double* const first = energies.data() + j * length;
+      const double exponent = -decay(random) / 2;
+      double* const first = singular_values.data() + j * length;
       for (std::size_t i = 0; i < length; ++i)
         first[i] = std::pow(static_cast<double>(i + 1), exponent);
-      matrices.push_back({.energies = {first, length},
+      matrices.push_back({.singular_values = {first, length},
                           .rows = j % 3 == 0 ? size * 11 / 4 : size,
                           .cols = size,
-                          .sensitivity = sensitivity(random),
-                          .layer = static_cast<index_t>(j / 7)});
+                          .sensitivity = sensitivity(random)});
     }
   }
 };
@@ -45,11 +44,10 @@ void rank_allocation(benchmark::State& state) {
       ressvd::uniform_budget(model.matrices, static_cast<double>(state.range(2)) / 100);
   ressvd::allocation result;
   for (auto _ : state) {
-    result = ressvd::allocate_ranks(model.matrices, {.budget = budget});
+    result = ressvd::allocate_ranks(model.matrices, budget);
     benchmark::DoNotOptimize(result.loss);
   }
   state.counters["gap"] = (result.loss - result.loss_bound) / result.loss;
-  state.counters["nodes"] = static_cast<double>(result.nodes);
 }
 
 } // namespace

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/layer_ratio/last_layers.hpp"
 #include "ressvd/residual/residual_compensation.hpp"
 #include "support.hpp"
 
@@ -43,7 +43,7 @@ double decompose(B& be, const known_matrix& known, index_t from_last, how way, b
   };
   const auto basis_of = [&](index_t rank) {
     const index_t stage1 = residual ? intermediate_rank(w.rows, w.cols, {.rank = rank}) : rank;
-    return truncated_svd(be, w, {}, {}, {.rank = stage1});
+    return truncated_svd(be, w, {}, {}, stage1);
   };
   if (way == how::uniform) {
     finish(basis_of(all.front().second), all.front().second);

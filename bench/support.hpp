@@ -61,7 +61,7 @@ void for_each_backend(F f) {
 }
 
 /// Wall-clock time; with RESSVD_BENCH_CLOCK=cpu the processor time of the whole process, for
-/// machines that others use (one thread then, or waiting threads count).
+/// machines that others use.
 inline double now() {
   static const char* const asked = std::getenv("RESSVD_BENCH_CLOCK");
   if (asked != nullptr && std::string(asked) == "cpu") {
@@ -77,7 +77,7 @@ double seconds_of(F f) {
   return now() - start;
 }
 
-/// Of work that a backend may only have queued.
+/// The time of f and of all the work that it queued on the backend.
 template <class B, class F>
 double seconds_on(B& be, F f) {
   return seconds_of([&] {
@@ -199,7 +199,7 @@ inline const known_matrix& known_matrix_of(spectrum kind, index_t m, index_t n) 
   return *made;
 }
 
-/// After the benchmarks were registered.
+/// Runs the benchmarks that were registered before.
 inline int run(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;

@@ -96,7 +96,8 @@ void measure(benchmark::State& state, B& be, const matrix_set& set, double toler
 }
 
 template <class B>
-void factor(benchmark::State& state, B be, const matrix_set& set, const svd_options& options) {
+void factor(benchmark::State& state, B be, const matrix_set& set, index_t rank,
+            const svd_options& options) {
   const double tolerance = options.algorithm == svd_algorithm::exact  ? dense_tolerance
                            : options.algorithm == svd_algorithm::gram ? 1e-5
                                                                       : options.tolerance;
@@ -105,12 +106,12 @@ void factor(benchmark::State& state, B be, const matrix_set& set, const svd_opti
   measure(state, be, set, tolerance, [&](const known_matrix& known, auto timed) {
     const auto a = placed(be, known);
     svd_basis<B> basis;
-    timed([&] { basis = truncated_svd(be, a.view(), {}, {}, options); });
+    timed([&] { basis = truncated_svd(be, a.view(), {}, {}, rank, options); });
     ran = basis.report;
     as_asked = as_asked && (options.algorithm == svd_algorithm::automatic ||
                             ran.algorithm == options.algorithm);
-    auto q = be.allocate(set.size.m, options.rank);
-    be.copy(std::as_const(basis.q).ref().left_cols(options.rank).view(), q.ref());
+    auto q = be.allocate(set.size.m, rank);
+    be.copy(std::as_const(basis.q).ref().left_cols(rank).view(), q.ref());
     return q;
   });
   state.counters["applications"] = ran.applications;
@@ -139,25 +140,24 @@ inline std::string benchmark_name(const char* algorithm, const char* backend,
 }
 
 /// Registers the factorisations of one set by the algorithms whose time depends on the spectrum,
-/// and by the others where asked for.
+/// and by the others on request.
 template <class B>
 void add_factorings(const B& be, const matrix_set& set, bool others) {
   for (const int percent : {20, 40, 60}) {
     const index_t rank = rank_at(set.size, percent);
     const auto add_options = [&](const char* name, const svd_options& options) {
       add(benchmark_name(name, name_of(be), set) + "/" + std::to_string(percent),
-          [=](benchmark::State& state) { factor(state, be, set, options); });
+          [=](benchmark::State& state) { factor(state, be, set, rank, options); });
     };
-    add_options("subspace", {.rank = rank, .algorithm = svd_algorithm::subspace});
-    add_options("subspace_1e-5",
-                {.rank = rank, .algorithm = svd_algorithm::subspace, .tolerance = 1e-5});
-    add_options("deflated_gram", {.rank = rank, .algorithm = svd_algorithm::deflated_gram});
+    add_options("subspace", {.algorithm = svd_algorithm::subspace});
+    add_options("subspace_1e-5", {.algorithm = svd_algorithm::subspace, .tolerance = 1e-5});
+    add_options("deflated_gram", {.algorithm = svd_algorithm::deflated_gram});
     if (!others) continue;
-    add_options("gram", {.rank = rank, .algorithm = svd_algorithm::gram});
-    // A dense SVD is of all vectors.
+    add_options("gram", {.algorithm = svd_algorithm::gram});
+    // A dense SVD computes all vectors.
     if (percent == 40) {
       add(benchmark_name("exact", name_of(be), set), [=](benchmark::State& state) {
-        factor(state, be, set, {.rank = rank, .algorithm = svd_algorithm::exact});
+        factor(state, be, set, rank, {.algorithm = svd_algorithm::exact});
       });
     }
   }

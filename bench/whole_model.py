@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds by stage and peak memory of `ressvd-llm compress`, as a table.
+"""Seconds by stage and peak memory of `ressvd-llm compress`, as CSV.
 
     python3 bench/whole_model.py PROGRAM MODEL... [--calibration FILE] [--threads N] [--repeat N]
 
 Without a calibration file the model writes its samples. The fastest of --repeat runs counts.
 """
 import argparse
+import csv
 import json
 import pathlib
 import subprocess
+import sys
 import tempfile
 
 RUNS = {
@@ -41,9 +43,9 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
-    print("| model | run | " + " | ".join(f"{s}, s" for s in STAGES)
-          + " | all, s | peak, MiB | estimate, MiB |")
-    print("|---" * (len(STAGES) + 5) + "|")
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["model", "run", *(f"{stage.replace(' ', '_')}_seconds" for stage in STAGES),
+                     "all_seconds", "peak_mib", "estimate_mib"])
     for model in args.models:
         for name, options in RUNS.items():
             reports = [compress(args, model, options) for _ in range(args.repeat)]
@@ -51,8 +53,9 @@ def main():
             seconds = best["seconds"]
             memory = [f"{best['memory'][k] / 2**20:.0f}" for k in ("peak_bytes", "estimate_bytes")]
             cells = [f"{seconds.get(s, 0):.1f}" for s in STAGES]
-            print(f"| {model.resolve().name} | {name} | " + " | ".join(cells)
-                  + f" | {sum(seconds.values()):.1f} | " + " | ".join(memory) + " |", flush=True)
+            writer.writerow([model.resolve().name, name, *cells, f"{sum(seconds.values()):.1f}",
+                             *memory])
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

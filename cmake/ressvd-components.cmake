@@ -12,8 +12,8 @@ function(ressvd_add_cuda)
   if(NOT TARGET CUDA::nvrtc OR NOT TARGET CUDA::cusolver)
     return()
   endif()
-  # NVRTC by its file: the target CUDA::nvrtc brings the driver's library along, and programs linked
-  # to that do not start on a machine without a driver.
+  # NVRTC is linked by its file: the target CUDA::nvrtc brings the driver's library along, and
+  # programs linked to that do not start on a machine without a driver.
   get_target_property(nvrtc CUDA::nvrtc IMPORTED_LOCATION)
   add_library(ressvd::cuda INTERFACE IMPORTED)
   target_link_libraries(ressvd::cuda INTERFACE

@@ -12,8 +12,8 @@ macro(ressvd_make_imported_targets_global)
   endif()
 endmacro()
 
-# Makes Eigen3::Eigen, 3.4 or later. No version is asked of find_package: Eigen 5 answers a request
-# for 3.4 with a refusal.
+# Makes Eigen3::Eigen, 3.4 or later. find_package gets no version: Eigen 5 refuses a request for
+# 3.4.
 macro(ressvd_find_eigen)
   if(NOT TARGET Eigen3::Eigen)
     find_package(Eigen3 QUIET NO_MODULE)

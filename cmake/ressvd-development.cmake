@@ -32,11 +32,3 @@ if(RESSVD_SANITIZE)
   target_compile_options(ressvd_development INTERFACE ${sanitize})
   target_link_options(ressvd_development INTERFACE ${sanitize})
 endif()
-
-# ThreadSanitizer does not see the synchronisation inside the OpenMP run time.
-if(RESSVD_OPENMP AND NOT RESSVD_SANITIZE MATCHES "thread")
-  find_package(OpenMP QUIET COMPONENTS CXX)
-  if(OpenMP_CXX_FOUND)
-    target_link_libraries(ressvd_development INTERFACE OpenMP::OpenMP_CXX)
-  endif()
-endif()

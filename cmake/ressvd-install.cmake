@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Headers, the CMake package (find_package(ressvd COMPONENTS cuda lapack compiled)) and the
-# pkg-config file: the installation's component development. The program is the component tools,
-# where the examples are built.
+# The component development installs the headers, the CMake package (find_package(ressvd COMPONENTS
+# cuda lapack compiled)) and the pkg-config file. The component tools installs the program, if the
+# examples are built.
 include(CMakePackageConfigHelpers)
 
 set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME development)
@@ -10,7 +10,7 @@ set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME development)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/ressvd)
 set(install_targets ressvd)
 set(arch_independent ARCH_INDEPENDENT)
-if(TARGET ressvd_compiled)
+if(RESSVD_BUILD_COMPILED)
   if(RESSVD_NATIVE OR RESSVD_SANITIZE)
     message(STATUS "ressvd::compiled is built for this machine's own use: it is not installed")
   else()
@@ -20,7 +20,7 @@ if(TARGET ressvd_compiled)
 endif()
 
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/ressvd DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
-        FILES_MATCHING PATTERN "*.hpp")
+        FILES_MATCHING PATTERN "*.hpp" PATTERN "*.h")
 install(TARGETS ${install_targets} EXPORT ressvd-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT ressvd-targets NAMESPACE ressvd:: DESTINATION ${package_dir})
 

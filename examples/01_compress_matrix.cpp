@@ -7,6 +7,7 @@
 #include <exception>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "ressvd/ressvd.hpp"
@@ -20,11 +21,11 @@ ressvd::compressed_matrix<ressvd::eigen_backend<float>> compress(const float* w,
                                                                  index_t in, const float* x,
                                                                  index_t tokens) {
   ressvd::eigen_backend<float> be;
-  ressvd::gram_accumulator gram(ressvd::eigen_backend<double>(be), in);
-  gram.add(ressvd::row_major(x, tokens, in));             // once a batch
-  const auto whitening = ressvd::whiten(be, gram.gram()); // once for all matrices that read x
-  return ressvd::methods::ressvd(be, ressvd::row_major(w, out, in), {.whitening = &whitening},
-                                 {.target = {.ratio = 0.4}});
+  ressvd::gram_accumulator gram(be, in);
+  gram.add(ressvd::row_major(x, tokens, in));     // once a batch
+  ressvd::calibration input(be, std::move(gram)); // serves all weights that read x
+  return input.compress(ressvd::row_major(w, out, in), ressvd::methods::ressvd{},
+                        ressvd::at_ratio(0.4));
 }
 
 /// Activations as language models have them: few directions carry most of the energy, and single
@@ -104,7 +105,7 @@ void run() {
   std::printf("activation loss  %.4f of |WX|^2 on the calibration tokens\n",
               report.activation_loss->relative);
 
-  // The engine goes on with y = U(Vx), here for tokens that were not calibrated with.
+  // The engine goes on with y = U(Vx), here for tokens outside the calibration.
   constexpr index_t new_tokens = 64;
   ressvd::eigen_backend<float> be;
   const auto inputs = source.draw(new_tokens);

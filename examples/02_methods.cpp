@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <utility>
@@ -20,7 +21,6 @@ namespace {
 
 using ressvd::index_t;
 using backend = ressvd::eigen_backend<float>;
-using wide_backend = ressvd::eigen_backend<double>;
 using view = ressvd::matrix_view<const float>;
 namespace methods = ressvd::methods;
 
@@ -79,7 +79,6 @@ double relative_loss(const std::vector<float>& a, const std::vector<float>& b) {
 
 void run() {
   backend be;
-  const wide_backend be64(be);
   std::mt19937_64 random(1);
   const auto weights = gaussian(out * in, random);
   const auto x = activations(random);
@@ -92,51 +91,51 @@ void run() {
   for (std::size_t i = 0; i < gradients.size(); ++i)
     gradients[i] *= gradients[i] * static_cast<float>(1 + i / static_cast<std::size_t>(in) % 7);
 
-  // The statistics, gathered once for all methods.
-  ressvd::gram_accumulator gram(be64, in, {.channel_means = true});
+  // The statistics, gathered once for all methods; and once for the shifted inputs.
+  ressvd::gram_accumulator gram(be, in);
   gram.add(rows_of(x));
-  ressvd::gram_accumulator shifted(be64, in, {.cross_features = in});
-  shifted.add(rows_of(behind_compressed), rows_of(x));
-  ressvd::gram_accumulator unseen(be64, in);
+  ressvd::calibration input(be, std::move(gram));
+  ressvd::gram_accumulator unseen(be, in);
   unseen.add(rows_of(other));
-  const auto means = gram.mean_abs();
-  const auto fisher = ressvd::row_major(gradients.data(), out, in);
-  const auto importance = methods::fisher_row_importance(be, fisher);
-  const auto whitening = ressvd::whiten(be, gram.gram());
-  const auto tempered = ressvd::whiten_power(be, gram.gram(), 0.6);
+  ressvd::shifted_input<backend> shifted(be, in);
+  shifted.observe(rows_of(behind_compressed));
+  ressvd::shifted_input<backend> towards_original(be, in, {.original_share = 1});
+  towards_original.observe(rows_of(behind_compressed), rows_of(x));
+  const auto importance =
+      methods::fisher_row_importance(be, ressvd::row_major(gradients.data(), out, in));
 
-  const view w = ressvd::row_major(std::as_const(weights).data(), out, in);
-  const ressvd::rank_target target{.ratio = 0.5};
+  ressvd::weight<backend> prepared(be, ressvd::row_major(weights.data(), out, in));
+  prepared.row_importance = importance.ref();
+  const auto w = std::make_shared<const ressvd::weight<backend>>(std::move(prepared));
+  const auto choice = ressvd::at_ratio(0.5).choose(out, in);
   std::printf("%-28s %10s %12s %12s %12s\n", "share lost", "weights", "calibration", "other tokens",
               "shifted in");
   const auto original = outputs_of(weights, x);
   std::vector<float> compressed(original.size());
   const auto show = [&](const char* name, const auto& result) {
-    const auto on = [&](auto& inputs) {
-      return ressvd::activation_loss(be, w, result.factors, inputs.gram().view()).relative;
+    const auto on = [&](ressvd::block<const double> other_gram) {
+      return ressvd::activation_loss(be, *w, result.factors, other_gram).relative;
     };
     ressvd::apply(be, result.factors, rows_of(behind_compressed).transposed(),
                   ressvd::row_major(compressed.data(), tokens, out).transposed());
     std::printf("%-28s %10.4f %12.4f %12.4f %12.4f\n", name, result.report.weight_loss.relative,
-                on(gram), on(unseen), relative_loss(compressed, original));
+                on(input.gram()), on(unseen.gram()), relative_loss(compressed, original));
   };
-  show("SVD", methods::svd(be, w, {}, {.target = target}));
-  show("FWSVD", methods::fwsvd(be, w, {.row_importance = importance.ref()}, {.target = target}));
-  show("ASVD", methods::asvd(be, w, {.mean_abs = means.ref()}, {.target = target}));
-  show("SVD-LLM", methods::svd_llm(be, w, {.whitening = &whitening}, {.target = target}));
-  show("SVD-LLM, updated U",
-       methods::svd_llm(be, w, {.whitening = &whitening, .shifted_gram = shifted.gram()},
-                        {.target = target}));
-  show("SVD-LLM, original outputs",
-       methods::svd_llm(
-           be, w,
-           {.whitening = &whitening, .shifted_gram = shifted.gram(), .cross_gram = shifted.cross()},
-           {.target = target}));
-  show("AdaSVD", methods::adasvd(be, w, {.whitening = &whitening, .shifted_gram = shifted.gram()},
-                                 {.target = target}));
-  show("ResSVD", methods::ressvd(be, w, {.whitening = &whitening}, {.target = target}));
-  show("tempered whitening, p = 0.6",
-       methods::svd_llm(be, w, {.whitening = &tempered}, {.target = target}));
+  const auto compressed_by = [&](const auto& method) {
+    return input.factor(w, method, {choice.rank}).at(choice);
+  };
+  show("SVD", compressed_by(methods::svd{}));
+  show("FWSVD", compressed_by(methods::fwsvd{}));
+  show("ASVD", compressed_by(methods::asvd{}));
+  const auto whitened = input.factor(w, methods::svd_llm{}, {choice.rank});
+  show("SVD-LLM", whitened.at(choice));
+  show("SVD-LLM, updated U", shifted.update(whitened, methods::svd_llm{}, choice));
+  show("SVD-LLM, original outputs", towards_original.update(whitened, methods::svd_llm{}, choice));
+  show("AdaSVD", shifted.update(whitened, methods::adasvd{}, choice));
+  show("ResSVD", compressed_by(methods::ressvd{}));
+  show("tempered whitening, p = 0.6", compressed_by(methods::tempered{.power = 0.6}));
+  show("the same, truncated anew",
+       towards_original.truncate(*w, methods::tempered{.power = 0.6}, choice));
 }
 
 } // namespace

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // An engine on the GPU compresses one of its layers. It gathers the Gram of the layer's inputs
-// during its forward passes, on its own stream and cuBLAS handle; then the layer's weights are
-// factored, the factors take the weights' place in memory, and the engine goes on with two thin
-// products. Nothing but the report leaves the device.
+// during its forward passes, on its own stream and cuBLAS handle. It then factors the layer's
+// weights, puts the factors in the weights' place in memory, and goes on with two thin products.
+// Nothing but the report leaves the device.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -145,11 +145,10 @@ void run() {
   // The library works on the engine's stream, with its handle, in the order of the calls.
   const auto context = ressvd::cuda_context::borrowing({.stream = e.stream, .cublas = e.cublas});
   ressvd::cuda_backend<float> be(context);
-  ressvd::cuda_backend<double> be64(context);
 
-  // Forward passes. `deferred`: a batch is not looked at before the sums are read, so add only
+  // Forward passes. `deferred`: nobody looks at a batch before the sums are read, so add only
   // queues work, as the engine's own products do.
-  ressvd::gram_accumulator gram(be64, in,
+  ressvd::gram_accumulator gram(be, in,
                                 {.name = "layer inputs", .check = ressvd::finite_check::deferred});
   std::deque<buffer> inputs;
   for (int i = 0; i < batches; ++i) {
@@ -162,11 +161,9 @@ void run() {
   e.forward(layer, x, y, between, tokens);
 
   // Factor, and put the factors where the weights were: r(m + n) ≤ mn elements.
-  const auto whitening = ressvd::whiten(be, gram.gram());
-  ressvd::calibration<ressvd::cuda_backend<float>> data;
-  data.whitening = &whitening;
   const auto w = ressvd::cuda_row_major<const bfloat16>(layer.memory.data(), out, in);
-  const auto result = ressvd::methods::ressvd(be, w, data, {.target = {.ratio = 0.5}});
+  ressvd::calibration input(be, std::move(gram));
+  const auto result = input.compress(w, ressvd::methods::ressvd{}, ressvd::at_ratio(0.5));
   layer.rank = result.factors.rank();
   be.copy(result.factors.u.ref(), ressvd::cuda_row_major(layer.u(), out, layer.rank));
   be.copy(result.factors.v.ref(), ressvd::cuda_row_major(layer.v(), layer.rank, in));

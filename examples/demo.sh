@@ -3,7 +3,7 @@
 #
 # Installs what is missing, builds the program and compresses the model in examples/models at
 # several ratios with several methods, calibrated on text that the model writes itself. Reports,
-# charts and models are left in build/demo. Fails on any failure.
+# models and, where Python has matplotlib, charts are left in build/demo. Fails on any failure.
 #
 # Environment: as for tests/run.sh.
 set -euo pipefail
@@ -18,8 +18,6 @@ compile ressvd-llm
 export program=$build_dir/bin/ressvd-llm
 export model=examples/models/bytes-llama-2m
 export out=build/demo
-# Threads that wait must not spin: several programs run at once.
-export OMP_WAIT_POLICY=passive
 ratios=(0.2 0.3 0.4)
 methods=(svd asvd svd-llm ressvd)
 rm -rf "$out"
@@ -63,7 +61,7 @@ runs | sed "s|\$| --calibration $out/samples.u16 --windows first --samples $cali
 
 "$program" compare "$model" "$out"/{svd,asvd,svd-llm,ressvd}-0.4-uniform \
   "$out/tempered-0.4" --samples 8 --seed 1 --seqlen 256 --threads 1 \
-  --chart "$out/layer_errors.svg" >"$out/compare.txt"
+  --json "$out/compare.json" >"$out/compare.txt"
 
 show() {
   printf '\n%s writes:\n' "$1"
@@ -74,12 +72,21 @@ show "$model"
 show "$out/ressvd-0.4-last"
 
 mapfile -t reports < <(runs | sed "s|^\([^ ]*\) .*|$out/\1.json|")
-for ratio in "${ratios[@]}"; do
-  "$program" table "$out"/*-"$ratio"-last.json --search-chart "$out/error_against_k-$ratio.svg" \
-    >/dev/null
-done
 printf '\n'
-"$program" table "${reports[@]}" --ratio-chart "$out/perplexity_against_ratio.svg"
-"$program" table "$out/tempered-0.4.json" --rank-chart "$out/kept_by_layer-0.4.svg" >/dev/null
-printf '\nCharts:\n'
-ls "$out"/*.svg
+"$program" table "${reports[@]}"
+
+if python3 -c 'import matplotlib' 2>/dev/null; then
+  plot() {
+    python3 examples/plot.py "$@"
+  }
+  for ratio in "${ratios[@]}"; do
+    plot search "$out"/*-"$ratio"-last.json -o "$out/error_against_k-$ratio.svg"
+  done
+  plot ratio "${reports[@]}" -o "$out/perplexity_against_ratio.svg"
+  plot ranks "$out/tempered-0.4.json" -o "$out/kept_by_layer-0.4.svg"
+  plot errors "$out/compare.json" -o "$out/layer_errors.svg"
+  printf '\nCharts:\n'
+  ls "$out"/*.svg
+else
+  printf '\nNo charts: examples/plot.py needs matplotlib.\n'
+fi

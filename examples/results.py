@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import sys
 
+import plot
+
 RATIOS = ("0.2", "0.4", "0.6")
 METHODS = {
     "svd": "--method svd",
@@ -156,11 +158,6 @@ CHART_LINES = [
 ]
 
 
-def save(figure, path):
-    # No date: the same results give the same file.
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
-
-
 def perplexity_chart(plt, names, original, runs):
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), squeeze=False)
     for i, (axis, name) in enumerate(zip(axes[0], names)):
@@ -176,24 +173,8 @@ def perplexity_chart(plt, names, original, runs):
 
 
 def kept_chart(plt, report, title):
-    """What each matrix keeps of its parameters, by layer and type."""
-    shares = {}
-    for matrix in report["matrices"]:
-        layer = int(re.search(r"layers\.(\d+)\.", matrix["name"]).group(1))
-        m, n, r = matrix["rows"], matrix["cols"], matrix["rank"]
-        kind = matrix["name"].rsplit(".", 1)[1]
-        shares.setdefault(kind, {})[layer] = 1 if r is None else r * (m + n) / (m * n)
-    layers = sorted(next(iter(shares.values())))
     figure, axis = plt.subplots(figsize=(6, 3))
-    picture = axis.imshow([[kept[layer] for layer in layers] for kept in shares.values()],
-                          vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    for y, kept in enumerate(shares.values()):
-        for x, layer in enumerate(layers):
-            axis.text(x, y, f"{100 * kept[layer]:.0f}", ha="center", va="center", fontsize=7,
-                      color="white" if kept[layer] < 0.6 else "black")
-    axis.set(title=title, xlabel="layer", xticks=range(len(layers)), xticklabels=layers,
-             yticks=range(len(shares)), yticklabels=shares)
-    figure.colorbar(picture, label="share of parameters kept")
+    plot.draw_kept(figure, axis, report, title)
     return figure
 
 
@@ -254,22 +235,18 @@ def prediction_chart(plt, runs):
 
 
 def draw_charts(args, original, results):
-    import matplotlib
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "ressvd", "svg.fonttype": "none"})
-    from matplotlib import pyplot as plt
-
+    plt = plot.pyplot()
     args.charts.mkdir(parents=True, exist_ok=True)
     stem = f"{args.charts}/{args.model.resolve().name}"
     runs = {run[0]: report for run, report in results}
     names = [text.name.rsplit(".", 1)[0] for text in args.texts]
-    save(perplexity_chart(plt, names, original, runs), f"{stem}-perplexity.svg")
-    save(loss_chart(plt, runs), f"{stem}-losses.svg")
-    save(error_chart(plt, runs), f"{stem}-last-layers.svg")
-    save(prediction_chart(plt, runs), f"{stem}-prediction.svg")
+    plot.save(perplexity_chart(plt, names, original, runs), f"{stem}-perplexity.svg")
+    plot.save(loss_chart(plt, runs), f"{stem}-losses.svg")
+    plot.save(error_chart(plt, runs), f"{stem}-last-layers.svg")
+    plot.save(prediction_chart(plt, runs), f"{stem}-prediction.svg")
     chosen = "sensitivity two probe ranks 0.4"
     if chosen in runs:
-        save(kept_chart(plt, runs[chosen], "Ranks by sensitivity at 40 %, % kept"),
+        plot.save(kept_chart(plt, runs[chosen], "Ranks by sensitivity at 40 %, % kept"),
              f"{stem}-ranks.svg")
 
 

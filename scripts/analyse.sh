@@ -23,8 +23,8 @@ source scripts/build.sh
 build_dir=${ANALYSIS_DIR:-$build_dir}
 
 tidy() {
-  # The database of commands is all that is needed of the build. The examples include every header
-  # of the library, and the second one instantiates the methods.
+  # The build is needed only for its database of commands. The examples include every header of the
+  # library, and the second one instantiates the methods.
   configure -B "$build_dir" >/dev/null
   local files=("${sources[@]}")
   if [ ${#files[@]} -eq 0 ]; then

@@ -3,8 +3,8 @@
 #
 # Line coverage of include/ressvd: measured with g++ and gcov in a build of its own, summed over all
 # instances of a template. The LAPACK backend counts where LAPACKE is installed, the CUDA backend
-# where the CUDA toolkit is too: its tests run on tests/cuda_stand_in, without a device. What does
-# not count is named. Fails below the threshold.
+# where the CUDA toolkit is too: its tests run on tests/cuda_stand_in, without a device. The report
+# names what does not count. Fails below the threshold.
 #
 #   scripts/coverage.sh [PERCENT]        (default: 95)
 #
@@ -42,7 +42,7 @@ for program in "${programs[@]}"; do
   tests=()
   # The same tests that ctest knows of this program, see tests/CMakeLists.txt.
   [ "$program" != ressvd_tests_cuda_stand_in ] || tests=("~[long]~[torture]")
-  OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 "$build_dir/bin/$program" "${tests[@]}"
+  "$build_dir/bin/$program" "${tests[@]}"
 done
 exclude=()
 for backend in "${left_out[@]}"; do

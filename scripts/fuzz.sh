@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Builds the fuzz targets with clang++ and runs them, each for some seconds, from the seeds in
-# tests/fuzz/corpus. A crash, a leak, an input that takes a minute or 2 GB fails the run and
-# stays in build/fuzz/crashes. What was found lies in build/fuzz/corpus and serves the next run.
+# tests/fuzz/corpus. A crash, a leak, an input that takes a minute or 2 GB fails the run and stays
+# in build/fuzz/crashes. Inputs that were found stay in build/fuzz/corpus for the next run.
 #
 #   scripts/fuzz.sh SECONDS [TARGET...]
 #

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every kernel and method with the CUDA backend. Needs the CUDA toolkit's headers, neither nvcc nor
-// Eigen; include ressvd.hpp beside it for the CPU backend.
+// The library with its CUDA backend. Needs the CUDA toolkit's headers and neither nvcc nor Eigen.
+// Include ressvd.hpp beside it for the CPU backend.
 #pragma once
 
 #include "ressvd/algorithms.hpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// ressvd: SVD compression of weight matrices. The library with its CPU backend; needs Eigen.
+// The library with its CPU backend: SVD compression of weight matrices. Needs Eigen.
 #pragma once
 
 #include "ressvd/algorithms.hpp"

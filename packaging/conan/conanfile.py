@@ -39,7 +39,7 @@ class ressvd_recipe(ConanFile):
         self.version = found[1]
 
     def export_sources(self):
-        for pattern in ("CMakeLists.txt", "LICENSE", "cmake/*", "include/*"):
+        for pattern in ("CMakeLists.txt", "LICENSE", "cmake/*", "include/*", "src/*"):
             copy(self, pattern, self._root, self.export_sources_folder)
 
     def layout(self):
@@ -54,7 +54,7 @@ class ressvd_recipe(ConanFile):
         check_min_cppstd(self, 20)
 
     def package_id(self):
-        # The headers are the same everywhere; that CUDA was found is worth knowing.
+        # The headers are the same everywhere; only whether CUDA was found makes a package differ.
         self.info.settings.clear()
         self.info.requires.clear()
         del self.info.options.with_system_eigen

@@ -58,7 +58,7 @@ quiet cmake -D SOURCE_DIR="$source" -P "$source/tests/consumers/versions.cmake"
 
 rm -rf "$prefix"
 project library "$source" -D RESSVD_BUILD_TESTS=OFF -D RESSVD_BUILD_EXAMPLES=OFF \
-  -D RESSVD_BUILD_COMPILED=OFF -D CMAKE_INSTALL_PREFIX="$prefix"
+  -D CMAKE_INSTALL_PREFIX="$prefix"
 quiet cmake --install "$build/library"
 
 consumer add_subdirectory -D RESSVD_SOURCE_DIR="$source"
@@ -69,7 +69,7 @@ consumer find_package -D CMAKE_PREFIX_PATH="$prefix"
 if available pkg_config pkg-config; then
   export PKG_CONFIG_PATH=$prefix/share/pkgconfig
   # shellcheck disable=SC2046
-  quiet "$cxx" -std=c++20 $(pkg-config --cflags ressvd) "$source/tests/consumers/consumer.cpp" \
+  quiet "$cxx" -std=c++20 $(pkg-config --cflags --libs ressvd) "$source/tests/consumers/consumer.cpp" \
     -o "$build/pkg_config"
   runs pkg_config "$build/pkg_config"
 fi

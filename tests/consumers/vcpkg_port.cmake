@@ -3,7 +3,7 @@
 # cmake -D SOURCE_DIR=... -D WORK_DIR=... -D CXX=... -P vcpkg_port.cmake
 #
 # Runs the port with stand-ins for the functions of vcpkg that it calls, and compares what it
-# installs with what it should. What vcpkg itself makes of the port only vcpkg shows.
+# installs with what it should. Only vcpkg itself shows what it makes of the port.
 set(PORT ressvd)
 set(port_dir ${SOURCE_DIR}/packaging/vcpkg/ports/${PORT})
 set(CURRENT_PORT_DIR ${port_dir})

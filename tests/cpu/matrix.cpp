@@ -28,7 +28,7 @@ T at(const matrix_view<T>& a, index_t i, index_t j) {
   return *a.part(i, j, 1, 1).data;
 }
 
-// Memory of one space is no memory of another, and const stays const.
+// Memory of one space does not convert to another, and const stays const.
 static_assert(!std::is_convertible_v<matrix_view<float, ressvd::cuda_space>, matrix_view<float>>);
 static_assert(!std::is_convertible_v<block<float>, block<float, ressvd::cuda_space>>);
 static_assert(std::is_convertible_v<matrix_view<float>, matrix_view<const float>>);
@@ -129,15 +129,14 @@ TEMPLATE_LIST_TEST_CASE("a refused call leaves the workspace as it was", "[matri
   dense infinite(30, 1, 1.0);
   infinite(4, 0) = std::numeric_limits<double>::infinity();
   const placed<double, TestType> d(be, infinite);
-  CHECK_THROWS_AS(
-      ressvd::truncated_svd(be, w.view(), {}, ressvd::metric<>::diagonal(d.block()), {.rank = 3}),
-      ressvd::nonfinite_error);
-  CHECK_THROWS_AS(ressvd::truncated_svd(be, w.view(), {}, {}, {.rank = 21}), std::invalid_argument);
+  CHECK_THROWS_AS(ressvd::truncated_svd(be, w.view(), {}, ressvd::metric<>::diagonal(d.block()), 3),
+                  ressvd::nonfinite_error);
+  CHECK_THROWS_AS(ressvd::truncated_svd(be, w.view(), {}, {}, 21), std::invalid_argument);
   dense spoiled = identity(30);
   spoiled(20, 10) = std::numeric_limits<double>::infinity(); // seen in its product with W only
   const placed<double, TestType> l(be, spoiled);
   CHECK_THROWS_WITH(
-      ressvd::truncated_svd(be, w.view(), {}, ressvd::metric<>::triangular(l.block()), {.rank = 3}),
+      ressvd::truncated_svd(be, w.view(), {}, ressvd::metric<>::triangular(l.block()), 3),
       contains_text("a metric's factor has a non-finite element or is too large"));
   CHECK(be.context()->scratch.mark().used == before.used);
   CHECK(values_of(be, mine) == dense(6, 6, 1.0));

@@ -85,7 +85,7 @@ TEMPLATE_TEST_CASE("conversion rounds to nearest, ties to even, subnormals and o
   constexpr float inf = std::numeric_limits<float>::infinity();
   int wrong = 0;
   for (std::uint32_t low = 0; low < infinity_bits<TestType>; ++low) {
-    // Of two neighbours the midpoint is a float, and so are the numbers beside it. Above the
+    // The midpoint of two neighbours is a float, and so are the numbers beside it. Above the
     // largest finite value the neighbour would be the next power of two, and is infinity.
     const std::uint32_t high = low + 1;
     const double below =

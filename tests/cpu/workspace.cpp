@@ -180,8 +180,8 @@ TEMPLATE_LIST_TEST_CASE("a kernel runs in a buffer of exactly its peak and in no
     const placed<T, TestType> w(be, a);
     const placed<double, TestType> factor(be, f);
     using metric = ressvd::metric<ressvd::host_space>;
-    const auto basis = ressvd::truncated_svd(be, w.view(), metric::identity(),
-                                             metric::dense(factor.block()), {.rank = 7});
+    const auto basis =
+        ressvd::truncated_svd(be, w.view(), metric::identity(), metric::dense(factor.block()), 7);
     return values_of(be, basis.q);
   };
   TestType growing;
@@ -218,8 +218,8 @@ TEMPLATE_LIST_TEST_CASE("the truncated SVD stays within the workspace it states"
       TestType be;
       const placed<T, TestType> w(be, random_normal(m, n, 3));
       const placed<double, TestType> factor(be, identity(n));
-      ressvd::truncated_svd(be, w.view(), {}, metric::triangular(factor.block()),
-                            {.rank = 10, .algorithm = algorithm});
+      ressvd::truncated_svd(be, w.view(), {}, metric::triangular(factor.block()), 10,
+                            {.algorithm = algorithm});
       return static_cast<ressvd::index_t>(be.context()->scratch.peak());
     };
     INFO(m << " x " << n);

@@ -39,17 +39,15 @@ outcome compress(const dense& weights, const dense& x) {
   placed<ressvd::bfloat16, B> batch(be, transpose(x), ressvd::layout::row_major);
   ressvd::gram_accumulator gram(wide, cols);
   gram.add(batch.view());
-  const auto whitening = ressvd::whiten(be, gram.gram());
-  ressvd::calibration<B> data;
-  data.whitening = &whitening;
-
   outcome result;
   result.gram = values_of(wide, gram.gram());
-  const auto direct = ressvd::methods::svd_llm(be, w.view(), data, {.target = {.rank = rank}});
+  ressvd::calibration<B> input(be, std::move(gram));
+  const auto target = ressvd::at_rank(rank);
+  const auto direct = input.compress(w.view(), ressvd::methods::svd_llm{}, target);
   const dense q = values_of(be, direct.factors.u);
   result.projector = q * transpose(q);
   result.svd_llm = direct.report;
-  result.ressvd = ressvd::methods::ressvd(be, w.view(), data, {.target = {.rank = rank}}).report;
+  result.ressvd = input.compress(w.view(), ressvd::methods::ressvd{}, target).report;
   return result;
 }
 

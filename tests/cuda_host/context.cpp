@@ -21,7 +21,7 @@ concept takes_view_of = requires(ressvd::gram_accumulator<B> gram, B be,
   gram.add(view);
   be.max_abs(view);
   ressvd::truncated_svd(be, view, ressvd::metric<typename B::space>::identity(),
-                        ressvd::metric<typename B::space>::identity(), options);
+                        ressvd::metric<typename B::space>::identity(), 1, options);
 };
 
 using on_cpu = ressvd::eigen_backend<float>;
@@ -85,7 +85,7 @@ TEST_CASE("every status of cuSOLVER has its name", "[cuda]") {
 #undef NAMED
   for (const auto& [status, name] : statuses)
     CHECK(cuda::status_name(status) == name);
-  // Of routines that are not used.
+  // A status of routines that the backend does not use.
   CHECK(std::string(cuda::status_name(CUSOLVER_STATUS_IRS_PARAMS_INVALID)) == "an unknown status");
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What of the CUDA backend can be tested without a device: that NVRTC accepts every kernel, for
-// every GPU it knows.
+// NVRTC accepts every kernel of the CUDA backend, for every GPU it knows. No device is needed.
 #include "ressvd/backend/cuda/kernels.hpp"
 
 #include <string>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What cannot be brought about on a device: routines that fail, handles that can be looked into.
+// Cases that a device does not offer: routines that fail, handles that can be looked into.
 #include <algorithm>
 #include <cmath>
 #include <utility>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a compiled kernel and the program that launches it know of each other.
+// The interface between a compiled kernel and the program that launches it.
 #pragma once
 
 namespace stand_in {

@@ -32,7 +32,7 @@ enum class fault {
   none,
   unconverged,  ///< success, and info > 0
   wrong_values, ///< success, and twice the values
-  refused,      ///< asked for its workspace it answers CUSOLVER_STATUS_INVALID_VALUE
+  refused,      ///< its question for a workspace ends with CUSOLVER_STATUS_INVALID_VALUE
   failed,       ///< CUSOLVER_STATUS_EXECUTION_FAILED, and an error for cudaGetLastError
   no_memory,    ///< CUSOLVER_STATUS_ALLOC_FAILED
   device_lost   ///< failed, and every later wait reports an illegal address

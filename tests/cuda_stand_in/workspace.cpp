@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Scratch of the size that is asked for first, or that docs/cuda.md states, is what a member takes:
-// that much is enough, a byte less is not.
+// A member takes as much scratch as it asks for first, or as docs/cuda.md states: that much is
+// enough, a byte less is not.
 #include <algorithm>
 #include <string>
 #include <utility>

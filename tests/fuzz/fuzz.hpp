@@ -17,7 +17,7 @@ inline void require(bool promise) {
   if (!promise) std::abort();
 }
 
-/// Messages of refusals are shown to users: one line, without control characters, not endless.
+/// Users see the messages of refusals: one line, without control characters, not endless.
 inline void require_message(const std::exception& error) {
   const std::string_view text = error.what();
   require(!text.empty() && text.size() < 2000);

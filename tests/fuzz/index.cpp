@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Any text as the index of a sharded checkpoint: refused, or shards of which none is reached
-// outside the model's directory. The directory holds a file, a directory and links.
+// Any text as the index of a sharded checkpoint: refused, or shards that all lie inside the model's
+// directory. The directory holds a file, a directory and links.
 #include <filesystem>
 #include <fstream>
 #include <string>

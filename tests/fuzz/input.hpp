@@ -59,8 +59,8 @@ class input {
   std::span<const std::uint8_t> bytes_;
 };
 
-/// A view as a careless caller would make it. Where it describes a matrix, there is memory for
-/// exactly this matrix; where it does not, for one element.
+/// A view as a careless caller would make it, with memory for exactly the matrix that it describes,
+/// or for one element if it describes none.
 template <class T>
 class any_view {
  public:
@@ -95,7 +95,7 @@ class any_view {
   ressvd::block<T> block() const { return {view_.data, view_.rows, view_.cols, view_.ld}; }
 
  private:
-  /// With 128 bits, and so without a thought of overflow.
+  /// In 128 bits, where nothing overflows.
   void describe() {
     __extension__ typedef __int128 wide_int;
     const bool by_rows = view_.order == ressvd::layout::row_major;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Any numbers as the sizes, strides, ranks and options of the library's entry points. What is no
-// matrix is refused with std::invalid_argument; everything else is computed without reading or
-// writing outside the memory that the views describe.
+// Any numbers as the sizes, strides, ranks and options of the library's entry points. The library
+// refuses what is no matrix with std::invalid_argument; everything else is computed without reading
+// or writing outside the memory that the views describe.
 #include <cmath>
 #include <stdexcept>
 #include <utility>
@@ -124,8 +124,8 @@ void factor(input& in) {
   const any_view<double> right_factor(in);
   const metric left = metric_of(in.byte(), left_factor);
   const metric right = metric_of(in.byte(), right_factor);
-  const ressvd::svd_options options{.rank = in.number(),
-                                    .algorithm = static_cast<ressvd::svd_algorithm>(in.byte() % 5),
+  const index_t largest_rank = in.number();
+  const ressvd::svd_options options{.algorithm = static_cast<ressvd::svd_algorithm>(in.byte() % 5),
                                     .tolerance = in.real(),
                                     .seed = in.byte()};
   const index_t rank = in.number();
@@ -134,12 +134,15 @@ void factor(input& in) {
     return;
   }
   backend be;
-  const auto basis = ressvd::truncated_svd(be, w.view(), left, right, options);
+  const auto basis = ressvd::truncated_svd(be, w.view(), left, right, largest_rank, options);
   require_valid(w);
   fuzz::require(left.is_identity() || left_factor.valid());
   fuzz::require(right.is_identity() || right_factor.valid());
-  ressvd::slice(be, w.view(), basis, options.rank);
-  if (basis.acts != ressvd::projection::both) ressvd::truncation_losses(be, w.view(), basis, right);
+  const ressvd::weight<backend> prepared(be, w.view());
+  const auto nested = ressvd::slice(be, prepared, basis, largest_rank);
+  const auto kind = basis.acts == ressvd::projection::left ? ressvd::nesting::projection
+                                                           : ressvd::nesting::general;
+  ressvd::truncation_losses(be, prepared, nested.u.ref(), nested.v.ref(), kind, right);
   const auto pair = ressvd::slice(be, other.view(), basis, rank);
   require_valid(other);
   fuzz::require(pair.rank() == rank);
@@ -168,21 +171,29 @@ void compress(input& in) {
   const any_view<double> gram(in);
   const any_view<ressvd::half> out(in);
   const std::uint8_t choice = in.byte();
-  ressvd::rank_target target;
-  if (choice & 1) target.rank = in.number();
-  if (choice & 2) target.ratio = in.real();
-  if (choice & 4) target.rounding.multiple = in.number();
-  ressvd::methods::ressvd_options options{.target = target, .beta = in.real()};
-  if (choice & 8) options.residual_rank = in.number();
-  if (choice & 16) options.intermediate_rank = in.number();
-  options.whitened_residual = choice & 32;
+  const index_t number = in.number();
+  const double real = in.real();
+  const index_t multiple = in.number();
+  const auto target = [&] {
+    return choice & 1 ? ressvd::at_rank(number)
+                      : ressvd::at_ratio(real, {.multiple = choice & 2 ? multiple : 1});
+  };
+  ressvd::methods::ressvd method{.beta = in.real()};
+  if (choice & 8) method.residual_rank = in.number();
+  if (choice & 16) method.intermediate_rank = in.number();
+  method.whitened_residual = choice & 32;
+  const index_t other = in.number();
   if (!w.available() || !gram.available() || !out.available()) return;
   backend be;
-  const auto whitening = ressvd::whiten(be, gram.view());
+  ressvd::calibration<backend> input(be, ressvd::whiten(be, gram.view()));
   require_valid(gram);
-  ressvd::calibration<backend> data{.whitening = &whitening};
-  const auto result = ressvd::methods::ressvd(be, w.view(), data, options);
+  const auto result = input.compress(w.view(), method, target());
   require_valid(w);
+  if (result.dense()) return;
+  const auto factored = input.factor(w.view(), method, {result.report.choice.rank});
+  const auto weight = std::make_shared<const ressvd::weight<backend>>(be, w.view());
+  ressvd::factored_matrix<backend>::from_state(be, weight, factored.state())
+      .at(ressvd::at_rank(other));
   ressvd::materialise(be, result.factors, out.view());
   require_valid(out);
 }
@@ -237,7 +248,7 @@ void choose_rank(input& in) {
       rows, cols, in.real(),
       {.multiple = in.number(), .towards = static_cast<ressvd::rounding>(in.byte() % 3)});
   fuzz::require(choice.rank >= 1 && choice.rank <= (std::min)(rows, cols));
-  fuzz::require(choice.dense || choice.achieved_ratio >= 0);
+  fuzz::require(ressvd::achieved_ratio(rows, cols, choice) >= 0);
   std::vector<index_t> layers(in.byte() % 8);
   for (index_t& parameters : layers)
     parameters = in.number();

@@ -15,8 +15,7 @@
 using ressvd::allocation_matrix;
 using ressvd::index_t;
 using ressvd::matrix_probe;
-using ressvd::storage;
-using ressvd::stored_rank;
+using ressvd::rank_choice;
 
 namespace {
 
@@ -30,20 +29,20 @@ struct model {
   std::vector<double> truth;
 
   void add(index_t rows, index_t cols, double exponent, double sensitivity) {
-    std::vector<double> energies;
+    std::vector<double> values;
     for (index_t i = 1; i <= std::min(rows, cols); ++i)
-      energies.push_back(std::pow(static_cast<double>(i), -exponent));
-    spectra.push_back(std::move(energies));
-    matrices.push_back({.energies = spectra.back(), .rows = rows, .cols = cols});
+      values.push_back(std::pow(static_cast<double>(i), -exponent / 2));
+    spectra.push_back(std::move(values));
+    matrices.push_back({.singular_values = spectra.back(), .rows = rows, .cols = cols});
     truth.push_back(sensitivity);
   }
 
-  double lost(std::size_t j, const stored_rank& stored) const {
+  double lost(std::size_t j, const rank_choice& stored) const {
     return stored.dense ? 0 : ressvd::truncated_energy(spectra[j], stored.rank);
   }
 
   /// The error of the model if losses simply add up.
-  double additive(std::span<const stored_rank> ranks) const {
+  double additive(std::span<const rank_choice> ranks) const {
     double error = 0;
     for (std::size_t j = 0; j < ranks.size(); ++j)
       error += truth[j] * lost(j, ranks[j]);
@@ -116,10 +115,9 @@ TEST_CASE("matrices that a probe cannot truncate", "[probe]") {
   std::vector<double> rank_three(20, 0.0), rank_one(20, 0.0), zero(20, 0.0), full(20, 1.0);
   rank_three[0] = 5, rank_three[1] = 2, rank_three[2] = 1, rank_one[0] = 5;
   std::vector<allocation_matrix> matrices;
-  for (const auto* energies : {&rank_three, &rank_one, &zero, &full, &full})
-    matrices.push_back({.energies = *energies, .rows = 20, .cols = 20});
+  for (const auto* values : {&rank_three, &rank_one, &zero, &full})
+    matrices.push_back({.singular_values = *values, .rows = 20, .cols = 20});
   matrices[3].sensitivity = infinity;
-  matrices[4].stored = storage::dense;
 
   std::vector<std::pair<index_t, index_t>> calls;
   const auto probes = ressvd::probe_matrices(matrices, [&](index_t j, index_t rank) {
@@ -132,11 +130,10 @@ TEST_CASE("matrices that a probe cannot truncate", "[probe]") {
   CHECK(probes[2].sensitivity == 0);
   CHECK(probes[2].points.empty());
   CHECK(probes[3].sensitivity == infinity);
-  CHECK(probes[4].sensitivity == 1);
 
   // And the result is an input of the solver.
-  const auto result = ressvd::allocate_ranks(ressvd::with_sensitivities(matrices, probes),
-                                             {.budget = 2 * 400 + 40 * 5});
+  const auto result =
+      ressvd::allocate_ranks(ressvd::with_sensitivities(matrices, probes), 400 + 40 * 5);
   CHECK(result.loss == 0);
   CHECK(result.ranks[0].rank == 3);
 }
@@ -170,18 +167,18 @@ TEST_CASE("probe errors: negative ones count as zero, others are refused", "[pro
 TEST_CASE("a curved spectrum truncates to the power of the energy", "[probe]") {
   const model m = random_model(4, 12);
   for (const allocation_matrix& matrix : m.matrices) {
-    const index_t probed = static_cast<index_t>(matrix.energies.size()) / 3;
-    const double unit = ressvd::truncated_energy(matrix.energies, probed);
+    const index_t probed = static_cast<index_t>(matrix.singular_values.size()) / 3;
+    const double unit = ressvd::truncated_energy(matrix.singular_values, probed);
     for (const double exponent : {1.0, 1.3, 2.0}) {
       const auto curved = ressvd::curve_spectrum(matrix, exponent, probed);
       allocation_matrix replaced = matrix;
-      replaced.energies = curved.energies;
+      replaced.singular_values = curved.singular_values;
       replaced.tail_energy = curved.tail_energy;
-      CHECK_NOTHROW(ressvd::allocate_ranks(std::vector{replaced}, {.budget = ressvd::unlimited}));
-      for (index_t r = 0; r <= static_cast<index_t>(matrix.energies.size()); ++r) {
+      CHECK_NOTHROW(ressvd::allocate_ranks(std::vector{replaced}, ressvd::unlimited));
+      for (index_t r = 0; r <= static_cast<index_t>(matrix.singular_values.size()); ++r) {
         const double expected =
-            unit * std::pow(ressvd::truncated_energy(matrix.energies, r) / unit, exponent);
-        CHECK(ressvd::truncated_energy(curved.energies, r, curved.tail_energy) ==
+            unit * std::pow(ressvd::truncated_energy(matrix.singular_values, r) / unit, exponent);
+        CHECK(ressvd::truncated_energy(curved.singular_values, r, curved.tail_energy) ==
               Approx(expected).epsilon(1e-10).margin(1e-14 * unit));
       }
     }
@@ -197,10 +194,12 @@ TEST_CASE("probes and allocation together beat the uniform ratio", "[probe]") {
   });
   const auto matrices = ressvd::with_sensitivities(m.matrices, probes);
   for (const double ratio : {0.2, 0.4, 0.6}) {
-    const auto result =
-        ressvd::allocate_ranks(matrices, {.budget = ressvd::uniform_budget(matrices, ratio)});
+    const auto result = ressvd::allocate_ranks(matrices, ressvd::uniform_budget(matrices, ratio));
     CHECK(m.additive(result.ranks) == Approx(result.loss).epsilon(1e-12));
-    CHECK(m.additive(result.ranks) < m.additive(ressvd::uniform_ranks(matrices, ratio)));
+    std::vector<rank_choice> uniform;
+    for (const allocation_matrix& matrix : matrices)
+      uniform.push_back(ressvd::rank_for_ratio(matrix.rows, matrix.cols, ratio));
+    CHECK(m.additive(result.ranks) < m.additive(uniform));
   }
 }
 
@@ -211,14 +210,14 @@ TEST_CASE("rounds leave a solution alone that needs no correction", "[refine_all
   const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
   index_t next = ressvd::no_matrix;
   const auto refined = ressvd::refine_allocation(
-      m.matrices, {.budget = budget},
-      [&](std::span<const stored_rank> ranks, index_t changed) {
+      m.matrices, budget,
+      [&](std::span<const rank_choice> ranks, index_t changed) {
         CHECK(changed == next++); // the solution first, then the matrices in order
         return m.additive(ranks);
       },
-      [&](std::span<const stored_rank> ranks) { return m.additive(ranks); }, {.rounds = 3});
+      [&](std::span<const rank_choice> ranks) { return m.additive(ranks); }, {.rounds = 3});
   CHECK(next == 15);
-  CHECK(refined.solution.ranks == ressvd::allocate_ranks(m.matrices, {.budget = budget}).ranks);
+  CHECK(refined.solution.ranks == ressvd::allocate_ranks(m.matrices, budget).ranks);
   CHECK(refined.attempts.size() == 1);
   CHECK(refined.attempts[0].accepted);
   CHECK(refined.sensitivities == m.truth);
@@ -228,13 +227,13 @@ TEST_CASE("rounds correct wrong sensitivities within the trust region", "[refine
   for (unsigned seed = 10; seed < 20; ++seed) {
     const model m = random_model(seed, 20); // all sensitivities assumed 1, off by up to e³
     const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
-    const auto measure = [&](std::span<const stored_rank> ranks, index_t) {
+    const auto measure = [&](std::span<const rank_choice> ranks, index_t) {
       return m.additive(ranks);
     };
-    const auto validate = [&](std::span<const stored_rank> ranks) { return m.additive(ranks); };
-    const auto first = ressvd::allocate_ranks(m.matrices, {.budget = budget});
-    const auto refined = ressvd::refine_allocation(m.matrices, {.budget = budget}, measure,
-                                                   validate, {.rounds = 4, .trust = 2});
+    const auto validate = [&](std::span<const rank_choice> ranks) { return m.additive(ranks); };
+    const auto first = ressvd::allocate_ranks(m.matrices, budget);
+    const auto refined =
+        ressvd::refine_allocation(m.matrices, budget, measure, validate, {.rounds = 4, .trust = 2});
     CHECK(refined.validation == m.additive(refined.solution.ranks));
     CHECK(refined.validation < m.additive(first.ranks));
     CHECK(refined.solution.parameters <= budget);
@@ -253,19 +252,40 @@ TEST_CASE("rounds correct wrong sensitivities within the trust region", "[refine
   }
 }
 
+TEST_CASE("rounds leave matrices alone that cannot be measured", "[refine_allocation]") {
+  model m = random_model(9, 20);
+  m.matrices[3].sensitivity = infinity; // dense
+  m.matrices[5].sensitivity = 0;
+  const index_t budget = ressvd::uniform_budget(m.matrices, 0.3);
+  const auto error = [&](std::span<const rank_choice> ranks) { return m.additive(ranks); };
+  std::vector<index_t> changed;
+  const auto refined =
+      ressvd::refine_allocation(m.matrices, budget,
+                                [&](std::span<const rank_choice> ranks, index_t j) {
+                                  changed.push_back(j);
+                                  return error(ranks);
+                                },
+                                error, {.rounds = 1});
+  CHECK(changed.size() == 1 + 18);
+  CHECK(refined.attempts.size() > 1);
+  CHECK(refined.sensitivities[3] == infinity);
+  CHECK(refined.sensitivities[5] == 0);
+  CHECK(refined.solution.ranks[3].dense);
+}
+
 TEST_CASE("a held-out error that does not improve keeps the first solution",
           "[refine_allocation]") {
   const model m = random_model(7, 20);
   const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
-  const auto first = ressvd::allocate_ranks(m.matrices, {.budget = budget});
+  const auto first = ressvd::allocate_ranks(m.matrices, budget);
   int evaluations = 0;
   const auto refined = ressvd::refine_allocation(
-      m.matrices, {.budget = budget},
-      [&](std::span<const stored_rank> ranks, index_t) {
+      m.matrices, budget,
+      [&](std::span<const rank_choice> ranks, index_t) {
         ++evaluations;
         return m.additive(ranks);
       },
-      [&](std::span<const stored_rank> ranks) {
+      [&](std::span<const rank_choice> ranks) {
         return std::ranges::equal(ranks, first.ranks) ? 1.0 : 2.0;
       },
       {.rounds = 5, .trust = 16, .attempts = 3});
@@ -284,19 +304,19 @@ TEST_CASE("rounds refuse errors that are not finite", "[refine_allocation]") {
   model m = random_model(8, 4);
   m.matrices[2].name = "gate";
   const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
-  const auto one = [](std::span<const stored_rank>) { return 1.0; };
+  const auto one = [](std::span<const rank_choice>) { return 1.0; };
   const auto measure = [&](double solution, double probe) {
-    return [=](std::span<const stored_rank>, index_t changed) {
+    return [=](std::span<const rank_choice>, index_t changed) {
       return changed == ressvd::no_matrix ? solution : changed == 2 ? probe : 1.0;
     };
   };
   const auto refine = [&](auto&& evaluate, auto&& validate, ressvd::refine_options options = {}) {
-    return ressvd::refine_allocation(m.matrices, {.budget = budget}, evaluate, validate, options);
+    return ressvd::refine_allocation(m.matrices, budget, evaluate, validate, options);
   };
   CHECK_THROWS_WITH(refine(measure(not_a_number, 1), one), contains_text("the solution"));
   CHECK_THROWS_WITH(refine(measure(1, infinity), one), contains_text("matrix 2 (gate)"));
   CHECK_THROWS_WITH(
-      refine(measure(1, 1), [](std::span<const stored_rank>) { return not_a_number; }),
+      refine(measure(1, 1), [](std::span<const rank_choice>) { return not_a_number; }),
       contains_text("round 0 is nan"));
   CHECK_THROWS_WITH(refine(measure(1, 1), one, {.trust = 1}), contains_text("trust 1"));
 }

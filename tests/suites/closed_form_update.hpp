@@ -264,7 +264,7 @@ TEMPLATE_LIST_TEST_CASE("truncated shifted weights beat the truncated W on shift
   const auto fitted = ressvd::shifted_weights(be, pw.view(), gram.block(), cross.block(), 0);
   const auto metric = ressvd::whiten(be, gram.view());
   const auto truncated = [&](auto view, index_t rank) {
-    const auto basis = ressvd::truncated_svd(be, view, {}, metric.metric(), {.rank = rank});
+    const auto basis = ressvd::truncated_svd(be, view, {}, metric.metric(), rank);
     return values_of(be, ressvd::slice(be, view, basis, rank)).product();
   };
   // ‖WX − ŴX'‖² = ‖WX − W'X'‖² + ‖(W' − Ŵ)X'‖², so the best Ŵ truncates W'.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The streaming Gram accumulator. It is tested as it is used, summing in double, and once in the
-// backend's own scalar.
+// The streaming Gram accumulator.
 #pragma once
 
 #include <algorithm>
@@ -340,7 +339,7 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of the Gram accumulator are refused", "[gra
   using T = typename TestType::scalar;
   using view = ressvd::matrix_view<const T, typename TestType::space>;
   auto be = make_backend<TestType>();
-  gram_accumulator<TestType> plain(be, 4, {.name = "x"});
+  gram_accumulator<TestType> plain(be, 4, {.name = "x", .channel_means = false});
   gram_accumulator<TestType> cross(be, 4, {.name = "x", .cross_features = 2});
   const placed<T, TestType> batch(be, random_normal(10, 4, 13), layout::row_major);
   const placed<T, TestType> other(be, random_normal(9, 2, 14), layout::row_major);

@@ -226,7 +226,7 @@ TEMPLATE_LIST_TEST_CASE("losses equal their definition for every metric", "[low_
   CHECK(ressvd::weight_loss(be, p.placed_w.view(), pair).absolute ==
         ressvd::weighted_loss(be, p.placed_w.view(), pair).absolute);
 
-  // From the Gram alone, in double.
+  // The Gram alone gives the loss, in double.
   const auto loss = ressvd::activation_loss(be, p.placed_w.view(), pair, p.placed_g.view());
   const double exact = loss_of(p.w, u * v, x);
   CHECK_THAT(loss.absolute,

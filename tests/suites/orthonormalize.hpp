@@ -20,7 +20,7 @@ namespace orthonormalize_suite {
 
 using namespace support;
 
-/// What of C's j leading columns lies outside the span of Q's, relative to the norm of each column;
+/// The part of C's j leading columns outside the span of Q's, relative to the norm of each column;
 /// the largest over all j.
 inline double outside_span(const dense& q, const dense& c) {
   double worst = 0;

@@ -77,8 +77,8 @@ struct staged {
          svd_algorithm algorithm = svd_algorithm::automatic)
       : p(be, w, x),
         whitening(ressvd::whiten(be, p.placed_g.view())),
-        stage1(ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(),
-                                     {.rank = rank, .algorithm = algorithm})) {}
+        stage1(ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(), rank,
+                                     {.algorithm = algorithm})) {}
 
   dense compensate(B& be, const residual_options& options,
                    const ressvd::metric<typename B::space>& second = {}) {
@@ -109,8 +109,10 @@ inline std::vector<double> layer_spectrum(index_t count, index_t outliers, doubl
 template <class B>
 class stage_check {
  public:
-  stage_check(B& be, const staged<B>& s, dense f)
+  stage_check(B& be, const staged<B>& s, dense f,
+              double tolerance = ressvd::svd_options{}.tolerance)
       : be_(be),
+        tolerance_(tolerance),
         w_(s.p.w),
         u_(values_of(be, s.stage1.q)),
         f_(std::move(f)),
@@ -138,7 +140,7 @@ class stage_check {
     const double loss = loss_of(w_, q * (transpose(q) * w_), f_);
     const double rounding =
         loss_tolerance((std::max)(optimum, 0.0), error_) + gram_algorithm_loss(wf_, options.rank);
-    CHECK(loss <= optimum * (1 + 2 * ressvd::svd_options{}.tolerance) + rounding);
+    CHECK(loss <= optimum * (1 + 2 * tolerance_) + rounding);
     CHECK(loss >= optimum - rounding);
     return q;
   }
@@ -159,6 +161,7 @@ class stage_check {
   }
 
   B& be_;
+  double tolerance_;
   dense w_;
   dense u_;
   dense f_;
@@ -185,8 +188,8 @@ TEMPLATE_LIST_TEST_CASE("both stages give what the explicit computation gives", 
       const dense x = activations(n, 4 * n, 1, {.condition = 3});
       staged<TestType> s(be, random_normal(m, n, 2), x, rank, algorithm);
       const auto expected = explicit_stages(s.p.w, s.p.g, rank - residual, residual, eps<TestType>);
-      const dense actual =
-          s.compensate(be, {.rank = rank, .residual_rank = residual, .algorithm = algorithm});
+      const dense actual = s.compensate(
+          be, {.rank = rank, .residual_rank = residual, .svd = {.algorithm = algorithm}});
       CHECK(distance(actual, expected.result) <= expected.tolerance);
       CHECK(s.p.placed_w.unchanged(be));
       // The tolerance leaves room for no other result.
@@ -271,8 +274,8 @@ TEMPLATE_LIST_TEST_CASE("nothing is counted twice where the residual vanishes", 
              {std::pair<index_t, index_t>{7, 3}, {7, 1}, {full, 4}, {full, full - 1}}) {
           INFO("case " << i << ", rank " << rank << " of which " << residual << ", "
                        << name_of(algorithm));
-          const dense actual =
-              s.compensate(be, {.rank = rank, .residual_rank = residual, .algorithm = algorithm});
+          const dense actual = s.compensate(
+              be, {.rank = rank, .residual_rank = residual, .svd = {.algorithm = algorithm}});
           // rank(W) ≤ 3. Where r_i covers it Ŵ is W, and with r ≥ 6 the two stages together do.
           const double error = projection_error(s.p.w, identity(w.cols()), eps<TestType>);
           CHECK(squared_norm(s.p.w - actual) <= error * error + gram_algorithm_loss(s.p.w, rank));
@@ -382,17 +385,57 @@ TEMPLATE_LIST_TEST_CASE("stages at many ranks: divisions, algorithms, repetition
            {.rank = 30, .residual_rank = 5},
            {.rank = 28, .residual_rank = 4},
            {.rank = 28, .residual_rank = 9},
-           {.rank = 27, .residual_rank = 9, .algorithm = svd_algorithm::exact},
-           {.rank = 24, .residual_rank = 7, .algorithm = svd_algorithm::subspace},
+           {.rank = 27, .residual_rank = 9, .svd = {.algorithm = svd_algorithm::exact}},
+           {.rank = 24, .residual_rank = 7, .svd = {.algorithm = svd_algorithm::subspace}},
            {.rank = 20, .residual_rank = 19}}) {
     const dense q = check(stages, options);
     CHECK(values_of(be, again.at(options).q) == q);
   }
 }
 
+TEMPLATE_LIST_TEST_CASE("the second stage's tolerance is the caller's", "[residual]",
+                        test_backends) {
+  using namespace residual_suite;
+  auto be = make_backend<TestType>();
+  const dense x = activations(70, 200, 32, {.outlier_channels = 1});
+  staged<TestType> s(be, with_spectrum(60, 70, layer_spectrum(60, 2, 20), 33), x, 26);
+  for (const double tolerance : {1e-5, 0.1}) {
+    INFO("tolerance " << tolerance);
+    ressvd::residual_stages<TestType> stages(be, s.p.placed_w.view(), s.stage1);
+    stage_check<TestType> check(be, s, identity(70), tolerance);
+    for (const index_t rank : {30, 29, 27, 24, 20})
+      check(stages, {.rank = rank, .residual_rank = 4, .svd = {.tolerance = tolerance}});
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("a cancelled stage leaves the others as they are", "[residual]",
+                        test_backends) {
+  using namespace residual_suite;
+  auto be = make_backend<TestType>();
+  const dense x = activations(70, 200, 34, {.outlier_channels = 1});
+  staged<TestType> s(be, with_spectrum(60, 70, layer_spectrum(60, 2, 20), 35), x, 30);
+  ressvd::residual_stages<TestType> stages(be, s.p.placed_w.view(), s.stage1);
+  stage_check<TestType> check(be, s, identity(70));
+  const ressvd::svd_options cancelling{.progress = [](double) { return false; }};
+  check(stages, {.rank = 30, .residual_rank = 4});
+  CHECK(stages.begun() == 1);
+  // A stage from the one before asks too.
+  CHECK_THROWS_AS(stages.at({.rank = 28, .residual_rank = 4, .svd = cancelling}),
+                  ressvd::cancelled);
+  CHECK(stages.begun() == 1);
+  check(stages, {.rank = 28, .residual_rank = 4});
+  CHECK(stages.begun() == 2);
+  check(stages, {.rank = 27, .residual_rank = 4});
+  CHECK(stages.begun() == 2);
+  CHECK_THROWS_AS(
+      ressvd::residual_compensation(be, s.p.placed_w.view(), s.stage1,
+                                    {.rank = 28, .residual_rank = 4, .svd = cancelling}),
+      ressvd::cancelled);
+}
+
 TEMPLATE_LIST_TEST_CASE("the rank is divided as the options say", "[residual]", test_backends) {
   using namespace residual_suite;
-  // Of a 200 x 200 matrix: alpha = 100.
+  // A 200 x 200 matrix has alpha = 100.
   const auto ri = [](residual_options options) {
     return ressvd::intermediate_rank(200, 200, options);
   };
@@ -443,7 +486,7 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of residual compensation are refused", "[re
   CHECK_THROWS_WITH(ressvd::residual_compensation(be, other.view(), s.stage1, {.rank = 3}),
                     contains_text("identity as left metric, made for 7 rows"));
   const auto right = ressvd::truncated_svd(
-      be, w, ressvd::metric<typename TestType::space>::diagonal(left.block()), {}, {.rank = 4});
+      be, w, ressvd::metric<typename TestType::space>::diagonal(left.block()), {}, 4);
   CHECK_THROWS_WITH(ressvd::residual_compensation(be, w, right, {.rank = 3}),
                     contains_text("identity as left metric"));
   CHECK_THROWS_AS(

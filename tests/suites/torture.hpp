@@ -23,7 +23,6 @@
 namespace torture_suite {
 
 using namespace support;
-using ressvd::rank_target;
 using ressvd::svd_algorithm;
 namespace methods = ressvd::methods;
 
@@ -32,29 +31,21 @@ inline constexpr double double_eps = std::numeric_limits<double>::epsilon();
 /// The statistics of X for all methods, gathered by the library itself.
 template <class B>
 struct statistics {
-  using wide = ressvd::wide_backend<B>;
-  ressvd::gram_accumulator<wide> gram;
-  ressvd::matrix<double, typename B::space> means;
-  ressvd::whitening<B> whitening;
+  ressvd::calibration<B> input;
+  ressvd::shifted_input<B> shifted; ///< X once more
   placed<double, B> importance;
 
   statistics(B& be, const dense& x, index_t rows)
-      : gram(accumulate(be, x)),
-        means(gram.mean_abs()),
-        whitening(ressvd::whiten(be, gram.gram())),
-        importance(be, absolute(random_normal(rows, 1, 99))) {}
-
-  ressvd::calibration<B> all() {
-    return {.whitening = &whitening,
-            .gram = gram.gram(),
-            .mean_abs = std::as_const(means).ref(),
-            .row_importance = importance.block(),
-            .shifted_gram = gram.gram()};
+      : input(be, accumulate(be, x)),
+        shifted(be, x.rows()),
+        importance(be, absolute(random_normal(rows, 1, 99))) {
+    const placed<double, B> p(be, transpose(x));
+    shifted.observe(p.view());
   }
 
  private:
-  static ressvd::gram_accumulator<wide> accumulate(B& be, const dense& x) {
-    ressvd::gram_accumulator<wide> sums(wide(be), x.rows(), {.channel_means = true});
+  static ressvd::gram_accumulator<B> accumulate(B& be, const dense& x) {
+    ressvd::gram_accumulator<B> sums(be, x.rows());
     const placed<double, B> p(be, x);
     sums.add(p.view(), ressvd::token_order::features_by_tokens);
     return sums;
@@ -73,20 +64,30 @@ std::vector<outcome> run_all(B& be, const dense& w, statistics<B>& known, index_
                              svd_algorithm algorithm) {
   using T = typename B::scalar;
   const placed<T, B> pw(be, w, layout::row_major, 1);
-  const rank_target target{.rank = rank};
-  const auto data = known.all();
   std::vector<outcome> outcomes;
-  const auto keep = [&](const char* name, const auto& result) {
-    outcomes.push_back({name, values_of(be, result.factors), result.report});
+  const auto keep = [&](std::string name, const auto& result) {
+    outcomes.push_back({std::move(name), values_of(be, result.factors), result.report});
   };
-  keep("svd", methods::svd(be, pw.view(), data, {.target = target, .algorithm = algorithm}));
-  keep("fwsvd", methods::fwsvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}));
-  keep("asvd", methods::asvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}));
-  keep("svd_llm",
-       methods::svd_llm(be, pw.view(), data, {.target = target, .algorithm = algorithm}));
-  keep("adasvd", methods::adasvd(be, pw.view(), data, {.target = target, .algorithm = algorithm}));
-  keep("ressvd", methods::ressvd(be, pw.view(), data,
-                                 {.target = target, .algorithm = algorithm, .beta = 0.3}));
+  const auto run = [&](auto method) {
+    method.options.algorithm = algorithm;
+    ressvd::weight<B> weight(be, pw.view());
+    weight.row_importance = known.importance.block();
+    const auto factored = known.input.factor(std::move(weight), method, {rank});
+    keep(std::string(method.name), factored.at(ressvd::at_rank(rank)));
+    // The row space of a whitened truncation is what an update is for: from another one the oblique
+    // projection may be larger than W.
+    if (method.name == "svd-llm" || method.name == "adasvd") {
+      keep(std::string(method.name) + ", updated",
+           known.shifted.update(factored, method, {.rank = rank}));
+    }
+  };
+  run(methods::svd{});
+  run(methods::fwsvd{});
+  run(methods::asvd{});
+  run(methods::svd_llm{});
+  run(methods::adasvd{});
+  run(methods::ressvd{.beta = 0.3});
+  run(methods::tempered{});
   return outcomes;
 }
 
@@ -146,8 +147,8 @@ TEMPLATE_LIST_TEST_CASE("activations of any magnitude are whitened alike", "[tor
       statistics<TestType> known(be, magnitude * x, m);
       for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
         const placed<T, TestType> pw(be, w);
-        const auto result = methods::svd_llm(be, pw.view(), {.whitening = &known.whitening},
-                                             {.target = {.rank = 6}, .algorithm = algorithm});
+        const auto result = known.input.compress(
+            pw.view(), methods::svd_llm{{.algorithm = algorithm}}, ressvd::at_rank(6));
         INFO(m << " x 24, " << name_of(algorithm) << ", activations of " << magnitude);
         const double error = projection_error(w, x, eps<TestType>) / frobenius(w * x);
         const double tolerance =
@@ -174,8 +175,8 @@ TEMPLATE_LIST_TEST_CASE("subspace iteration does not depend on the metric's scal
     for (index_t i = 0; i < 50; ++i)
       f(i, 0) = magnitude;
     const placed<double, TestType> weights(be, f);
-    return ressvd::truncated_svd(be, w.view(), {}, metric::diagonal(weights.block()),
-                                 {.rank = 10, .algorithm = svd_algorithm::subspace});
+    return ressvd::truncated_svd(be, w.view(), {}, metric::diagonal(weights.block()), 10,
+                                 {.algorithm = svd_algorithm::subspace});
   };
   const auto expected = factor(1);
   for (const double magnitude : {0x1p-100, 0x1p-70, 0x1p70, 0x1p100}) {
@@ -216,9 +217,10 @@ TEMPLATE_LIST_TEST_CASE("Grams of condition 1e18 leave the loss within its bound
           for (const index_t rank : {4, 12}) {
             INFO("spread " << spread << ", " << m << " x 24, " << (qr ? "QR" : "Cholesky") << ", "
                            << name_of(algorithm) << ", rank " << rank);
-            const auto result =
-                methods::svd_llm(be, pw.view(), {.whitening = whitening},
-                                 {.target = {.rank = rank}, .algorithm = algorithm});
+            auto input = qr ? ressvd::calibration(be, ressvd::whiten(be, accumulator))
+                            : ressvd::calibration<TestType>(be, pg.block());
+            const auto result = input.compress(
+                pw.view(), methods::svd_llm{{.algorithm = algorithm}}, ressvd::at_rank(rank));
             const auto pair = values_of(be, result.factors);
             CHECK(all_finite(pair.product()));
             const double optimum = sum_of_squares_from(sigma, rank);
@@ -293,13 +295,13 @@ TEMPLATE_LIST_TEST_CASE("the activation loss of hard inputs is within 1 % of the
     statistics<TestType> known(be, input.x, m);
     const placed<T, TestType> pw(be, weights);
     const std::vector<double> sigma = svd(weighed).s;
-    // What rounding may leave of (W−Ŵ)X in norm: of the projection, of stored factors that are
-    // denormal, and of the Gram, whose square root it is, with the damping that it took.
+    // The norm of (W−Ŵ)X that rounding may leave: from the projection, from stored factors that are
+    // denormal, and, as a square root, from the Gram with the damping that it took.
     const double error = projection_error(weights, input.x, eps<TestType>) +
                          double{std::numeric_limits<T>::denorm_min()} * static_cast<double>(n) *
                              spectral_norm(input.x);
     const double gram_error = (householder_tolerance(n, n, double_eps) * squared_norm(input.x) +
-                               known.whitening.report.damping) *
+                               known.input.whitening().report.damping) *
                               squared_norm(weights);
     for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
       for (const index_t rank : {1, 6, 12}) {
@@ -307,17 +309,17 @@ TEMPLATE_LIST_TEST_CASE("the activation loss of hard inputs is within 1 % of the
         const double rounding_share =
             101 * error * error + gram_error +
             (algorithm == svd_algorithm::gram ? gram_algorithm_loss(weighed, rank) : 0);
-        const auto whitened = methods::svd_llm(be, pw.view(), {.whitening = &known.whitening},
-                                               {.target = {.rank = rank}, .algorithm = algorithm});
+        const auto whitened = known.input.compress(
+            pw.view(), methods::svd_llm{{.algorithm = algorithm}}, ressvd::at_rank(rank));
         const dense approximation = values_of(be, whitened.factors).product();
         CHECK(all_finite(approximation));
         CHECK(loss_of(weights, approximation, input.x) <=
               1.01 * sum_of_squares_from(sigma, rank) + rounding_share);
 
         // The residual stage adds to what the whitened one keeps.
-        const auto compensated =
-            methods::ressvd(be, pw.view(), known.all(),
-                            {.target = {.rank = rank}, .algorithm = algorithm, .beta = 0.3});
+        const auto compensated = known.input.compress(
+            pw.view(), methods::ressvd{.options = {.algorithm = algorithm}, .beta = 0.3},
+            ressvd::at_rank(rank));
         CHECK(loss_of(weights, values_of(be, compensated.factors).product(), input.x) <=
               1.01 * sum_of_squares_from(sigma, compensated.report.intermediate_rank) +
                   rounding_share);
@@ -356,14 +358,14 @@ TEMPLATE_LIST_TEST_CASE("degenerate activations are no obstacle to any method", 
           const double lost = loss_of(w, o.pair.product(), x);
           // No method does worse than leaving W away.
           CHECK(lost <= squared_norm(w * x) + loss_tolerance(squared_norm(w * x), error));
-          // And where X has rank 5 at most, whitening loses nothing that double resolves.
+          // Whitening loses nothing that double resolves where X has rank 5 at most.
           const double known_rank = frobenius(x) == 0 ? 0 : spectral_norm(x);
           const bool low = name == std::string("one token") || name == std::string("two tokens") ||
                            name == std::string("one live channel") ||
                            name == std::string("all ones") || name == std::string("nothing");
           if (low && o.name == "svd_llm") {
             const double negligible =
-                (known.whitening.report.damping +
+                (known.input.whitening().report.damping +
                  householder_tolerance(18, 18, double_eps) * known_rank * known_rank) *
                 squared_norm(w);
             CHECK(lost <= error * error + negligible + gram_algorithm_loss(w * x, 5));

@@ -157,7 +157,7 @@ TEMPLATE_LIST_TEST_CASE("eigenvectors of tridiagonal matrices that are difficult
   using namespace tridiagonal_suite;
   for (const index_t n : {1, 2, 3, 21, 31, 32, 33, 64, 65, 66, 200}) {
     for (const tridiagonal& t : difficult(n)) {
-      // The smallest numbers of both precisions and the overflow of squares are no part of this.
+      // The smallest numbers of both precisions and the overflow of squares are not tested here.
       const double unit = largest_element(t) > 0 ? largest_element(t) : 1;
       const tridiagonal relative = scaled(t, 1 / unit);
       const double tolerance = 32 * std::sqrt(static_cast<double>(n)) * eps<TestType>;

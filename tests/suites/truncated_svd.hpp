@@ -7,12 +7,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "ressvd/residual/truncation_loss.hpp"
+#include "ressvd/residual/losses.hpp"
 #include "ressvd/truncated_svd/truncated_svd.hpp"
 #include "ressvd/whitening/whitening.hpp"
 #include "support/catch.hpp"
@@ -33,8 +34,16 @@ inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 inline constexpr std::array algorithms{svd_algorithm::automatic, svd_algorithm::exact,
                                        svd_algorithm::gram};
 
-/// Those that stop at a tolerance.
+/// The algorithms that stop at a tolerance.
 inline constexpr std::array to_tolerance{svd_algorithm::subspace, svd_algorithm::deflated_gram};
+
+/// Half ones, half 1e-4: beyond the ones the loss is below 1e-8 of the energy, which rounding in a
+/// float Gram may cost and more, and there is no outlier to take out.
+inline std::vector<double> hidden_loss(index_t count) {
+  std::vector<double> values(static_cast<std::size_t>(count), 1e-4);
+  std::fill_n(values.begin(), count / 2, 1.0);
+  return values;
+}
 
 /// A metric in the backend's memory, and its factor as a full matrix.
 template <class B>
@@ -193,7 +202,7 @@ TEMPLATE_LIST_TEST_CASE("the loss of every slice is the tail of the singular val
       INFO(m << " x " << n << ", " << name_of(left_kind) << " and " << name_of(right_kind) << ", "
              << support::name_of(algorithm));
       const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(),
-                                               {.rank = largest, .algorithm = algorithm});
+                                               largest, {.algorithm = algorithm});
       CHECK(basis.rank() == largest);
       CHECK(basis.report.algorithm != svd_algorithm::automatic);
       REQUIRE(static_cast<index_t>(basis.singular_values.size()) == count);
@@ -253,7 +262,7 @@ TEMPLATE_LIST_TEST_CASE("two ill-conditioned metrics do not amplify rounding", "
   const double scale = spectral_norm(left.factor) * spectral_norm(right.factor);
   for (const svd_algorithm algorithm : algorithms) {
     const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(),
-                                             {.rank = 16, .algorithm = algorithm});
+                                             16, {.algorithm = algorithm});
     for (const index_t r : {1, 4, 8, 16}) {
       INFO(support::name_of(algorithm) << ", rank " << r);
       const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, r));
@@ -302,7 +311,7 @@ TEMPLATE_LIST_TEST_CASE("activation loss of the whitened truncation is the tail 
       for (const auto* whitening : {&by_cholesky, &by_qr}) {
         for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
           const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening->metric(),
-                                                   {.rank = 12, .algorithm = algorithm});
+                                                   12, {.algorithm = algorithm});
           for (const index_t r : {1, 5, 12}) {
             INFO(name << ", " << m << " x 24, " << (whitening == &by_qr ? "QR" : "Cholesky") << ", "
                       << support::name_of(algorithm) << ", rank " << r);
@@ -339,8 +348,8 @@ TEMPLATE_LIST_TEST_CASE("no perturbation of the factors lowers the loss", "[trun
   const problem<TestType> p(be, random_normal(14, 18, 15), x);
   const auto whitening = ressvd::whiten(be, p.placed_g.view());
   for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
-    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(),
-                                             {.rank = 6, .algorithm = algorithm});
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(), 6,
+                                             {.algorithm = algorithm});
     const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, 6));
     const double optimum = loss_of(p.w, pair.product(), x);
     const double tolerance = loss_tolerance(optimum, projection_error(p.w, x, eps<TestType>)) +
@@ -371,13 +380,13 @@ TEMPLATE_LIST_TEST_CASE("slicing at a rank equals factoring at that rank", "[tru
       for (const int sides : {0, 1, 2}) {
         const auto l = sides == 0 ? ressvd::metric<typename TestType::space>{} : left.metric();
         const auto r = sides == 1 ? ressvd::metric<typename TestType::space>{} : right.metric();
-        const auto large = ressvd::truncated_svd(be, p.placed_w.view(), l, r,
-                                                 {.rank = 12, .algorithm = algorithm});
+        const auto large =
+            ressvd::truncated_svd(be, p.placed_w.view(), l, r, 12, {.algorithm = algorithm});
         for (const index_t rank : {1, 3, 6}) {
           INFO(m << " x " << n << ", " << support::name_of(algorithm) << ", metrics " << sides
                  << ", rank " << rank);
-          const auto small = ressvd::truncated_svd(be, p.placed_w.view(), l, r,
-                                                   {.rank = rank, .algorithm = algorithm});
+          const auto small =
+              ressvd::truncated_svd(be, p.placed_w.view(), l, r, rank, {.algorithm = algorithm});
           const auto sliced = values_of(be, ressvd::slice(be, p.placed_w.view(), large, rank));
           const auto direct = values_of(be, ressvd::slice(be, p.placed_w.view(), small, rank));
           // Both take the same computed vectors, up to the rounding of making them orthonormal
@@ -405,7 +414,7 @@ TEMPLATE_LIST_TEST_CASE("matrices of lower rank are served beyond it", "[truncat
                     << support::name_of(algorithm) << ", " << name_of(left_kind) << " and "
                     << name_of(right_kind));
       const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(),
-                                               {.rank = 9, .algorithm = algorithm});
+                                               9, {.algorithm = algorithm});
       CHECK(basis.report.numerical_rank == rank);
       const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, 9));
       CHECK(all_finite(pair.u));
@@ -450,8 +459,8 @@ TEMPLATE_LIST_TEST_CASE("scaling the weights by a power of two scales the result
   const auto right = make_metric(be, metric_kind::triangular, 20, 10, 22);
   for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
     const auto factor = [&](const problem<TestType>& p) {
-      return ressvd::truncated_svd(be, p.placed_w.view(), {}, right.metric(),
-                                   {.rank = 8, .algorithm = algorithm});
+      return ressvd::truncated_svd(be, p.placed_w.view(), {}, right.metric(), 8,
+                                   {.algorithm = algorithm});
     };
     const auto expected = factor(plain);
     for (const int exponent : {-100, 100}) {
@@ -478,14 +487,14 @@ TEMPLATE_LIST_TEST_CASE("storage and layout of W do not change the factorisation
     for (const int sides : {0, 1, 2}) {
       const auto l = sides == 0 ? ressvd::metric<typename TestType::space>{} : left.metric();
       const auto r = sides == 1 ? ressvd::metric<typename TestType::space>{} : right.metric();
-      const auto expected = ressvd::truncated_svd(be, reference.placed_w.view(), l, r, {.rank = 6});
+      const auto expected = ressvd::truncated_svd(be, reference.placed_w.view(), l, r, 6);
       const auto expected_pair =
           values_of(be, ressvd::slice(be, reference.placed_w.view(), expected, 6));
       for (const layout order : {layout::row_major, layout::col_major}) {
         for (const index_t padding : {0, 5}) {
           INFO(storage_name<U>() << ", metrics " << sides);
           const placed<U, TestType> pw(be, w, order, padding);
-          const auto basis = ressvd::truncated_svd(be, pw.view(), l, r, {.rank = 6});
+          const auto basis = ressvd::truncated_svd(be, pw.view(), l, r, 6);
           CHECK(values_of(be, basis.q) == values_of(be, expected.q));
           CHECK(basis.singular_values == expected.singular_values);
           // The second factor is a product whose order of summation may depend on the layout.
@@ -510,10 +519,10 @@ TEMPLATE_LIST_TEST_CASE("float agrees with double", "[truncated_svd]", test_back
   const placed<double, wide> pw(be64, p.w);
   const auto whitening = ressvd::whiten(be, p.placed_g.view());
   for (const svd_algorithm algorithm : {svd_algorithm::exact, svd_algorithm::gram}) {
-    const auto narrow = ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(),
-                                              {.rank = 10, .algorithm = algorithm});
-    const auto broad = ressvd::truncated_svd(be64, pw.view(), {}, whitening.metric(),
-                                             {.rank = 10, .algorithm = algorithm});
+    const auto narrow = ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(), 10,
+                                              {.algorithm = algorithm});
+    const auto broad = ressvd::truncated_svd(be64, pw.view(), {}, whitening.metric(), 10,
+                                             {.algorithm = algorithm});
     const double error = projection_error(p.w, x, eps<TestType>);
     CHECK(distance(column(narrow.singular_values), column(broad.singular_values)) <= 2 * error);
     const auto a = values_of(be, ressvd::slice(be, p.placed_w.view(), narrow, 10));
@@ -529,13 +538,22 @@ TEMPLATE_LIST_TEST_CASE("the curve of losses is the loss of every slice in any m
   using namespace svd_suite;
   auto be = make_backend<TestType>();
   const problem<TestType> p(be, random_normal(16, 13, 28), dense(13, 1));
+  const auto losses = [&](const auto& weights, const ressvd::svd_basis<TestType>& basis,
+                          const ressvd::metric<typename TestType::space>& metric) {
+    const ressvd::weight<TestType> w(be, weights);
+    const auto nested = ressvd::slice(be, w, basis, basis.rank());
+    const auto kind = basis.acts == ressvd::projection::left ? ressvd::nesting::projection
+                                                             : ressvd::nesting::general;
+    return ressvd::truncation_losses(be, w, nested.u.ref(), nested.v.ref(), kind, metric);
+  };
   const auto check = [&](const ressvd::svd_basis<TestType>& basis,
                          const ressvd::metric<typename TestType::space>& metric,
                          const dense& factor) {
-    const auto curve = ressvd::truncation_losses(be, p.placed_w.view(), basis, metric);
+    const auto curve = losses(p.placed_w.view(), basis, metric);
     REQUIRE(curve.size() == 10);
     // A projection on the right is optimal in no metric but its own: there the loss may rise.
-    if (basis.acts == ressvd::projection::left || metric.is_identity()) {
+    const bool plain_on_right = basis.acts == ressvd::projection::right && metric.is_identity();
+    if (basis.acts == ressvd::projection::left || plain_on_right) {
       CHECK(std::is_sorted(curve.rbegin(), curve.rend()));
     }
     // Differences of squares: each of 9 subtractions, and sums of at most 16 + 13 terms in them,
@@ -551,13 +569,11 @@ TEMPLATE_LIST_TEST_CASE("the curve of losses is the loss of every slice in any m
   const auto right = make_metric(be, metric_kind::triangular, 13, 30, 29);
   const auto other = make_metric(be, metric_kind::diagonal, 13, 4, 30);
   const auto left = make_metric(be, metric_kind::dense, 16, 30, 31);
-  const auto on_left =
-      ressvd::truncated_svd(be, p.placed_w.view(), {}, right.metric(), {.rank = 9});
+  const auto on_left = ressvd::truncated_svd(be, p.placed_w.view(), {}, right.metric(), 9);
   check(on_left, {}, identity(13));
   check(on_left, right.metric(), right.factor);
   check(on_left, other.metric(), other.factor);
-  const auto on_right =
-      ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), {}, {.rank = 9});
+  const auto on_right = ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), {}, 9);
   check(on_right, {}, identity(13));
   check(on_right, right.metric(), right.factor);
   check(on_right, other.metric(), other.factor);
@@ -567,16 +583,16 @@ TEMPLATE_LIST_TEST_CASE("the curve of losses is the loss of every slice in any m
   const problem<TestType> scaled(be, large * p.w, dense(13, 1));
   const placed<double, TestType> metric(be, 0x1p50 * right.factor);
   const auto wide_metric = ressvd::metric<typename TestType::space>::triangular(metric.block());
-  const auto expected = ressvd::truncation_losses(be, p.placed_w.view(), on_left, right.metric());
-  const auto curve = ressvd::truncation_losses(be, scaled.placed_w.view(), on_left, wide_metric);
+  const auto expected = losses(p.placed_w.view(), on_left, right.metric());
+  const auto curve = losses(scaled.placed_w.view(), on_left, wide_metric);
   for (std::size_t r = 0; r < curve.size(); ++r)
     CHECK(curve[r] == 0x1p300 * expected[r]);
 
-  const auto both =
-      ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(), {.rank = 3});
-  CHECK_THROWS_WITH(ressvd::truncation_losses(be, p.placed_w.view(), both),
-                    contains_text("energies need a basis that acts on one side"));
-  CHECK_THROWS_WITH(ressvd::truncation_losses(be, p.placed_w.view(), on_right, left.metric()),
+  const auto on_both =
+      ressvd::truncated_svd(be, p.placed_w.view(), left.metric(), right.metric(), 9);
+  check(on_both, {}, identity(13));
+  check(on_both, right.metric(), right.factor);
+  CHECK_THROWS_WITH(losses(p.placed_w.view(), on_right, left.metric()),
                     contains_text("the metric's factor has 16 rows, expected 13"));
 }
 
@@ -591,7 +607,7 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of the truncated SVD are refused", "[trunca
   const placed<double, TestType> square(be, identity(8));
   const placed<double, TestType> narrow(be, random_normal(8, 2, 32));
   const auto factor = [&](view a, const metric& left, const metric& right, index_t rank) {
-    return ressvd::truncated_svd(be, a, left, right, {.rank = rank});
+    return ressvd::truncated_svd(be, a, left, right, rank);
   };
   for (const index_t rank : {-1, 0, 7}) {
     CHECK_THROWS_WITH(
@@ -668,9 +684,9 @@ TEMPLATE_LIST_TEST_CASE("the tolerance asked for is reached at every slice",
           for (const svd_algorithm algorithm : to_tolerance) {
             INFO(m << " x " << n << ", " << name << ", rank " << rank << ", tolerance " << tolerance
                    << ", " << support::name_of(algorithm));
-            const auto basis = ressvd::truncated_svd(
-                be, p.placed_w.view(), {}, {},
-                {.rank = rank, .algorithm = algorithm, .tolerance = tolerance});
+            const auto basis =
+                ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, rank,
+                                      {.algorithm = algorithm, .tolerance = tolerance});
             if (algorithm == svd_algorithm::subspace) {
               CHECK(basis.report.algorithm == algorithm);
               CHECK(basis.report.applications >= 0.5);
@@ -725,11 +741,9 @@ TEMPLATE_LIST_TEST_CASE("the estimated excess of subspace iteration is not below
   for (const double tolerance : {1e-3, 1e-5}) {
     for (const index_t rank : {20, 37}) {
       for (std::uint64_t seed = 0; seed < 20; ++seed) {
-        const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
-                                                 {.rank = rank,
-                                                  .algorithm = svd_algorithm::subspace,
-                                                  .tolerance = tolerance,
-                                                  .seed = seed});
+        const auto basis = ressvd::truncated_svd(
+            be, p.placed_w.view(), {}, {}, rank,
+            {.algorithm = svd_algorithm::subspace, .tolerance = tolerance, .seed = seed});
         const double estimate = basis.report.excess_loss;
         INFO("tolerance " << tolerance << ", rank " << rank << ", seed " << seed << ", estimate "
                           << estimate);
@@ -741,7 +755,7 @@ TEMPLATE_LIST_TEST_CASE("the estimated excess of subspace iteration is not below
   }
 }
 
-// Where its bound on rounding allows, in the scalar at hand.
+// The deflated Gram serves a spectrum if its bound on rounding in the scalar at hand allows.
 TEMPLATE_LIST_TEST_CASE("the deflated Gram serves spectra of layers", "[truncated_svd]",
                         test_backends) {
   using namespace svd_suite;
@@ -750,8 +764,8 @@ TEMPLATE_LIST_TEST_CASE("the deflated Gram serves spectra of layers", "[truncate
     for (const auto& [name, spectrum] : spectra(90)) {
       const problem<TestType> p(be, with_spectrum(m, n, spectrum, 40), dense(n, 1));
       const std::vector<double> sigma = svd(p.w).s;
-      const auto basis = ressvd::truncated_svd(
-          be, p.placed_w.view(), {}, {}, {.rank = 30, .algorithm = svd_algorithm::deflated_gram});
+      const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, 30,
+                                               {.algorithm = svd_algorithm::deflated_gram});
       INFO(m << " x " << n << ", " << name << ", excess " << basis.report.excess_loss);
       if (std::string(name) == "steep") {
         // 2·30·2·eps of the largest eigenvalue, in float, is more than the whole loss.
@@ -786,8 +800,8 @@ TEMPLATE_LIST_TEST_CASE("a plateau at the rank does not hold the iteration up", 
   const problem<TestType> p(be, with_spectrum(count, 150, plateau, 41), dense(150, 1));
   for (const index_t rank : {20, 40}) {
     INFO("rank " << rank);
-    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
-                                             {.rank = rank, .algorithm = algorithm});
+    const auto basis =
+        ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, rank, {.algorithm = algorithm});
     CHECK(basis.report.sweeps <= 4);
     CHECK(basis.report.excess_loss <= 1e-3);
     CHECK(span_loss(p.w, values_of(be, basis.q), rank) <=
@@ -807,12 +821,12 @@ TEMPLATE_LIST_TEST_CASE("a tolerance holds in any metric", "[truncated_svd]", te
   const auto whitening = ressvd::whiten(be, p.placed_g.view());
   const auto left = make_metric(be, metric_kind::diagonal, m, 10, 43);
   const auto right = make_metric(be, metric_kind::triangular, n, 10, 44);
-  const ressvd::svd_options options{.rank = 25, .algorithm = algorithm};
+  const ressvd::svd_options options{.algorithm = algorithm};
   const auto check = [&](const ressvd::metric<typename TestType::space>& l,
                          const ressvd::metric<typename TestType::space>& r,
                          const dense& left_factor, const dense& right_factor) {
     const dense a = weighed(left_factor, p.w, right_factor);
-    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), l, r, options);
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), l, r, 25, options);
     const auto pair = values_of(be, ressvd::slice(be, p.placed_w.view(), basis, 25));
     const double optimum = sum_of_squares_from(svd(a).s, 25);
     const double lost = squared_norm(weighed(left_factor, p.w - pair.product(), right_factor));
@@ -824,7 +838,8 @@ TEMPLATE_LIST_TEST_CASE("a tolerance holds in any metric", "[truncated_svd]", te
   check(left.metric(), {}, left.factor, identity(n));
   check(left.metric(), right.metric(), left.factor, right.factor);
 
-  const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(), options);
+  const auto basis =
+      ressvd::truncated_svd(be, p.placed_w.view(), {}, whitening.metric(), 25, options);
   const dense a = p.w * p.x;
   const double damped = whitening.report.damping * squared_norm(p.w);
   const double lost = span_loss(a, values_of(be, basis.q), 25);
@@ -839,8 +854,8 @@ TEMPLATE_LIST_TEST_CASE("the same seed gives the same", "[truncated_svd]", test_
   CAPTURE(support::name_of(algorithm));
   const problem<TestType> p(be, with_spectrum(70, 90, spiked_spectrum(70, 3), 45), dense(90, 1));
   const auto factor = [&](std::uint64_t seed) {
-    return ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
-                                 {.rank = 20, .algorithm = algorithm, .seed = seed});
+    return ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, 20,
+                                 {.algorithm = algorithm, .seed = seed});
   };
   const auto first = factor(7);
   const auto again = factor(7);
@@ -865,8 +880,8 @@ TEMPLATE_LIST_TEST_CASE("ranks beyond the matrix's own are served to a tolerance
       const dense w =
           own_rank == 0 ? dense(m, n) : with_spectrum(m, n, geometric_spectrum(own_rank, 4), 46);
       const problem<TestType> p(be, w, dense(n, 1));
-      const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
-                                               {.rank = 30, .algorithm = algorithm});
+      const auto basis =
+          ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, 30, {.algorithm = algorithm});
       const dense q = values_of(be, basis.q);
       CHECK(orthonormality_error(q) <= householder_tolerance(m, 30, eps<TestType>));
       CHECK(span_loss(p.w, q, 30) <= span_rounding<TestType>(p.w));
@@ -889,8 +904,8 @@ TEMPLATE_LIST_TEST_CASE("more outliers than the rank asked for", "[truncated_svd
   const problem<TestType> p(be, with_spectrum(60, 80, spectrum, 48), dense(80, 1));
   for (const index_t rank : {1, 2, 4}) {
     INFO("rank " << rank);
-    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
-                                             {.rank = rank, .algorithm = algorithm});
+    const auto basis =
+        ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, rank, {.algorithm = algorithm});
     const double optimum = sum_of_squares_from(spectrum, rank);
     CHECK(span_loss(p.w, values_of(be, basis.q), rank) <=
           1.01 * optimum + span_rounding<TestType>(p.w));
@@ -903,17 +918,17 @@ TEMPLATE_LIST_TEST_CASE("subspace iteration gives way where its block is the who
   auto be = make_backend<TestType>();
   const problem<TestType> p(be, random_normal(20, 30, 47), dense(30, 1));
   for (const index_t rank : {12, 20}) { // blocks of 20 and 28 columns
-    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
-                                             {.rank = rank, .algorithm = svd_algorithm::subspace});
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, rank,
+                                             {.algorithm = svd_algorithm::subspace});
     CHECK(basis.report.algorithm == svd_algorithm::gram);
     CHECK(basis.report.sweeps == 0);
   }
-  const auto narrow = ressvd::truncated_svd(be, p.placed_w.view(), {}, {},
-                                            {.rank = 11, .algorithm = svd_algorithm::subspace});
+  const auto narrow = ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, 11,
+                                            {.algorithm = svd_algorithm::subspace});
   CHECK(narrow.report.algorithm == svd_algorithm::subspace);
   for (const double tolerance : {0.0, -1.0, not_a_number}) {
     CHECK_THROWS_WITH(
-        ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, {.rank = 2, .tolerance = tolerance}),
+        ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, 2, {.tolerance = tolerance}),
         contains_text("is not positive"));
   }
 }
@@ -921,24 +936,138 @@ TEMPLATE_LIST_TEST_CASE("subspace iteration gives way where its block is the who
 TEMPLATE_LIST_TEST_CASE("automatic takes the faster algorithm that keeps the scalar's digits",
                         "[truncated_svd]", test_backends) {
   using namespace svd_suite;
+  using list = std::vector<svd_algorithm>;
   const auto chosen = [](index_t rows, index_t cols, index_t rank) {
-    return ressvd::detail::chosen_algorithm<TestType>(svd_algorithm::automatic, rows, cols, rank);
+    return ressvd::choose_algorithms<TestType>(svd_algorithm::automatic, rows, cols, rank);
   };
+  const list gram{svd_algorithm::gram};
+  const list subspace{svd_algorithm::subspace, svd_algorithm::gram};
   if constexpr (std::is_same_v<typename TestType::scalar, double>) {
-    CHECK(chosen(4096, 4096, 100) == svd_algorithm::exact);
+    CHECK(chosen(4096, 4096, 100) == list{svd_algorithm::exact});
   } else {
     constexpr bool partial = ressvd::detail::has_leading_eigenvectors<TestType>;
-    const auto beyond = partial ? svd_algorithm::deflated_gram : svd_algorithm::gram;
-    CHECK(chosen(4096, 4096, 600) == svd_algorithm::subspace);
-    CHECK(chosen(4096, 4096, 1228) == (partial ? beyond : svd_algorithm::subspace));
+    const list beyond = partial ? list{svd_algorithm::deflated_gram, svd_algorithm::gram} : gram;
+    CHECK(chosen(4096, 4096, 600) == subspace);
+    CHECK(chosen(4096, 4096, 1228) == (partial ? beyond : subspace));
     CHECK(chosen(4096, 4096, 2500) == beyond);
-    CHECK(chosen(4096, 1024, 70) == svd_algorithm::subspace);
+    CHECK(chosen(4096, 1024, 70) == subspace);
     CHECK(chosen(1024, 4096, 500) == beyond);
-    CHECK(chosen(1024, 1024, 900) == svd_algorithm::gram);
-    CHECK(chosen(300, 4096, 10) == svd_algorithm::gram);
+    CHECK(chosen(1024, 1024, 900) == gram);
+    CHECK(chosen(300, 4096, 10) == gram);
+    // On both sides of every bound: 512 rows, the share of the shorter side, 3/4 of it.
+    CHECK(chosen(511, 511, 10) == gram);
+    CHECK(chosen(512, 512, 10) == subspace);
+    const index_t square = partial ? 150 : 500;
+    CHECK(chosen(1000, 1000, square) == subspace);
+    CHECK(chosen(1000, 1000, square + 1) == beyond);
+    CHECK(chosen(1999, 1000, square) == subspace);
+    CHECK(chosen(1000, 2000, square / 2) == subspace);
+    CHECK(chosen(2000, 1000, square / 2 + 1) == beyond);
+    CHECK(chosen(1000, 1000, 750) == beyond);
+    CHECK(chosen(1000, 1000, 751) == gram);
     auto be = make_backend<TestType>();
     const problem<TestType> p(be, random_normal(512, 520, 48), dense(520, 1));
-    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, {.rank = 8});
+    const auto basis = ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, 8);
     CHECK(basis.report.algorithm == svd_algorithm::subspace);
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("behind an algorithm that may decline stands one that never does",
+                        "[truncated_svd]", test_backends) {
+  using namespace svd_suite;
+  using list = std::vector<svd_algorithm>;
+  for (const auto asked : {svd_algorithm::exact, svd_algorithm::gram}) {
+    CHECK(ressvd::choose_algorithms<TestType>(asked, 4096, 4096, 600) == list{asked});
+  }
+  for (const auto asked : to_tolerance) {
+    CHECK(ressvd::choose_algorithms<TestType>(asked, 10, 10, 10) ==
+          list{asked, svd_algorithm::gram});
+  }
+
+  auto be = make_backend<TestType>();
+  const auto declines = [&](const dense& w, index_t rank, auto algorithm) {
+    const problem<TestType> p(be, w, dense(w.cols(), 1));
+    const ressvd::weight<TestType> prepared(be, p.placed_w.view());
+    const ressvd::detail::weighted_matrix<TestType> a{.w = prepared.values.view()};
+    auto q = be.allocate(w.rows(), rank);
+    return !algorithm(a, q.ref()).has_value();
+  };
+  const auto subspace = [&](const auto& a, auto q) {
+    return ressvd::detail::subspace_svd<TestType>(be, a, {}, q);
+  };
+  const auto deflated = [&](const auto& a, auto q) {
+    return ressvd::detail::deflated_gram_svd<TestType>(be, a, {}, q);
+  };
+  CHECK_FALSE(declines(random_normal(20, 30, 47), 11, subspace)); // a block of 19 columns
+  CHECK(declines(random_normal(20, 30, 47), 12, subspace));
+  CHECK_FALSE(declines(random_normal(40, 30, 47), 15, deflated));
+  CHECK(declines(with_spectrum(40, 50, hidden_loss(40), 49), 25, deflated) ==
+        std::is_same_v<typename TestType::scalar, float>);
+}
+
+TEMPLATE_LIST_TEST_CASE("progress rises, and false ends the call", "[truncated_svd]",
+                        test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  const auto algorithm = GENERATE(svd_algorithm::exact, svd_algorithm::gram,
+                                  svd_algorithm::subspace, svd_algorithm::deflated_gram);
+  CAPTURE(support::name_of(algorithm));
+  const std::vector<dense> matrices{with_spectrum(60, 80, spiked_spectrum(60, 3), 50),
+                                    with_spectrum(80, 60, hidden_loss(60), 51)};
+  for (const dense& w : matrices) {
+    const problem<TestType> p(be, w, dense(w.cols(), 1));
+    const auto factor = [&](std::function<bool(double)> progress) {
+      return ressvd::truncated_svd(be, p.placed_w.view(), {}, {}, 40,
+                                   {.algorithm = algorithm, .progress = std::move(progress)});
+    };
+    const auto silent = factor(nullptr);
+    std::vector<double> told;
+    const auto watched = factor([&](double done) {
+      told.push_back(done);
+      return true;
+    });
+    CHECK(values_of(be, watched.q) == values_of(be, silent.q));
+    CHECK(watched.report.algorithm == silent.report.algorithm);
+    REQUIRE(told.size() >= 2);
+    CHECK(told.front() == 0);
+    CHECK(std::is_sorted(told.begin(), told.end()));
+    CHECK(told.back() < 1);
+    if (silent.report.algorithm == svd_algorithm::subspace) {
+      CHECK(static_cast<index_t>(told.size()) >= 1 + silent.report.sweeps);
+    }
+
+    for (std::size_t end = 1; end <= told.size(); ++end) {
+      std::size_t calls = 0;
+      CHECK_THROWS_AS(factor([&](double) { return ++calls < end; }), ressvd::cancelled);
+      CHECK(calls == end);
+    }
+    CHECK(values_of(be, factor(nullptr).q) == values_of(be, silent.q));
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("a weight prepared once gives what the matrix gives", "[truncated_svd]",
+                        test_backends) {
+  using namespace svd_suite;
+  auto be = make_backend<TestType>();
+  for (const layout order : {layout::row_major, layout::col_major}) {
+    const problem<TestType> p(be, 1e-3 * random_normal(17, 13, 52), dense(13, 1));
+    const placed<ressvd::half, TestType> stored(be, p.w, order, 2);
+    const ressvd::weight<TestType> w(be, stored.view());
+    const auto left = make_metric(be, metric_kind::diagonal, 17, 10, 53);
+    const auto right = make_metric(be, metric_kind::triangular, 13, 10, 54);
+    using metric = ressvd::metric<typename TestType::space>;
+    for (const auto& [l, r] : {std::pair<metric, metric>{{}, right.metric()},
+                               {left.metric(), {}},
+                               {left.metric(), right.metric()}}) {
+      const auto once = ressvd::truncated_svd(be, w, l, r, 7);
+      const auto each = ressvd::truncated_svd(be, stored.view(), l, r, 7);
+      CHECK(once.acts == each.acts);
+      CHECK(values_of(be, once.q) == values_of(be, each.q));
+      CHECK(once.singular_values == each.singular_values);
+      const auto a = values_of(be, ressvd::slice(be, w, once, 5));
+      const auto b = values_of(be, ressvd::slice(be, stored.view(), each, 5));
+      CHECK(a.u == b.u);
+      CHECK(a.v == b.v);
+    }
   }
 }

@@ -13,7 +13,7 @@
 
 namespace support {
 
-/// The distance from 1 to the next number of what a backend computes in: twice the unit roundoff.
+/// The distance from 1 to the next number of a backend's scalar: twice the unit roundoff.
 template <class B>
 constexpr double eps = static_cast<double>(std::numeric_limits<typename B::scalar>::epsilon());
 

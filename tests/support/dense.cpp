@@ -275,11 +275,4 @@ dense activations(index_t features, index_t tokens, std::uint64_t seed,
   return x;
 }
 
-void set_threads(int count) {
-  Eigen::setNbThreads(count);
-}
-int threads() {
-  return Eigen::nbThreads();
-}
-
 } // namespace support

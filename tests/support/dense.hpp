@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the suites compare with: matrices of doubles on the host and textbook operations on them,
-// explicit inverses included. Nothing here is shared with the library.
+// The reference that suites compare with: matrices of doubles on the host and textbook operations
+// on them, explicit inverses included. It shares nothing with the library.
 #pragma once
 
 #include <cstddef>
@@ -78,7 +78,7 @@ dense cholesky(const dense& a);       ///< lower triangular
 dense best_of_rank(const dense& a, index_t rank);
 double sum_of_squares_from(const std::vector<double>& values, index_t first); ///< Σ_{i≥first} v²
 
-/// Makes of a generator's number what is asked for; the same seed gives the same matrix.
+/// Random matrices; the same seed gives the same matrix.
 dense random_normal(index_t rows, index_t cols, std::uint64_t seed);
 dense random_orthonormal(index_t rows, index_t cols, std::uint64_t seed);
 dense with_spectrum(index_t rows, index_t cols, const std::vector<double>& singular_values,
@@ -96,9 +96,5 @@ struct activation_kind {
 };
 dense activations(index_t features, index_t tokens, std::uint64_t seed,
                   const activation_kind& kind = {});
-
-/// Threads that Eigen may use; 1 where it was compiled without OpenMP.
-void set_threads(int count);
-int threads();
 
 } // namespace support

@@ -2,7 +2,7 @@
 //
 // Matrices of doubles as a caller would hold them: in a backend's memory, in any storage type,
 // layout and leading dimension. Every element that is not part of the matrix is NaN: a kernel that
-// reads one spoils its result, one that writes there is found out.
+// reads one spoils its result, and the tests find one that writes there.
 #pragma once
 
 #include <cstring>

@@ -61,8 +61,8 @@ struct problem {
         placed_g(be, g, layout::col_major, 2) {}
 };
 
-/// What storing the factors in the backend's scalar may change of U·V, in norm: every u_i·v_iᵀ
-/// moves by eps of its size.
+/// How far storing the factors in the backend's scalar may move U·V, in norm: every u_i·v_iᵀ moves
+/// by eps of its size.
 inline double storage_error(const pair_values& pair, double epsilon) {
   double sum = 0;
   for (index_t i = 0; i < pair.u.cols(); ++i) {
@@ -88,7 +88,7 @@ inline double loss_tolerance(double exact, double error) {
   return 2 * std::sqrt(exact) * error + error * error;
 }
 
-/// What the eigenvectors of A·Aᵀ, computed in double, may lose of the energy of A.
+/// The energy of A that eigenvectors of A·Aᵀ, computed in double, may lose.
 inline double gram_algorithm_loss(const dense& a, index_t rank) {
   const index_t k = std::min(a.rows(), a.cols());
   const double relative = householder_tolerance(k, k, std::numeric_limits<double>::epsilon());

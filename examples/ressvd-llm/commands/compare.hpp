@@ -1,46 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <string>
-#include <vector>
-
-#include "model/evaluation.hpp"
-#include "model/language_model.hpp"
-
 namespace CLI {
 class App;
 }
 
 namespace ressvd_llm {
 
-struct compared_text {
-  std::string name;
-  token_windows windows;
-};
-
-struct text_figures {
-  double perplexity = 0;
-  double divergence = 0; // mean KL(original‖model) of the next-token distributions
-};
-
-struct model_figures {
-  std::int64_t parameters = 0;
-  std::uint64_t bytes = 0;         // of the checkpoint's files
-  std::vector<text_figures> texts; // of each text
-  std::vector<double> layer_errors; // ‖h_l − ĥ_l‖_F/‖h_l‖_F over all texts, after each layer
-  double tokens_per_second = 0;     // of the forward pass with logits, the best of several
-};
-
-// The figures of every model, in the order given, with the first as the original. All models go
-// through the texts together, layer by layer: hidden states are held of one group of windows and
-// every model. Throws usage_error for models that differ in vocabulary, hidden size or number of
-// layers, and std::runtime_error for a logit that is not finite.
-std::vector<model_figures> compare_models(const std::vector<language_model>& models,
-                                          const std::vector<compared_text>& texts,
-                                          const progress_function& progress = {});
-
-// `compare ORIGINAL COMPRESSED …`: what was lost and what was gained, as a table and a chart.
+// `compare ORIGINAL COMPRESSED …`: what was lost and what was gained, as a table.
 void add_compare(CLI::App& app);
 
 } // namespace ressvd_llm

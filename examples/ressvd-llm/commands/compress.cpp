@@ -6,21 +6,18 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
-#include <utility>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <ressvd/methods/any_method.hpp>
 
+#include "commands/threads_option.hpp"
 #include "compress/compress.hpp"
-#include "io/checkpoint.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
-#include "ui/chart.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -32,7 +29,7 @@ struct command_line {
   std::string power = "auto";
   std::string allocation;
   std::string type;
-  int threads = 0;
+  std::filesystem::path json;
 };
 
 std::int64_t parse_count(const std::string& text, const char* option) {
@@ -60,7 +57,7 @@ void resolve(command_line& line) {
       {"sensitivity", allocation::sensitivity}};
   if (!line.allocation.empty()) {
     o.allocation = allocations.at(line.allocation);
-  } else if (o.method == method::adasvd) {
+  } else if (o.method == "adasvd") {
     o.allocation = allocation::importance;
   }
   if (line.last_layers == "all") {
@@ -83,79 +80,34 @@ void resolve(command_line& line) {
   static const std::map<std::string, dtype> types{
       {"f32", dtype::f32}, {"f16", dtype::f16}, {"bf16", dtype::bf16}};
   if (!line.type.empty()) o.type = types.at(line.type);
-#ifdef _OPENMP
-  if (line.threads > 0) omp_set_num_threads(line.threads);
-#endif
 }
 
-void print(const nlohmann::ordered_json& report) {
-  std::printf("%s: %.1f %% of the layers' matrix parameters removed",
-              report["output"].get<std::string>().c_str(),
-              100 * report["achieved_ratio"].get<double>());
-  const auto& allocation = report["allocation"];
-  if (allocation.contains("last_layers")) {
-    std::printf(", last %lld layers compressed",
-                static_cast<long long>(allocation["last_layers"].get<std::int64_t>()));
+void print(const compression_report& report) {
+  std::printf("%s: %.1f %% of the layers' matrix parameters removed", report.output.c_str(),
+              100 * report.achieved_ratio);
+  const allocation_report& choice = report.choice;
+  if (choice.last_layers) {
+    std::printf(", last %lld layers compressed", static_cast<long long>(*choice.last_layers));
   }
   std::printf("\n");
-  if (allocation.contains("search") && allocation["search"].size() > 1) {
+  if (choice.search.size() > 1) {
     std::printf("%6s %12s %18s\n", "k", "layer ratio", "final-layer error");
-    for (const auto& s : allocation["search"]) {
-      std::printf("%6lld %12.4f %18.5f\n",
-                  static_cast<long long>(s["last_layers"].get<std::int64_t>()),
-                  s["layer_ratio"].get<double>(), s["final_layer_error"].get<double>());
+    for (const last_layers_trial& t : choice.search) {
+      std::printf("%6lld %12.4f %18.5f\n", static_cast<long long>(t.last_layers), t.layer_ratio,
+                  t.final_layer_error);
     }
   }
-  const auto& heldout = report["heldout"];
-  if (!heldout.is_null()) {
+  if (report.heldout) {
     std::printf("held-out perplexity %.3f, originally %.3f; KL divergence %.5f\n",
-                heldout["compressed_perplexity"].get<double>(),
-                heldout["original_perplexity"].get<double>(), heldout["divergence"].get<double>());
+                report.heldout->compressed_perplexity, report.heldout->original_perplexity,
+                report.heldout->divergence);
   }
-}
-
-// The final-layer error of every k that was tried.
-chart search_chart(const nlohmann::ordered_json& report) {
-  chart_line line{.label = report["options"]["method"].get<std::string>(), .x = {}, .y = {}};
-  for (const auto& s : report["allocation"]["search"]) {
-    line.x.push_back(s["last_layers"].get<double>());
-    line.y.push_back(s["final_layer_error"].get<double>());
-  }
-  return {.title = "Final-layer error against the number of last layers compressed",
-          .x_label = "k",
-          .y_label = "final-layer error",
-          .y_from_zero = true,
-          .lines = {std::move(line)}};
-}
-
-void add_size(nlohmann::ordered_json& report, const std::filesystem::path& directory) {
-  const checkpoint written = checkpoint::open(directory);
-  std::int64_t parameters = 0;
-  for (const std::string& name : written.names())
-    parameters += written.describe(name).elements;
-  report["parameters"] = parameters;
-  report["bytes"] = written.file_bytes();
 }
 
 void run(command_line& line) {
   resolve(line);
-  const bool searched = (line.options.allocation == allocation::last_layers ||
-                         line.options.allocation == allocation::uniform) &&
-                        samples_needed(line.options) > 0;
-  if (!line.options.chart.empty() && !searched) {
-    throw usage_error(
-        "--chart shows the search over last layers; there is none with --allocation " +
-        std::string(name_of(line.options.allocation)) +
-        (line.options.grams.empty() ? "" : " and --grams"));
-  }
-  auto report = compress(line.options);
-  add_size(report, line.options.output);
-  if (!line.options.chart.empty()) {
-    write_whole_file(line.options.chart, to_svg(search_chart(report)));
-  }
-  if (!line.options.json.empty()) {
-    write_whole_file(line.options.json, report.dump(2) + "\n");
-  }
+  const compression_report report = compress(line.options);
+  if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
   print(report);
 }
 
@@ -168,10 +120,6 @@ void add_compress(CLI::App& app) {
   command->add_option("MODEL", o.model, "Model directory")->required();
   command->add_option("OUT", o.output, "Directory to create")->required();
 
-  static const std::map<std::string, method> methods{
-      {"svd", method::svd},          {"fwsvd", method::fwsvd},   {"asvd", method::asvd},
-      {"svd-llm", method::svd_llm},  {"adasvd", method::adasvd}, {"ressvd", method::ressvd},
-      {"tempered", method::tempered}};
   command->add_option("--ratio", o.ratio, "Share of the layers' matrix parameters to remove")
       ->capture_default_str();
   command->add_flag("--count-all", o.count_all,
@@ -179,7 +127,16 @@ void add_compress(CLI::App& app) {
   command
       ->add_option("--method", o.method,
                    "svd, fwsvd, asvd, svd-llm, adasvd, ressvd or tempered (default ressvd)")
-      ->transform(CLI::CheckedTransformer(methods).description(""));
+      ->check(CLI::Validator(
+          [](std::string& name) {
+            try {
+              ressvd::method_named(name);
+            } catch (const std::invalid_argument& error) {
+              return std::string(error.what());
+            }
+            return std::string();
+          },
+          ""));
   command
       ->add_option("--last-layers", line->last_layers,
                    "How many last layers to compress: auto (smallest final-layer error), all, "
@@ -275,11 +232,9 @@ void add_compress(CLI::App& app) {
   command->add_option("--dtype", line->type, "f32, f16 or bf16 (default: the model's own)")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}));
   command->add_option("--seed", o.seed, "Of samples and random windows")->capture_default_str();
-  command->add_option("--threads", line->threads, "Threads (default: all)");
+  add_threads_option(*command);
   command->add_flag("--resume", o.resume, "Go on from an interrupted run with the same options");
-  command->add_option("--json", o.json, "Write a report into this file");
-  command->add_option("--chart", o.chart,
-                      "Write an SVG chart of the final-layer error against k into this file");
+  command->add_option("--json", line->json, "Write a report into this file");
   command->callback([line] { run(*line); });
 }
 

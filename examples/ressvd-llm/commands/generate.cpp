@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,7 +13,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include "commands/common.hpp"
+#include "commands/threads_option.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
 #include "io/tokenizer.hpp"
@@ -67,8 +68,8 @@ void run(const generate_command& line) {
   const auto start = std::chrono::steady_clock::now();
   std::vector<std::int32_t> ids;
   {
-    progress bar("generating", fraction_steps);
-    options.progress = show_fractions(bar);
+    fraction_progress bar("generating");
+    options.progress = std::ref(bar);
     ids = generate(model, prompt, options);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

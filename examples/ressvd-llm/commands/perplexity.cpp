@@ -5,13 +5,15 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include "commands/common.hpp"
+#include "commands/threads_option.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
 #include "io/tokenizer.hpp"
@@ -35,6 +37,37 @@ struct perplexity_command {
   std::filesystem::path json;
 };
 
+// What --json writes.
+struct perplexity_report {
+  std::string model;
+  std::string text;
+  window_options windows;
+  perplexity_result result;
+
+  double tokens_per_second() const {
+    return static_cast<double>(result.predicted) / result.seconds;
+  }
+};
+
+nlohmann::ordered_json to_json(const perplexity_report& report) {
+  const perplexity_result& result = report.result;
+  return {{"model", report.model},           {"text", report.text},
+          {"seqlen", report.windows.length}, {"overlap", report.windows.overlap},
+          {"windows", result.windows},       {"predicted_tokens", result.predicted},
+          {"mean_loss", result.mean_loss},   {"perplexity", result.perplexity},
+          {"seconds", result.seconds},       {"tokens_per_second", report.tokens_per_second()}};
+}
+
+void print(const perplexity_report& report) {
+  const perplexity_result& result = report.result;
+  std::printf("perplexity %.4f\n", result.perplexity);
+  std::printf(
+      "%lld tokens predicted in %lld windows of %lld, overlap %lld; %.1f s, %.0f tokens/s\n",
+      static_cast<long long>(result.predicted), static_cast<long long>(result.windows),
+      static_cast<long long>(report.windows.length), static_cast<long long>(report.windows.overlap),
+      result.seconds, report.tokens_per_second());
+}
+
 void run(const perplexity_command& line) {
   const language_model model = language_model::open(line.model);
   const model_config& config = model.config();
@@ -48,27 +81,14 @@ void run(const perplexity_command& line) {
   require_window(file, ids, windows.length + windows.overlap);
 
   cpu_forward engine(config);
-  perplexity_result result;
+  perplexity_report report{line.model.string(), file.string(), windows, {}};
   {
-    progress bar("perplexity", fraction_steps);
-    result =
-        perplexity(model, engine, cut_windows(ids, windows), {.progress = show_fractions(bar)});
+    fraction_progress bar("perplexity");
+    report.result =
+        perplexity(model, engine, cut_windows(ids, windows), {.progress = std::ref(bar)});
   }
-  const double speed = static_cast<double>(result.predicted) / result.seconds;
-  std::printf("perplexity %.4f\n", result.perplexity);
-  std::printf(
-      "%lld tokens predicted in %lld windows of %lld, overlap %lld; %.1f s, %.0f tokens/s\n",
-      static_cast<long long>(result.predicted), static_cast<long long>(result.windows),
-      static_cast<long long>(windows.length), static_cast<long long>(windows.overlap),
-      result.seconds, speed);
-  if (line.json.empty()) return;
-  const nlohmann::ordered_json report{
-      {"model", line.model.string()},  {"text", file.string()},
-      {"seqlen", windows.length},      {"overlap", windows.overlap},
-      {"windows", result.windows},     {"predicted_tokens", result.predicted},
-      {"mean_loss", result.mean_loss}, {"perplexity", result.perplexity},
-      {"seconds", result.seconds},     {"tokens_per_second", speed}};
-  write_whole_file(line.json, report.dump(2) + "\n");
+  print(report);
+  if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
 }
 
 } // namespace

@@ -5,13 +5,14 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 
-#include "commands/common.hpp"
+#include "commands/threads_option.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
 #include "model/generation.hpp"
@@ -56,8 +57,8 @@ void run(const sample_command& line) {
   options.length = std::min(options.length, model.config().max_positions);
   std::vector<std::int32_t> ids;
   {
-    progress bar("sampling", fraction_steps);
-    options.progress = show_fractions(bar);
+    fraction_progress bar("sampling");
+    options.progress = std::ref(bar);
     ids = sample_texts(model, options);
   }
   write_whole_file(line.output, encoded(ids, bytes));

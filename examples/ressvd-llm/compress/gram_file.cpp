@@ -19,7 +19,7 @@ struct gram_file::names {
 };
 
 std::vector<input_group> wanted_inputs(const model_config& config, std::int64_t layer,
-                                       const std::vector<std::vector<std::int64_t>>& wanted) {
+                                       const std::vector<rank_list>& wanted) {
   std::vector<input_group> groups;
   const auto modules = linear_modules(config, layer);
   for (std::size_t i = 0; i < modules.size(); ++i) {
@@ -29,13 +29,10 @@ std::vector<input_group> wanted_inputs(const model_config& config, std::int64_t 
   return groups;
 }
 
-void gram_file::require(const model_config& config,
-                        const std::vector<std::vector<std::vector<std::int64_t>>>& wanted) const {
+void gram_file::require(const model_config& config, const candidate_ranks& wanted) const {
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    for (const input_group group :
-         wanted_inputs(config, layer, wanted[static_cast<std::size_t>(layer)])) {
+    for (const input_group group : wanted_inputs(config, layer, wanted[layer]))
       require(config, layer, group);
-    }
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include <ressvd/compiled.hpp>
 
+#include "compress/model_ranks.hpp"
 #include "io/checkpoint.hpp"
 #include "model/layer.hpp"
 
@@ -18,7 +19,7 @@ namespace ressvd_llm {
 // The inputs of those matrices of a layer for which some rank is wanted, in the order of
 // linear_modules.
 std::vector<input_group> wanted_inputs(const model_config& config, std::int64_t layer,
-                                       const std::vector<std::vector<std::int64_t>>& wanted);
+                                       const std::vector<rank_list>& wanted);
 
 class gram_file {
  public:
@@ -26,8 +27,7 @@ class gram_file {
   explicit gram_file(const std::filesystem::path& file) : source_(checkpoint::open_file(file)) {}
 
   // Throws file_error unless every wanted input's tensors are there and have the model's shapes.
-  void require(const model_config& config,
-               const std::vector<std::vector<std::vector<std::int64_t>>>& wanted) const;
+  void require(const model_config& config, const candidate_ranks& wanted) const;
 
   // The sums of one input. Throws file_error, naming file and tensor, also for values that are not
   // those of a Gram: not finite, not symmetric, a negative square or magnitude, no tokens.

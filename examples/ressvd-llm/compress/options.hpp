@@ -10,8 +10,6 @@
 
 namespace ressvd_llm {
 
-enum class method { svd, fwsvd, asvd, svd_llm, adasvd, ressvd, tempered };
-
 // How the compression ratio is spread over the matrices.
 enum class allocation {
   uniform,     // every matrix alike
@@ -31,8 +29,8 @@ struct compress_options {
   std::filesystem::path model;
   std::filesystem::path output;
   double ratio = 0.2;
-  bool count_all = false; // the ratio is one of all parameters, embeddings and head included
-  ressvd_llm::method method = ressvd_llm::method::ressvd;
+  bool count_all = false;        // the ratio is one of all parameters, embeddings and head included
+  std::string method = "ressvd"; // a name that ressvd::method_named knows
   ressvd_llm::allocation allocation = ressvd_llm::allocation::last_layers;
   std::optional<std::int64_t> last_layers; // k; absent: search
   std::int64_t step = 1;                   // of the search over k
@@ -66,24 +64,21 @@ struct compress_options {
   std::optional<dtype> type; // absent: the model's
   std::uint64_t seed = 0;
   bool resume = false;
-  std::filesystem::path json;
-  std::filesystem::path chart; // final-layer error against k
 };
 
-const char* name_of(method m);
 const char* name_of(allocation a);
 
 // The factors are fitted to what the compressed layers before them produce.
 inline bool refits(const compress_options& o) {
-  return o.update || o.retruncate || o.method == method::adasvd;
+  return o.update || o.retruncate || o.method == "adasvd";
 }
 
 inline double target_mix(const compress_options& o) {
   return o.update_target.value_or(o.retruncate ? 0.5 : 0.0);
 }
 
-// How many calibration samples pass through the model. With Grams from a file: those that the
-// choice of ranks and the fits ask for.
+// How many calibration samples pass through the model. If Grams come from a file, these are the
+// samples that the choice of ranks and the fits ask for.
 std::int64_t samples_needed(const compress_options& options);
 
 // All options that the output's bytes depend on, as one line of text.

@@ -55,7 +55,7 @@ mapped_file::~mapped_file() {
 void mapped_file::release(std::span<const std::byte> part) const {
   if (part.empty()) return;
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  // From the page on in which the part begins.
+  // The page in which the part begins is the first.
   const std::size_t before = reinterpret_cast<std::uintptr_t>(part.data()) % page;
   // Advice only: a refusal changes nothing but the memory in use.
   ::madvise(const_cast<std::byte*>(part.data()) - before, before + part.size(), MADV_DONTNEED);

@@ -32,7 +32,7 @@ std::vector<stored_tensor> read_safetensors(const std::filesystem::path& file,
                                             std::span<const std::byte> content);
 
 // The text of an index, {"weight_map": {NAME: SHARD, …}, …}, as the names of each shard's tensors.
-// Nothing is known yet of the shards: their names are as in the file. Throws file_error.
+// The shards have not been looked at: their names are as in the file. Throws file_error.
 std::map<std::string, std::vector<std::string>> read_index(const std::filesystem::path& file,
                                                            std::string_view text);
 

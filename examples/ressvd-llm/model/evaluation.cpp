@@ -94,6 +94,19 @@ std::vector<double> kl_divergences(const float* reference, const float* other, s
   return result;
 }
 
+void relative_error_sum::add(std::span<const float> a, std::span<const float> b) {
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double x = a[i];
+    const double d = x - static_cast<double>(b[i]);
+    difference_ += d * d;
+    reference_ += x * x;
+  }
+}
+
+double relative_error_sum::value() const {
+  return reference_ > 0 ? std::sqrt(difference_ / reference_) : 0;
+}
+
 std::int64_t count_windows(std::int64_t tokens, const window_options& options) {
   if (options.overlap != 0 && options.overlap != 1)
     throw std::invalid_argument("windows: overlap " + std::to_string(options.overlap) +

@@ -21,6 +21,17 @@ std::vector<double> next_token_losses(const float* logits, std::span<const std::
 std::vector<double> kl_divergences(const float* reference, const float* other, std::int64_t rows,
                                    std::int64_t vocab);
 
+// ‖a − b‖_F/‖a‖_F of matrices that come in pieces, in double. 0 without any piece, or for a = 0.
+class relative_error_sum {
+ public:
+  void add(std::span<const float> a, std::span<const float> b);
+  double value() const;
+
+ private:
+  double difference_ = 0; // Σ(a − b)²
+  double reference_ = 0;  // Σa²
+};
+
 // Fraction done, from 0 to 1; an empty function is not called.
 using progress_function = std::function<void(double)>;
 

@@ -54,16 +54,16 @@ layer_cache make_layer_cache(const model_config& config, std::int64_t sequences,
                              std::int64_t capacity);
 
 struct forward_options {
-  // Windows pass through a layer in groups. Where the buffers of about private_tokens tokens stay
-  // below private_buffers (small models) and there are enough groups, each thread works on a group
-  // of its own; otherwise all threads share the work on one group of about shared_tokens.
+  // Windows pass through a layer in groups. Each thread works on a group of its own if the buffers
+  // of about private_tokens tokens stay below private_buffers (small models) and there are enough
+  // groups; otherwise all threads share the work on one group of about shared_tokens.
   std::int64_t private_tokens = 512;
   std::uint64_t private_buffers = std::uint64_t{32} << 20;
   std::int64_t shared_tokens = 2048;
 };
 
-// The forward pass in float32 on the CPU, with the threads of OpenMP where available. One object
-// is used by one thread at a time.
+// The forward pass in float32 on the CPU, on the program's threads. One object is used by one
+// thread at a time.
 class cpu_forward final : public forward_engine {
  public:
   explicit cpu_forward(const model_config& config, const forward_options& options = {});

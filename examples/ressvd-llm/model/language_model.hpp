@@ -19,8 +19,8 @@ struct model_options {
 };
 
 // A checkpoint and its config, with the layers loaded when first asked for. Copies share all
-// weights, so a variant of a model costs no more than the layers that are replaced in it. To be
-// used by one thread at a time.
+// weights, so a variant of a model costs no more than the layers that are replaced in it. One
+// thread at a time may use it.
 class language_model {
  public:
   // Throws file_error, also where a matrix of the config is missing or has another shape.

@@ -1,65 +1,70 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The program's threads: one pool, which its own loops and the library's kernels share.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <exception>
+#include <memory>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <ressvd/backend/cpu/host_context.hpp>
 
 namespace ressvd_llm {
 
+inline std::unique_ptr<ressvd::thread_pool>& program_threads() {
+  static auto pool = std::make_unique<ressvd::thread_pool>(ressvd::host_context().threads());
+  return pool;
+}
+
 // Threads a parallel loop started here would use.
 inline std::int64_t thread_count() {
-#ifdef _OPENMP
-  return omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
-#else
-  return 1;
-#endif
+  return ressvd::detail::inside_loop ? 1 : program_threads()->threads();
+}
+
+// Sets the number of threads, for --threads; to be called before the first loop.
+inline void set_thread_count(int count) {
+  program_threads() = std::make_unique<ressvd::thread_pool>(count);
+}
+
+// The context of the library's CPU backends: scratch memory of their own and the program's threads.
+inline std::shared_ptr<ressvd::host_context> make_host_context() {
+  return std::make_shared<ressvd::host_context>(ressvd::host_context_options{
+      .threads = thread_count(),
+      .parallel_for = [](std::int64_t count, const ressvd::loop_body& body) {
+        program_threads()->run(count, body);
+      }});
 }
 
 // Number of the calling thread within a parallel loop, below the loop's thread_count().
+inline thread_local std::int64_t current_thread_index = 0;
 inline std::int64_t thread_index() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
-// For the option --threads; 0 leaves the number as it is.
-inline void set_thread_count([[maybe_unused]] int count) {
-#ifdef _OPENMP
-  if (count > 0) omp_set_num_threads(count);
-#endif
+  return current_thread_index;
 }
 
 // Calls body(i) for every i in [0, count) from several threads; loops within the body run on their
 // own thread. Afterwards the first exception of a body, if any, is thrown again.
 template <class Body>
 void parallel_each(std::int64_t count, const Body& body) {
-  if (count <= 1 || thread_count() == 1) {
+  const std::int64_t threads = std::min(count, thread_count());
+  if (threads <= 1) {
     for (std::int64_t i = 0; i < count; ++i)
       body(i);
     return;
   }
-#ifdef _OPENMP
-  std::exception_ptr failure;
-  std::atomic<bool> failed = false;
-#pragma omp parallel for schedule(dynamic)
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (failed) continue;
+  std::atomic<std::int64_t> next = 0;
+  program_threads()->run(threads, [&](std::int64_t thread) {
+    current_thread_index = thread;
     try {
-      body(i);
+      for (std::int64_t i = next++; i < count; i = next++)
+        body(i);
     } catch (...) {
-      if (!failed.exchange(true)) failure = std::current_exception();
+      current_thread_index = 0;
+      next = count;
+      throw;
     }
-  }
-  if (failure) std::rethrow_exception(failure);
-#endif
+    current_thread_index = 0;
+  });
 }
 
 // Calls body(first, last) for pieces of [0, count), each at least `grain` long, like

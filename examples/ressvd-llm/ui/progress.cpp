@@ -27,4 +27,10 @@ void progress::advance(std::int64_t steps) {
                left / 60, left % 60);
 }
 
+void fraction_progress::operator()(double done) {
+  const auto reached = static_cast<std::int64_t>(static_cast<double>(steps) * done);
+  bar_.advance(reached - shown_);
+  shown_ = reached;
+}
+
 } // namespace ressvd_llm

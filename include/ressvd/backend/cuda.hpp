@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The CUDA backend: products and triangular solves by cuBLAS, decompositions by cuSOLVER,
-// everything element by element by small kernels compiled at run time (backend/cuda/kernels.hpp).
-// Plain C++: no nvcc. CUDA 12 and 13.
+// The CUDA backend: cuBLAS does products and triangular solves, cuSOLVER decompositions, and small
+// kernels compiled at run time (backend/cuda/kernels.hpp) everything element by element. It is
+// plain C++ without nvcc, for CUDA 12 and 13.
 //
 // Members that return numbers to the host, upload and download wait for the stream; thin_qr and
 // triangularize may, inside cuSOLVER; all others only queue work. The first call of a kernel also
@@ -186,7 +186,7 @@ class cuda_backend {
 
   void synchronize() { context_->synchronize(); }
 
-  /// Scratch of the decompositions, whichever routine turns out to be needed.
+  /// Scratch of the decompositions, enough for whichever routine runs in the end.
   std::size_t potrf_bytes(index_t n) { return detail::cuda::cholesky_bytes<T>(*context_, n); }
   std::size_t thin_qr_bytes(index_t m, index_t n) {
     return detail::cuda::thin_qr_bytes<T>(*context_, m, n);
@@ -218,7 +218,7 @@ class cuda_backend {
     }
   }
 
-  /// sum += x·yᵀ where either the sum or the factors are in double: the product is formed in float.
+  /// sum += x·yᵀ where either the sum or the factors are in double, by a product in float.
   template <storage_scalar U>
   void add_in_float(matrix_view<const U, space> x, matrix_view<const U, space> y,
                     block<T, space> sum) {

@@ -3,14 +3,14 @@
 // The CPU backend on Eigen. This header declares it without including Eigen; the definitions are
 // in backend/eigen/implementation.hpp, which ressvd.hpp includes and compiled.hpp does not.
 //
-// Of Eigen it takes the products; the decompositions are Householder reductions written over them
-// (eigen/householder.hpp), divide and conquer for eigh (tridiagonal.hpp) and, for svd, a QR
+// Eigen supplies the products. The decompositions are Householder reductions written over them
+// (cpu/householder.hpp), divide and conquer for eigh (cpu/tridiagonal.hpp) and, for svd, a QR
 // iteration whose rotations are applied in batches. They compile in a small part of the time of
 // Eigen's own.
 //
-// Threads: Eigen's gemm runs on as many threads as Eigen::nbThreads() says, provided the
-// translation unit that instantiates it is compiled with OpenMP. So do the products inside the
-// decompositions, with the matrix-vector products; only the rotations of svd run on one thread.
+// Threads: products, matrix-vector products, triangular solves and rotations are divided among the
+// threads of the context (cpu/host_context.hpp), and no part of them uses OpenMP, whatever the
+// flags. The number of threads does not change the results (eigen/products.hpp says why).
 #pragma once
 
 #include "ressvd/backend/cpu/host.hpp"
@@ -40,9 +40,9 @@ class eigen_backend : public host_backend<eigen_backend<T>, T> {
   void triangularize(block<T> c, block<T> r);
   void eigh(block<T> c, std::span<double> values);
   void svd(block<T> c, std::span<double> values, block<T> u);
-  /// Of the symmetric n × n matrix in c's lower triangle, which is destroyed: all eigenvalues
-  /// ascending in values, and in q: n × count orthonormal eigenvectors of the count ≤ n largest, in
-  /// the same order. q may be c. 4/3·n³ flops for the reduction, half of them in matrix-vector
+  /// values: all eigenvalues, ascending, of the symmetric n × n matrix in c's lower triangle, which
+  /// is destroyed. q: n × count, orthonormal eigenvectors of the count ≤ n largest, in the same
+  /// order; it may be c. 4/3·n³ flops for the reduction, half of them in matrix-vector
   /// products, 2n²·count for its transformation of the vectors, and at most n³/3 + n²·count for
   /// those of the tridiagonal matrix, where count > 0.
   void leading_eigenvectors(block<T> c, std::span<double> values, block<T> q);

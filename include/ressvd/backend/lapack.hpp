@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The CPU backend on BLAS and LAPACK through CBLAS and LAPACKE (OpenBLAS, MKL, the reference). Link
-// ressvd::lapack. Threads are those of the BLAS library.
+// ressvd::lapack.
+//
+// Threads: the products and decompositions run on the threads of the BLAS library, not on those of
+// the context. Their number belongs to the process (openblas_set_num_threads, mkl_set_num_threads,
+// OPENBLAS_NUM_THREADS), so a context that changed it would change it for every other user of the
+// library: it is the engine's to set. The reference BLAS has one thread.
 #pragma once
 
 #include <cblas.h>
@@ -106,9 +111,10 @@ class lapack_backend : public host_backend<lapack_backend<T>, T> {
                    size(b.ld), beta, c.data, size(c.ld));
   }
 
-  template <storage_scalar U>
-  void add_gram(matrix_view<const U> x, block<T> sum) {
-    if constexpr (std::is_same_v<U, T>) {
+  template <readable_matrix M>
+  void add_gram(const M& factor, block<T> sum) {
+    const auto x = const_view(factor);
+    if constexpr (std::is_same_v<element_of<M>, T>) {
       using namespace detail::lapack;
       if (x.empty()) return;
       const auto [a, o] = as_operand(x);
@@ -155,9 +161,9 @@ class lapack_backend : public host_backend<lapack_backend<T>, T> {
     std::copy(w.begin(), w.end(), values.begin());
   }
 
-  /// Of the symmetric n × n matrix in c's lower triangle, which is destroyed: all eigenvalues
-  /// ascending in values, and in q: n × count orthonormal eigenvectors of the count ≤ n largest, in
-  /// the same order. LAPACK's reduction, and a divide and conquer that forms no others.
+  /// values: all eigenvalues, ascending, of the symmetric n × n matrix in c's lower triangle, which
+  /// is destroyed. q: n × count, orthonormal eigenvectors of the count ≤ n largest, in the same
+  /// order. LAPACK's reduction, and a divide and conquer that forms no others.
   void leading_eigenvectors(block<T> c, std::span<double> values, block<T> q) {
     using namespace detail::lapack;
     const auto n = static_cast<std::size_t>(c.rows);

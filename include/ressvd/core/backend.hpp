@@ -5,8 +5,10 @@
 // written once over this concept.
 //
 // A backend object is a light handle on a context (scratch memory, threads or a stream, library
-// handles). `B::rebind<U>` constructed from a `B` computes in U on the same context, which is how
-// an algorithm runs its delicate part in double. One context serves one thread at a time.
+// handles). `B::rebind<U>` constructed from a `B` computes in U on the same context; an algorithm
+// runs its delicate part in double that way. One context serves one thread at a time; how many
+// threads a call runs on inside is the context's business (backend/cpu/host_context.hpp), never a
+// compiler flag's.
 //
 // Conventions for all members, stated once:
 //   - Operands are column-major blocks. Shapes must fit; kernels have checked the caller's, and
@@ -47,9 +49,9 @@ concept backend_reads = requires(B& be, block<typename B::scalar, typename B::sp
 template <class B, class U>
 concept backend_accumulates = requires(B& be, block<typename B::scalar, typename B::space> sum,
                                        matrix_view<const U, typename B::space> x) {
-  // sum += x·xᵀ for x: n × t; at least the lower triangle of sum (n × n) is updated. Products of
-  // float, half and bfloat16 are formed in float (at most 2048 terms at a time on the CPU) and
-  // added to sum in its own type. n²t flops where the backend uses the symmetry, else 2n²t.
+  // sum += x·xᵀ for x: n × t, at least in the lower triangle of sum (n × n). Backends form products
+  // of float, half and bfloat16 in float (at most 2048 terms at a time on the CPU) and add them to
+  // sum in its own type. n²t flops where the backend uses the symmetry, else 2n²t.
   be.add_gram(x, sum);
   // sum += x·yᵀ for x: m × t, y: n × t, sum: m × n, with the same precisions. 2mnt flops.
   be.add_product(x, x, sum);
@@ -82,7 +84,7 @@ concept backend =
   // An owning m × n matrix, uninitialised, independent of frames.
   { be.allocate(count, count) } -> std::same_as<matrix<typename B::scalar, typename B::space>>;
 
-  // Between host and backend memory, packed or not. Both block.
+  // Copies between host and backend memory, packed or not. Both block.
   be.upload(host_in, c);
   be.download(a, host_out);
 
@@ -125,8 +127,8 @@ concept backend =
 
   be.synchronize(); // waits until everything asked for so far is done
 
-  // Optional, used where present: be.leading_eigenvectors(c, values, q) as eigh, but with the
-  // eigenvectors of the q.cols largest eigenvalues alone, ascending like them, in q.
+  // Optional; kernels use it where present: be.leading_eigenvectors(c, values, q) as eigh, but with
+  // the eigenvectors of the q.cols largest eigenvalues alone, ascending like them, in q.
 };
 // clang-format on
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Errors. A caller's mistake is a std::invalid_argument whose text has the numbers; a failure of
-// memory or of a library underneath is one of the classes here. Numerical outcomes (damping, a
-// reduced rank) are no errors: they stand in the report beside a result.
+// Errors: what the library throws, and when. A caller's mistake is an argument_error, a
+// std::invalid_argument whose text has the numbers; a failure of memory or of a library underneath
+// is a std::runtime_error. All of them are ressvd::error as well, so one handler catches what this
+// library throws and nothing else. Numerical outcomes (damping, a reduced rank) are no errors: they
+// stand in the report beside a result.
 //
 // Every check stays in Release builds.
 #pragma once
@@ -16,28 +18,63 @@
 namespace ressvd {
 inline namespace v0 {
 
-/// Data that holds NaN or infinity where numbers are needed. The text names the data.
-class nonfinite_error : public std::invalid_argument {
+/// Base of every exception of this library, beside the standard class that each of them is.
+class error {
  public:
-  using std::invalid_argument::invalid_argument;
+  virtual ~error() = default;
+  virtual const char* what() const noexcept = 0;
+
+ protected:
+  error() = default;
+  error(const error&) = default;
+  error& operator=(const error&) = default;
+};
+
+namespace detail {
+
+template <class Standard>
+class error_of : public Standard, public error {
+ public:
+  using Standard::Standard;
+  const char* what() const noexcept override { return Standard::what(); }
+};
+
+} // namespace detail
+
+/// A call that cannot be carried out as it was made.
+class argument_error : public detail::error_of<std::invalid_argument> {
+ public:
+  using error_of::error_of;
+};
+
+/// Data that holds NaN or infinity where numbers are needed. The text names the data.
+class nonfinite_error : public argument_error {
+ public:
+  using argument_error::argument_error;
 };
 
 /// A matrix passed as a Gram matrix that is not positive semidefinite.
-class indefinite_error : public std::invalid_argument {
+class indefinite_error : public argument_error {
  public:
-  using std::invalid_argument::invalid_argument;
+  using argument_error::argument_error;
 };
 
 /// A fixed workspace that is too small, or an allocation that failed; the text has both sizes.
-class workspace_error : public std::runtime_error {
+class workspace_error : public detail::error_of<std::runtime_error> {
  public:
-  using std::runtime_error::runtime_error;
+  using error_of::error_of;
 };
 
 /// A library under a backend (LAPACK, cuBLAS, cuSOLVER) that reported failure.
-class backend_error : public std::runtime_error {
+class backend_error : public detail::error_of<std::runtime_error> {
  public:
-  using std::runtime_error::runtime_error;
+  using error_of::error_of;
+};
+
+/// The caller's progress callback asked for the call to end.
+class cancelled : public detail::error_of<std::runtime_error> {
+ public:
+  using error_of::error_of;
 };
 
 namespace detail {
@@ -49,12 +86,12 @@ std::string text(const Parts&... parts) {
   return out.str();
 }
 
-template <class Error = std::invalid_argument, class... Parts>
+template <class Error = argument_error, class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   throw Error(text("ressvd: ", parts...));
 }
 
-template <class Error = std::invalid_argument, class... Parts>
+template <class Error = argument_error, class... Parts>
 void require(bool condition, const Parts&... parts) {
   if (!condition) [[unlikely]]
     fail<Error>(parts...);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// matrix owns a column-major block in the memory of its space. Backends make them (allocate), so
-// the memory can come from malloc, from cudaMallocAsync or from the engine's own pool.
+// Owning matrices: a column-major block in the memory of its space. Backends make them (allocate),
+// so the memory can come from malloc, from cudaMallocAsync or from the engine's own pool.
 #pragma once
 
 #include <concepts>
@@ -14,8 +14,8 @@
 namespace ressvd {
 inline namespace v0 {
 
-/// Owning, movable, not copyable (a copy is a backend's operation and costs memory: it is asked
-/// for by name). Converts to block, so it goes wherever a kernel takes one.
+/// Owning, movable, not copyable: a copy costs memory, so it is an operation of the backend with a
+/// name. Converts to block, so it goes wherever a kernel takes one.
 template <class T, class Space = host_space>
 class matrix {
  public:

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Storage types. float and double are computed with; half (IEEE binary16) and bfloat16 are only
-// stored, and become float when read. Both have the size and bits of their CUDA counterparts
-// (__half, __nv_bfloat16), so pointers may be reinterpreted at that boundary.
+// Storage types of matrix elements. Kernels compute in float and double; half (IEEE binary16) and
+// bfloat16 only store numbers, which become float when read. Both have the size and bits of their
+// CUDA counterparts (__half, __nv_bfloat16), so pointers may be reinterpreted at that boundary.
 #pragma once
 
 #include <bit>
@@ -73,11 +73,11 @@ struct bfloat16 {
 
 static_assert(sizeof(half) == 2 && sizeof(bfloat16) == 2);
 
-/// What the kernels compute in.
+/// The types that kernels compute in.
 template <class T>
 concept compute_scalar = std::same_as<T, float> || std::same_as<T, double>;
 
-/// What the kernels read and write.
+/// The types that kernels read and write.
 template <class T>
 concept storage_scalar = compute_scalar<T> || std::same_as<T, half> || std::same_as<T, bfloat16>;
 

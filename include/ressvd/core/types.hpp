@@ -17,7 +17,7 @@ struct host_space {};
 /// Memory of a CUDA device. Named here so that views of it exist without the CUDA toolkit.
 struct cuda_space {};
 
-/// How the element (i, j) of a matrix with leading dimension ld is found:
+/// Where the element (i, j) of a matrix with leading dimension ld lies:
 /// row_major at data[i * ld + j], col_major at data[i + j * ld].
 enum class layout : std::uint8_t { row_major, col_major };
 

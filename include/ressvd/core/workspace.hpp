@@ -2,7 +2,7 @@
 //
 // Scratch memory with stack discipline. A kernel opens a frame, takes blocks, and everything goes
 // back when the frame closes; the chunks stay for the next kernel. An engine can give a buffer of
-// its own: then nothing is ever allocated, and a kernel that needs more says how much.
+// its own: the workspace then allocates nothing, and a kernel that needs more says how much.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +24,8 @@ inline namespace v0 {
 template <class Memory>
 class workspace {
  public:
-  /// Every block starts at a multiple of this: a cache line, and what cuBLAS wants for its
-  /// vectorised paths.
+  /// Every block starts at a multiple of this, which suits cache lines and the vectorised paths of
+  /// cuBLAS.
   static constexpr std::size_t alignment = 256;
 
   explicit workspace(Memory memory = {}) : memory_(std::move(memory)) {}

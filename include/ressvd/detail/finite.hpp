@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The check that a matrix holds numbers only, neither NaN nor infinity, with a message that names
+// the matrix and, on the CPU, the element. O(mn) reads; blocks.
 #pragma once
 
 #include <cmath>

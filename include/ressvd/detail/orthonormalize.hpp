@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Orthonormal columns by Cholesky-QR, C ← C·L⁻ᵀ with CᵀC = L·Lᵀ. One pass leaves an error of
-// κ(C)²·eps, the second one brings it to eps; where the Gram is not numerically positive definite
-// (κ(C)² eps ≳ 1) Householder QR takes over. A pass in mixed precision, its Gram and factor in
-// double, leaves κ(C)·eps.
+// Orthonormal bases of the columns of a matrix C, alone or beside a basis that is already there,
+// by Cholesky-QR: C ← C·L⁻ᵀ with CᵀC = L·Lᵀ. One pass leaves an error of κ(C)²·eps, the second one
+// brings it to eps; where the Gram is not numerically positive definite (κ(C)² eps ≳ 1) Householder
+// QR takes over. A pass in mixed precision, its Gram and factor in double, leaves κ(C)·eps.
 //   cost   2 × (mk² + mk² + k³/3) flops, nearly all gemm; workspace k² scalars, in mixed precision
 //          512k + k² doubles; blocks in potrf
 //   source Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44 (2015);
@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "ressvd/core/backend.hpp"
@@ -79,7 +80,7 @@ bool mixed_cholesky_qr_pass(B& be, block_of<B> c) {
 }
 
 /// c: m × k, m ≥ k, becomes an orthonormal basis whose leading columns span what c's leading
-/// columns span, for every count of them; where c is rank-deficient the basis is completed.
+/// columns span, for every count of them. A rank-deficient c is completed to a basis.
 template <backend B>
 void orthonormalize(B& be, block_of<B> c) {
   auto frame = be.frame();
@@ -97,9 +98,37 @@ void orthonormalize(B& be, block_of<B> c) {
   be.thin_qr(c, be.scratch(c.cols, c.cols));
 }
 
+/// c: m × k with columns of these norms, orthogonal but for rounding, becomes orthonormal; columns
+/// of norm 0 are completed.
+template <backend B>
+void normalize_columns(B& be, block_of<B> c, std::span<const double> norms) {
+  using T = typename B::scalar;
+  auto frame = be.frame();
+  std::vector<T> reciprocals(norms.size());
+  std::ranges::transform(norms, reciprocals.begin(),
+                         [](double norm) { return norm > 0 ? static_cast<T>(1 / norm) : T{0}; });
+  const auto d = be.scratch(c.cols, 1);
+  be.upload({reciprocals.data(), c.cols, 1, c.cols}, d);
+  be.scale_cols(c, d);
+  orthonormalize(be, c);
+}
+
+/// c ← (I − qqᵀ)·c for an orthonormal q: m × p and c: m × k. overlap: p × k becomes qᵀc.
+template <backend B>
+void project_out(B& be, const_block_of<B> q, block_of<B> c, block_of<B> overlap) {
+  using T = typename B::scalar;
+  be.gemm(op::transpose, op::none, T{1}, q, c, T{0}, overlap);
+  be.gemm(op::none, op::none, T{-1}, q, overlap, T{1}, c);
+}
+template <backend B>
+void project_out(B& be, const_block_of<B> q, block_of<B> c) {
+  auto frame = be.frame();
+  project_out<B>(be, q, c, be.scratch(q.cols, c.cols));
+}
+
 /// c ← orthonormal basis of c's columns within the complement of q's (q orthonormal, m × p,
-/// p + k ≤ m), completed where they span less. Projected twice, for what the first projection
-/// leaves of rounding. A completion knows nothing of q and may lie in its span; then Householder QR
+/// p + k ≤ m), completed where they span less. The second projection removes what rounding leaves
+/// of the first. A completion knows nothing of q and may lie in its span; then Householder QR
 /// of [q, c] finds the columns, 4m(p + k)² flops.
 template <backend B>
 void orthonormalize_against(B& be, const_block_of<B> q, block_of<B> c) {
@@ -107,8 +136,7 @@ void orthonormalize_against(B& be, const_block_of<B> q, block_of<B> c) {
   auto frame = be.frame();
   const auto overlap = be.scratch(q.cols, c.cols);
   for (int pass = 0; pass < 2; ++pass) {
-    be.gemm(op::transpose, op::none, T{1}, q, c, T{0}, overlap);
-    be.gemm(op::none, op::none, T{-1}, q, overlap, T{1}, c);
+    project_out<B>(be, q, c, overlap);
     orthonormalize(be, c);
   }
   be.gemm(op::transpose, op::none, T{1}, q, c, T{0}, overlap);
@@ -120,6 +148,16 @@ void orthonormalize_against(B& be, const_block_of<B> q, block_of<B> c) {
   be.copy(c, both.col_range(q.cols, c.cols));
   be.thin_qr(both, be.scratch(both.cols, both.cols));
   be.copy(both.col_range(q.cols, c.cols), c);
+}
+
+/// The same for columns that are orthogonal to q but for rounding, with one projection.
+template <backend B>
+void reorthonormalize_against(B& be, const_block_of<B> q, block_of<B> c) {
+  auto frame = be.frame();
+  const auto overlap = be.scratch(q.cols, c.cols);
+  project_out<B>(be, q, c, overlap);
+  if (be.max_abs(overlap) > 1e-2) return orthonormalize_against<B>(be, q, c);
+  orthonormalize(be, c);
 }
 
 } // namespace detail

@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Linear systems with a symmetric positive semidefinite matrix, b ← M⁺·b, singular ones included.
+//   cost   k³/3 + 2ck² flops by Cholesky, an eigendecomposition of order k where M is singular;
+//          workspace k² scalars, and ck more where M is singular; blocks
 #pragma once
 
 #include <algorithm>
@@ -13,8 +17,8 @@ inline namespace v0 {
 namespace detail {
 
 /// b ← M⁺·b for a symmetric positive semidefinite M: k × k (its lower triangle is read), b: k × c.
-/// Cholesky and two substitutions; where M is singular to rounding, the eigenvectors above
-/// k·eps of the largest eigenvalue. Returns the rank that was used. Blocks.
+/// Takes Cholesky and two substitutions, or, where M is singular to rounding, the eigenvectors
+/// above k·eps of the largest eigenvalue. Returns the rank that was used. Blocks.
 template <backend B>
 index_t solve_semidefinite(B& be, const_block_of<B> m, block_of<B> b) {
   using T = typename B::scalar;

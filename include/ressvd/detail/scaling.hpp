@@ -22,7 +22,7 @@ inline double power_of_two_above(double value) {
   return std::ldexp(1.0, (std::max)(-120, (std::min)(120, exponent)));
 }
 
-/// The matrix in the backend's scalar: itself where the types agree, else a copy in scratch.
+/// The matrix in the backend's scalar: itself if the types agree, else a copy in scratch.
 template <backend B, readable_matrix<typename B::space> M>
 matrix_view<const typename B::scalar, typename B::space> in_scalar(B& be, const M& a) {
   const auto view = const_view(a);

@@ -2,81 +2,45 @@
 //
 // Rank allocation, the statement of the problem: which rank for which matrix.
 //
-// Every matrix j is known by its spectrum: energies σ²_ij, the squared singular values of the
-// weighted matrix in descending order, so that truncation at rank r loses Σ_{i>r} σ²_ij. A
-// sensitivity c_j says what a unit of that loss costs the model. Stored at rank r the matrix takes
-// r(m_j+n_j) parameters; stored dense it takes m_j n_j and loses nothing. Wanted is
-//   minimise  Σ_j c_j Σ_{i>r_j} σ²_ij   subject to   Σ_j parameters_j ≤ budget
-// and the constraints below. ressvd/layer_ratio/rank_allocation.hpp solves it; uniform ratios and
-// the last-k rule are points of the same problem, made here. Host scalars only.
+// Every matrix j is known by its spectrum, the singular values σ_ij of the weighted matrix in
+// descending order: truncation at rank r loses the energy T_j(r) = Σ_{i>r} σ²_ij. A sensitivity c_j
+// says what a unit of that loss costs the model. A matrix at rank r takes r(m_j+n_j) parameters; a
+// dense one takes m_j n_j and loses nothing. rank_allocation.hpp solves the problem to
+//   minimise  Σ_j c_j T_j(r_j)   subject to   Σ_j parameters_j ≤ budget
+// Host scalars only.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <limits>
 #include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "ressvd/core/error.hpp"
 #include "ressvd/core/types.hpp"
-#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/layer_ratio/rank_choice.hpp"
 
 namespace ressvd {
 inline namespace v0 {
 
 inline constexpr index_t unlimited = (std::numeric_limits<index_t>::max)();
 
-/// What a matrix may become: the solver's choice, always two factors, or always itself.
-enum class storage : std::uint8_t { free, low_rank, dense };
-
 struct allocation_matrix {
-  std::string_view name = {};            ///< for messages
-  std::span<const double> energies = {}; ///< σ²_i ≥ 0, descending, at most min(rows, cols) of them
-  index_t rows = 0;                      ///< m
-  index_t cols = 0;                      ///< n
-  double sensitivity = 1;                ///< c ≥ 0; infinity keeps the matrix dense
-  double tail_energy = 0;                ///< energy past the end of a truncated spectrum
-  index_t layer = -1;                    ///< in [0, layers); −1 for a matrix of no layer
-  index_t min_rank = 1;                  ///< at least 1
-  index_t max_rank = unlimited;          ///< of the factors; does not forbid dense
-  index_t rank_multiple = 1;             ///< ranks are multiples of this
-  storage stored = storage::free;
+  std::string_view name = {};                   ///< for messages
+  std::span<const double> singular_values = {}; ///< σ_i ≥ 0, descending, at most min(rows, cols)
+  index_t rows = 0;                             ///< m
+  index_t cols = 0;                             ///< n
+  double sensitivity = 1;                       ///< c ≥ 0; infinity keeps the matrix dense
+  double tail_energy = 0;                       ///< Σ σ² past the end of a truncated spectrum
+  index_t max_rank = unlimited;                 ///< of the factors; does not forbid dense
+  index_t rank_multiple = 1;                    ///< ranks are multiples of this
 };
 
-/// How one matrix is stored.
-struct stored_rank {
-  index_t rank = 0;   ///< of the factors; min(rows, cols) when dense
-  bool dense = false; ///< the matrix itself is kept
-
-  friend bool operator==(const stored_rank&, const stored_rank&) = default;
-};
-
-struct allocation_options {
-  index_t budget = 0; ///< parameters all matrices together may keep
-  /// Factors have at most this share of α; it sets the minimum speed-up 1/share of a factored
-  /// matrix over a dense one, counted in multiplications. In (0, 1]; a rank of α or more is never
-  /// used, as it saves nothing.
-  double max_rank_share = 1;
-  /// By layer, the parameters its matrices together may keep; empty for no such bounds.
-  std::span<const index_t> layer_budgets = {};
-  /// A known assignment that keeps to all constraints (uniform, last-k); the result loses no more
-  /// than this one does. Empty for none.
-  std::span<const stored_rank> start = {};
-  /// The search ends when the loss exceeds its lower bound by no more than this share of it …
-  double gap = 1e-4;
-  /// … or after this many relaxations. 1 is the plain greedy, whose loss never grows with the
-  /// budget.
-  index_t max_nodes = 64;
-};
-
-/// An assignment of ranks and what it costs.
-struct allocation_point {
-  std::vector<stored_rank> ranks;
-  double loss = 0;        ///< Σ_j c_j Σ_{i>r_j} σ²_ij
+/// What an assignment of ranks loses and keeps.
+struct allocation_totals {
+  double loss = 0;        ///< Σ_j c_j T_j(r_j)
   index_t parameters = 0; ///< kept by all matrices together
 };
 
@@ -87,131 +51,82 @@ inline std::string describe(const allocation_matrix& matrix, std::size_t j) {
 }
 
 inline bool pinned_dense(const allocation_matrix& matrix) {
-  return matrix.stored == storage::dense || std::isinf(matrix.sensitivity);
+  return std::isinf(matrix.sensitivity);
 }
 
 /// Everything about the data of one matrix that a caller can get wrong.
 inline void check_matrix(const allocation_matrix& matrix, std::size_t j) {
   const auto name = [&] { return describe(matrix, j); };
-  const auto& e = matrix.energies;
+  const auto& s = matrix.singular_values;
   if (matrix.rows < 1 || matrix.cols < 1) // the shape check itself throws, without the name
     fail(name(), " has the shape ", matrix.rows, " x ", matrix.cols);
   require_shape(matrix.rows, matrix.cols);
-  const auto count = static_cast<index_t>(e.size());
+  const auto count = static_cast<index_t>(s.size());
   if (count > (std::min)(matrix.rows, matrix.cols))
-    fail(name(), " of ", matrix.rows, " x ", matrix.cols, " has ", count, " energies");
+    fail(name(), " of ", matrix.rows, " x ", matrix.cols, " has ", count, " singular values");
   // Descending from a finite first value to a last one of at least 0: no NaN can hide in between.
-  const auto bad = std::ranges::adjacent_find(e, [](double a, double b) { return !(a >= b); });
-  if (bad != e.end() && std::isfinite(bad[0]) && std::isfinite(bad[1]))
-    fail(name(), ": the energies are not descending, ", bad[0], " before ", bad[1], " at ",
-         bad - e.begin());
-  if (bad != e.end() || (count > 0 && !std::isfinite(e.front())) ||
+  const auto bad = std::ranges::adjacent_find(s, [](double a, double b) { return !(a >= b); });
+  if (bad != s.end() && std::isfinite(bad[0]) && std::isfinite(bad[1]))
+    fail(name(), ": the singular values are not descending, ", bad[0], " before ", bad[1], " at ",
+         bad - s.begin());
+  if (bad != s.end() || (count > 0 && !std::isfinite(s.front())) ||
       !std::isfinite(matrix.tail_energy))
-    fail<nonfinite_error>(name(), ": the energies are not finite");
-  if ((count > 0 && e.back() < 0) || matrix.tail_energy < 0)
-    fail(name(), ": negative energy ",
-         count > 0 ? (std::min)(e.back(), matrix.tail_energy) : matrix.tail_energy);
+    fail<nonfinite_error>(name(), ": the spectrum is not finite");
+  if (count > 0 && s.back() < 0) fail(name(), ": negative singular value ", s.back());
+  if (matrix.tail_energy < 0) fail(name(), ": negative tail energy ", matrix.tail_energy);
   if (std::isnan(matrix.sensitivity)) fail<nonfinite_error>(name(), ": the sensitivity is nan");
   if (matrix.sensitivity < 0) fail(name(), ": negative sensitivity ", matrix.sensitivity);
-  const double largest = count > 0 ? e.front() * static_cast<double>(count) : 0;
-  if (!std::isinf(matrix.sensitivity) &&
-      !std::isfinite(matrix.sensitivity * (largest + matrix.tail_energy)))
+  const double energy =
+      (count > 0 ? s.front() * s.front() * static_cast<double>(count) : 0) + matrix.tail_energy;
+  if (!std::isfinite(energy) ||
+      (!pinned_dense(matrix) && !std::isfinite(matrix.sensitivity * energy)))
     fail<nonfinite_error>(name(), ": the sensitivity ", matrix.sensitivity,
                           " times the energy overflows");
-  if (matrix.min_rank < 1 || matrix.rank_multiple < 1 || matrix.max_rank < matrix.min_rank)
-    fail(name(), ": min_rank ", matrix.min_rank, ", max_rank ", matrix.max_rank, ", rank_multiple ",
-         matrix.rank_multiple, " do not fit together");
-  if (matrix.stored == storage::low_rank && std::isinf(matrix.sensitivity))
-    fail(name(), " is to be low-rank and has an infinite sensitivity");
+  if (matrix.rank_multiple < 1 || matrix.max_rank < 0)
+    fail(name(), ": rank_multiple ", matrix.rank_multiple, " and max_rank ", matrix.max_rank,
+         " must be at least 1 and 0");
 }
 
 } // namespace detail
 
-/// Σ_{i>rank} σ²_i, with the tail. Summed from the small end. rank ≤ energies.size().
-inline double truncated_energy(std::span<const double> energies, index_t rank,
+/// T(rank) = Σ_{i>rank} σ²_i, with the tail. Summed from the small end. rank ≤ their number.
+inline double truncated_energy(std::span<const double> singular_values, index_t rank,
                                double tail_energy = 0) {
-  const auto count = static_cast<index_t>(energies.size());
+  const auto count = static_cast<index_t>(singular_values.size());
   detail::require(rank >= 0 && rank <= count, "rank ", rank, " is outside [0, ", count, "]");
-  return std::reduce(energies.rbegin(), energies.rend() - rank, tail_energy);
+  return std::accumulate(singular_values.rbegin(), singular_values.rend() - rank, tail_energy,
+                         [](double sum, double s) { return sum + s * s; });
 }
 
-/// c Σ_{i>r} σ²_i; 0 when dense.
-inline double predicted_loss(const allocation_matrix& matrix, const stored_rank& stored) {
-  if (stored.dense) return 0;
-  return matrix.sensitivity * truncated_energy(matrix.energies, stored.rank, matrix.tail_energy);
+/// c T(r); 0 when dense.
+inline double predicted_loss(const allocation_matrix& matrix, const rank_choice& choice) {
+  if (choice.dense) return 0;
+  return matrix.sensitivity *
+         truncated_energy(matrix.singular_values, choice.rank, matrix.tail_energy);
 }
 
-inline index_t kept_parameters(const allocation_matrix& matrix, const stored_rank& stored) {
-  return stored.dense ? matrix.rows * matrix.cols : stored.rank * (matrix.rows + matrix.cols);
-}
-
-/// Loss and parameters of any assignment of ranks, kept to constraints or not.
-inline allocation_point evaluate_allocation(std::span<const allocation_matrix> matrices,
-                                            std::span<const stored_rank> ranks) {
+/// Loss and parameters of any assignment of ranks: uniform ones, those of a last-k search, or a
+/// solution.
+inline allocation_totals evaluate_allocation(std::span<const allocation_matrix> matrices,
+                                             std::span<const rank_choice> ranks) {
   detail::require(matrices.size() == ranks.size(), ranks.size(), " ranks for ", matrices.size(),
                   " matrices");
-  allocation_point point{.ranks = {ranks.begin(), ranks.end()}, .loss = 0, .parameters = 0};
+  allocation_totals totals;
   for (std::size_t j = 0; j < matrices.size(); ++j) {
-    point.loss += predicted_loss(matrices[j], ranks[j]);
-    point.parameters += kept_parameters(matrices[j], ranks[j]);
+    totals.loss += predicted_loss(matrices[j], ranks[j]);
+    totals.parameters += kept_parameters(matrices[j].rows, matrices[j].cols, ranks[j]);
   }
-  return point;
-}
-
-/// The uniform point: every matrix at the rank of `ratio`, rounded down to its multiple. No other
-/// constraint is looked at.
-inline std::vector<stored_rank> uniform_ranks(std::span<const allocation_matrix> matrices,
-                                              double ratio) {
-  std::vector<stored_rank> ranks;
-  for (const allocation_matrix& matrix : matrices) {
-    const rank_choice choice =
-        rank_for_ratio(matrix.rows, matrix.cols, ratio, {.multiple = matrix.rank_multiple});
-    ranks.push_back({.rank = choice.rank, .dense = choice.dense});
-  }
-  return ranks;
+  return totals;
 }
 
 /// Σ_j ⌊(1−R)α_j⌋(m_j+n_j): the budget that makes an allocation comparable with the uniform ratio
-/// R. It is a promise about all these matrices, whatever is pinned or rounded among them.
+/// R. It is a promise about all these matrices, whatever is kept dense or rounded among them.
 inline index_t uniform_budget(std::span<const allocation_matrix> matrices, double ratio) {
   index_t budget = 0;
   for (const allocation_matrix& matrix : matrices)
     budget +=
         kept_parameters(matrix.rows, matrix.cols, rank_for_ratio(matrix.rows, matrix.cols, ratio));
   return budget;
-}
-
-/// The last-k point (ERC-SVD): matrices of the last k of `layers` layers at the rank of the layer
-/// ratio, all others dense. Every matrix needs its layer. Throws where layer_ratio does.
-inline std::vector<stored_rank> last_layers_ranks(std::span<const allocation_matrix> matrices,
-                                                  index_t layers, index_t last_layers,
-                                                  double overall_ratio) {
-  detail::require(layers >= 1, "a model of ", layers, " layers cannot be compressed");
-  std::vector<index_t> layer_parameters(static_cast<std::size_t>(layers), 0);
-  for (std::size_t j = 0; j < matrices.size(); ++j) {
-    const index_t layer = matrices[j].layer;
-    detail::require(layer >= 0 && layer < layers, detail::describe(matrices[j], j), " is in layer ",
-                    layer, " of ", layers);
-    layer_parameters[static_cast<std::size_t>(layer)] += matrices[j].rows * matrices[j].cols;
-  }
-  const double ratio = layer_ratio(layer_parameters, overall_ratio, last_layers);
-  std::vector<stored_rank> ranks = uniform_ranks(matrices, ratio);
-  for (std::size_t j = 0; j < matrices.size(); ++j)
-    if (matrices[j].layer < layers - last_layers)
-      ranks[j] = {.rank = (std::min)(matrices[j].rows, matrices[j].cols), .dense = true};
-  return ranks;
-}
-
-/// The matrix with its storage fixed: a point of the problem becomes an input of the solver.
-inline allocation_matrix pinned(allocation_matrix matrix, const stored_rank& stored) {
-  if (stored.dense) {
-    matrix.stored = storage::dense;
-  } else {
-    matrix.stored = storage::low_rank;
-    matrix.min_rank = matrix.max_rank = stored.rank;
-    matrix.rank_multiple = 1;
-  }
-  return matrix;
 }
 
 } // namespace v0

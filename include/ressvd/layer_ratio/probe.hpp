@@ -20,7 +20,7 @@
 #include "ressvd/core/error.hpp"
 #include "ressvd/core/types.hpp"
 #include "ressvd/layer_ratio/allocation_problem.hpp"
-#include "ressvd/layer_ratio/layer_ratio.hpp"
+#include "ressvd/layer_ratio/rank_choice.hpp"
 
 namespace ressvd {
 inline namespace v0 {
@@ -54,11 +54,11 @@ struct matrix_probe {
 namespace detail {
 
 /// T(0), T(1), …, T(count).
-inline std::vector<double> truncated_energies(std::span<const double> energies,
-                                              double tail_energy) {
-  std::vector<double> tails(energies.size() + 1, tail_energy);
-  for (std::size_t i = energies.size(); i > 0; --i)
-    tails[i - 1] = tails[i] + energies[i - 1];
+inline std::vector<double> truncated_energies(const allocation_matrix& matrix) {
+  const auto& s = matrix.singular_values;
+  std::vector<double> tails(s.size() + 1, matrix.tail_energy);
+  for (std::size_t i = s.size(); i > 0; --i)
+    tails[i - 1] = tails[i] + s[i - 1] * s[i - 1];
   return tails;
 }
 
@@ -132,12 +132,11 @@ std::vector<matrix_probe> probe_matrices(std::span<const allocation_matrix> matr
   for (std::size_t j = 0; j < matrices.size(); ++j) {
     const allocation_matrix& matrix = matrices[j];
     matrix_probe& probe = probes[j];
-    if (detail::pinned_dense(matrix) || matrix.energies.empty()) {
+    if (detail::pinned_dense(matrix) || matrix.singular_values.empty()) {
       probe.sensitivity = matrix.sensitivity;
       continue;
     }
-    const std::vector<double> tails =
-        detail::truncated_energies(matrix.energies, matrix.tail_energy);
+    const std::vector<double> tails = detail::truncated_energies(matrix);
     for (const index_t rank : detail::probe_ranks(matrix, tails, options)) {
       const double error = evaluate(static_cast<index_t>(j), rank);
       detail::require<nonfinite_error>(std::isfinite(error), "the error of the probe of ",
@@ -167,7 +166,7 @@ inline std::vector<allocation_matrix> with_sensitivities(
 /// an input of allocate_ranks, which takes e = c T. The scale s = T(probed_rank)^(1−γ) leaves the
 /// truncated energy at the probed rank, and so the sensitivity measured there, as it was.
 struct curved_spectrum {
-  std::vector<double> energies;
+  std::vector<double> singular_values;
   double tail_energy = 0;
 };
 
@@ -176,18 +175,18 @@ inline curved_spectrum curve_spectrum(const allocation_matrix& matrix, double ex
                                       index_t probed_rank) {
   detail::require(exponent >= 1 && std::isfinite(exponent), "exponent ", exponent,
                   " of the error model is outside [1, inf)");
-  const double unit = truncated_energy(matrix.energies, probed_rank, matrix.tail_energy);
+  const double unit = truncated_energy(matrix.singular_values, probed_rank, matrix.tail_energy);
   detail::require(unit > 0, "no energy is truncated at the probed rank ", probed_rank);
-  const std::vector<double> tails = detail::truncated_energies(matrix.energies, matrix.tail_energy);
+  const std::vector<double> tails = detail::truncated_energies(matrix);
   const auto curved = [&](double tail) { return unit * std::pow(tail / unit, exponent); };
 
   curved_spectrum result;
   result.tail_energy = curved(tails.back());
-  result.energies.resize(matrix.energies.size());
+  result.singular_values.resize(matrix.singular_values.size());
   double smallest = 0; // differences of nearly equal powers may miss the order by rounding
-  for (std::size_t i = result.energies.size(); i > 0; --i) {
+  for (std::size_t i = result.singular_values.size(); i > 0; --i) {
     smallest = (std::max)(smallest, curved(tails[i - 1]) - curved(tails[i]));
-    result.energies[i - 1] = smallest;
+    result.singular_values[i - 1] = std::sqrt(smallest);
   }
   return result;
 }

@@ -22,8 +22,8 @@
 #include "ressvd/core/error.hpp"
 #include "ressvd/core/types.hpp"
 #include "ressvd/layer_ratio/allocation_problem.hpp"
-#include "ressvd/layer_ratio/layer_ratio.hpp"
 #include "ressvd/layer_ratio/rank_allocation.hpp"
+#include "ressvd/layer_ratio/rank_choice.hpp"
 
 namespace ressvd {
 inline namespace v0 {
@@ -56,8 +56,8 @@ namespace detail {
 
 /// The rank to which a matrix is moved to measure its slope at the solution: half of what it has
 /// (of α when dense), rank 2 from rank 1; 0 where there is no such rank.
-inline index_t neighbouring_rank(const allocation_matrix& matrix, const stored_rank& stored) {
-  const auto count = static_cast<index_t>(matrix.energies.size());
+inline index_t neighbouring_rank(const allocation_matrix& matrix, const rank_choice& stored) {
+  const auto count = static_cast<index_t>(matrix.singular_values.size());
   const index_t reference =
       stored.dense ? static_cast<index_t>(break_even_rank(matrix.rows, matrix.cols)) : stored.rank;
   if (reference >= 2) return (std::min)(reference / 2, count);
@@ -69,9 +69,9 @@ inline index_t neighbouring_rank(const allocation_matrix& matrix, const stored_r
 /// the median of that; 1 where it cannot be measured.
 template <class Evaluate>
 std::vector<double> sensitivity_corrections(std::span<const allocation_matrix> matrices,
-                                            std::span<const stored_rank> ranks,
+                                            std::span<const rank_choice> ranks,
                                             Evaluate&& evaluate) {
-  const auto measure = [&](std::span<const stored_rank> at, index_t changed) {
+  const auto measure = [&](std::span<const rank_choice> at, index_t changed) {
     const double error = evaluate(at, changed);
     if (!std::isfinite(error))
       fail<nonfinite_error>("the error of the probe of ",
@@ -84,7 +84,7 @@ std::vector<double> sensitivity_corrections(std::span<const allocation_matrix> m
   };
   constexpr double unmeasured = std::numeric_limits<double>::quiet_NaN();
   const double base = measure(ranks, no_matrix);
-  std::vector<stored_rank> moved(ranks.begin(), ranks.end());
+  std::vector<rank_choice> moved(ranks.begin(), ranks.end());
   std::vector<double> corrections(matrices.size(), unmeasured);
   std::vector<double> measured;
   for (std::size_t j = 0; j < matrices.size(); ++j) {
@@ -105,7 +105,7 @@ std::vector<double> sensitivity_corrections(std::span<const allocation_matrix> m
   const auto middle = measured.begin() + static_cast<std::ptrdiff_t>(measured.size() / 2);
   std::nth_element(measured.begin(), middle, measured.end());
   for (double& correction : corrections)
-    correction = correction == 0 ? 1 : correction / *middle;
+    correction = std::isnan(correction) ? 1 : correction / *middle;
   return corrections;
 }
 
@@ -125,15 +125,15 @@ std::vector<double> sensitivity_corrections(std::span<const allocation_matrix> m
 /// Throws what allocate_ranks throws; nonfinite_error, named, when a callback's error is not
 /// finite.
 template <class Evaluate, class Validate>
-refined_allocation refine_allocation(std::span<const allocation_matrix> matrices,
-                                     const allocation_options& problem, Evaluate&& evaluate,
-                                     Validate&& validate, const refine_options& options = {}) {
+refined_allocation refine_allocation(std::span<const allocation_matrix> matrices, index_t budget,
+                                     Evaluate&& evaluate, Validate&& validate,
+                                     const refine_options& options = {}) {
   detail::require(options.rounds >= 0 && options.attempts >= 1 && options.trust > 1 &&
                       std::isfinite(options.trust),
                   "rounds ", options.rounds, ", attempts ", options.attempts, ", trust ",
                   options.trust, " must be at least 0 and 1, and above 1");
   const auto validated = [&](const allocation& solution, index_t round) {
-    const double error = validate(std::span<const stored_rank>(solution.ranks));
+    const double error = validate(std::span<const rank_choice>(solution.ranks));
     detail::require<nonfinite_error>(std::isfinite(error), "the validation error of round ", round,
                                      " is ", error);
     return error;
@@ -141,7 +141,7 @@ refined_allocation refine_allocation(std::span<const allocation_matrix> matrices
 
   std::vector<allocation_matrix> current(matrices.begin(), matrices.end());
   refined_allocation best;
-  best.solution = allocate_ranks(current, problem);
+  best.solution = allocate_ranks(current, budget);
   best.validation = validated(best.solution, 0);
   best.attempts.push_back(
       {.round = 0, .trust = 1, .validation = best.validation, .accepted = true});
@@ -156,7 +156,7 @@ refined_allocation refine_allocation(std::span<const allocation_matrix> matrices
       std::vector<allocation_matrix> moved = current;
       for (std::size_t j = 0; j < moved.size(); ++j)
         moved[j].sensitivity *= std::clamp(corrections[j], 1 / trust, trust);
-      allocation solution = allocate_ranks(moved, problem);
+      allocation solution = allocate_ranks(moved, budget);
       if (solution.ranks == best.solution.ranks) break;
       const double validation = validated(solution, round);
       improved = validation < best.validation;

@@ -30,50 +30,57 @@
 #include "ressvd/detail/finite.hpp"
 #include "ressvd/detail/psd_solve.hpp"
 #include "ressvd/truncated_svd/low_rank.hpp"
+#include "ressvd/truncated_svd/weight.hpp"
 
 namespace ressvd {
 inline namespace v0 {
 
 namespace detail {
 
-/// Shapes and finiteness of W: m × n°, G': n × n and C: n° × n (or empty, for C = G').
-template <backend B, class U>
-void check_shifted(B& be, matrix_view<const U, typename B::space> w, index_t n,
+/// Shapes of W: m × n°, G': n × n and C: n° × n (or empty, for C = G'), and finiteness of the
+/// Grams.
+template <backend B>
+void check_shifted(B& be, const weight<B>& w, index_t n,
                    block<const double, typename B::space> gram,
                    block<const double, typename B::space> cross) {
   const auto& target = cross.empty() ? gram : cross;
   const char* target_name = cross.empty() ? "the shifted Gram" : "the cross-Gram";
-  check_nonempty(w, "W");
   check_nonempty(gram.view(), "the shifted Gram");
   check_nonempty(target.view(), target_name);
   check_shape(gram, n, n, "the shifted Gram");
-  check_shape(target, w.cols, n, target_name);
+  check_shape(target, w.cols(), n, target_name);
   wide_backend<B> be64(be);
-  require_finite(be, w, "W");
-  require_finite(be64, gram.view(), "the shifted Gram");
-  if (!cross.empty()) require_finite(be64, cross.view(), "the cross-Gram");
+  require_finite(be64, gram, "the shifted Gram");
+  if (!cross.empty()) require_finite(be64, cross, "the cross-Gram");
+}
+
+/// W itself in double, in be64's scratch.
+template <backend B>
+block_of<wide_backend<B>> wide_values(wide_backend<B>& be64, const weight<B>& w) {
+  const auto values = be64.scratch(w.rows(), w.cols());
+  be64.copy(w.values, values);
+  be64.scale(w.unit, values);
+  return values;
 }
 
 } // namespace detail
 
 /// Replaces pair.u. Returns the rank of V·G'·Vᵀ that was used, r when it is regular.
 /// `cross`: n° × n with n° = columns of W (rows of the original inputs), or empty.
-template <backend B, class U>
-index_t update_left(B& be, matrix_view<U, typename B::space> weights,
+template <backend B>
+index_t update_left(B& be, const weight<B>& weights,
                     low_rank<typename B::scalar, typename B::space>& pair,
                     block<const double, typename B::space> gram,
                     block<const double, typename B::space> cross = {}) {
   using wide = wide_backend<B>;
   const index_t n = pair.cols();
   const index_t r = pair.rank();
-  const auto w0 = const_view(weights);
-  detail::check_shifted(be, w0, n, gram, cross);
-  detail::check_shape(w0, pair.rows(), w0.cols, "W");
+  detail::check_shifted(be, weights, n, gram, cross);
+  detail::check_shape(weights.values.ref(), pair.rows(), weights.cols(), "W");
   wide be64(be);
   auto frame = be64.frame();
-  const auto w = be64.scratch(weights.rows, weights.cols);
+  const auto w = detail::wide_values(be64, weights);
   const auto v = be64.scratch(r, n);
-  be64.copy(const_view(weights), w);
   be64.copy(pair.v, v);
 
   const auto vg = be64.scratch(r, n);
@@ -91,19 +98,16 @@ index_t update_left(B& be, matrix_view<U, typename B::space> weights,
 }
 
 /// Replaces pair.v. Returns the rank of UᵀU that was used.
-template <backend B, class U>
-index_t update_right(B& be, matrix_view<U, typename B::space> weights,
+template <backend B>
+index_t update_right(B& be, const weight<B>& weights,
                      low_rank<typename B::scalar, typename B::space>& pair) {
   using wide = wide_backend<B>;
   const index_t r = pair.rank();
-  detail::check_nonempty(weights, "W");
-  detail::check_shape(weights, pair.rows(), pair.cols(), "W");
-  detail::require_finite(be, const_view(weights), "W");
+  detail::check_shape(weights.values.ref(), pair.rows(), pair.cols(), "W");
   wide be64(be);
   auto frame = be64.frame();
-  const auto w = be64.scratch(weights.rows, weights.cols);
-  const auto u = be64.scratch(pair.rows(), r);
-  be64.copy(const_view(weights), w);
+  const auto w = detail::wide_values(be64, weights);
+  const auto u = be64.scratch(weights.rows(), r);
   be64.copy(pair.u, u);
 
   const auto uu = be64.scratch(r, r);
@@ -115,43 +119,58 @@ index_t update_right(B& be, matrix_view<U, typename B::space> weights,
   return used;
 }
 
-/// W' as a matrix of its own, m × n. `cross`: n° × n, or empty, which gives W' = W. Where G' + λI
-/// is singular to rounding its pseudo-inverse is taken.
-/// Throws std::invalid_argument also for a negative or non-finite ridge, and for a ridge > 0 when
-/// n° differs from n.
-template <backend B, class U>
-matrix_of<B> shifted_weights(B& be, matrix_view<U, typename B::space> weights,
+/// W' as a matrix of its own, m × n. `cross`: n° × n, or empty, which gives W' = W. A
+/// pseudo-inverse stands in where G' + λI is singular to rounding. Throws std::invalid_argument
+/// also for a negative or non-finite ridge, and for a ridge > 0 when n° differs from n.
+template <backend B>
+matrix_of<B> shifted_weights(B& be, const weight<B>& weights,
                              block<const double, typename B::space> gram,
                              block<const double, typename B::space> cross, double ridge = 0.01) {
   using wide = wide_backend<B>;
-  const auto w0 = const_view(weights);
   const index_t n = gram.rows;
-  detail::check_shifted(be, w0, n, gram, cross);
+  detail::check_shifted(be, weights, n, gram, cross);
   detail::require(std::isfinite(ridge) && ridge >= 0, "ridge ", ridge, " is outside [0, inf)");
-  detail::require(ridge == 0 || w0.cols == n, "a ridge towards W needs original inputs of ", n,
-                  " features, not ", w0.cols);
+  detail::require(ridge == 0 || weights.cols() == n, "a ridge towards W needs original inputs of ",
+                  n, " features, not ", weights.cols());
   wide be64(be);
   auto frame = be64.frame();
-  const auto w = be64.scratch(w0.rows, w0.cols);
+  const auto w = detail::wide_values(be64, weights);
   const auto g = be64.scratch(n, n);
-  const auto fitted = be64.scratch(n, w0.rows); // W'ᵀ
-  be64.copy(w0, w);
-  be64.copy(gram.view(), g);
+  const auto fitted = be64.scratch(n, w.rows); // W'ᵀ
+  be64.copy(gram, g);
   std::vector<double> diagonal(static_cast<std::size_t>(n));
   be64.diagonal(g, diagonal);
   const double lambda =
       ridge * std::accumulate(diagonal.begin(), diagonal.end(), 0.0) / static_cast<double>(n);
   be64.gemm(op::transpose, op::transpose, 1.0, cross.empty() ? gram : cross, w, 0.0, fitted);
   if (lambda > 0) {
-    const auto pull = be64.scratch(n, w0.rows);
-    be64.copy(w0.transposed(), pull);
+    const auto pull = be64.scratch(n, w.rows);
+    be64.copy(w.transposed(), pull);
     be64.add(lambda, pull, fitted);
     be64.shift_diagonal(g, lambda);
   }
   detail::solve_semidefinite<wide>(be64, g, fitted);
-  auto result = be.allocate(w0.rows, n);
+  auto result = be.allocate(w.rows, n);
   be.copy(fitted.transposed(), result.ref());
   return result;
+}
+
+/// The same for a W that is not prepared yet.
+template <backend B, readable_matrix<typename B::space> M>
+index_t update_left(B& be, const M& weights, low_rank<typename B::scalar, typename B::space>& pair,
+                    block<const double, typename B::space> gram,
+                    block<const double, typename B::space> cross = {}) {
+  return update_left(be, weight<B>(be, weights), pair, gram, cross);
+}
+template <backend B, readable_matrix<typename B::space> M>
+index_t update_right(B& be, const M& weights,
+                     low_rank<typename B::scalar, typename B::space>& pair) {
+  return update_right(be, weight<B>(be, weights), pair);
+}
+template <backend B, readable_matrix<typename B::space> M>
+matrix_of<B> shifted_weights(B& be, const M& weights, block<const double, typename B::space> gram,
+                             block<const double, typename B::space> cross, double ridge = 0.01) {
+  return shifted_weights(be, weight<B>(be, weights), gram, cross, ridge);
 }
 
 } // namespace v0

@@ -5,8 +5,6 @@
 //   apply         y = U(Vx) + b      2r(m+n) flops a vector instead of 2mn
 //   materialise   Ŵ = U·V            2mnr flops
 //   split         U·D, D⁻¹·V with a diagonal D that moves the rows' norms of V to either side
-//   losses        ‖(W−Ŵ)F‖_F² for any metric factor F, from the residual itself, so that a small
-//                 loss has no cancellation: 2mnr + 4mn² flops, 2mnr + 2mn² for a triangular F
 #pragma once
 
 #include <algorithm>
@@ -31,12 +29,6 @@ struct low_rank {
   index_t cols() const { return v.cols(); }
   index_t rank() const { return u.cols(); }
   index_t parameters() const { return u.size() + v.size(); }
-};
-
-/// A squared Frobenius loss, and its share of the same norm of W.
-struct loss {
-  double absolute = 0;
-  double relative = 0; ///< absolute / ‖W·F‖_F²; 0 when both are 0
 };
 
 namespace detail {
@@ -92,7 +84,7 @@ void apply(B& be, matrix_view<const typename B::scalar, typename B::space> u,
   if (biased) {
     const auto ones = be.scratch(1, x.cols);
     be.fill(ones, T{1});
-    detail::product(be, bias, block<const T, typename B::space>(ones).view(), T{0}, y);
+    detail::product(be, bias, const_view(ones), T{0}, y);
     keep = T{1};
   }
   // The inner product in the layout of x, so that both gemms read along memory.
@@ -122,10 +114,10 @@ void materialise(B& be, const low_rank<typename B::scalar, typename B::space>& p
   auto frame = be.frame();
   const auto w = be.scratch(pair.rows(), pair.cols());
   be.gemm(op::none, op::none, T{1}, pair.u, pair.v, T{0}, w);
-  be.copy(const_block_of<B>(w), out);
+  be.copy(w, out);
 }
 
-/// Where the scale of the pair sits.
+/// The factor that carries the scale of the pair.
 enum class scale_split : std::uint8_t {
   right,   ///< as made: U orthonormal (projector methods), V carries the scale
   left,    ///< rows of V of norm 1, U carries the scale
@@ -163,77 +155,6 @@ void split(B& be, low_rank<typename B::scalar, typename B::space>& pair, scale_s
   be.scale_cols(pair.u, d);
   be.upload({to_v.data(), pair.rank(), 1, pair.rank()}, d);
   be.scale_rows(d, pair.v);
-}
-
-/// ‖(W−U·V)F‖_F² and its share of ‖W·F‖_F²; F from the metric (identity: the weight loss, a
-/// whitening factor: the activation loss). W in any storage type. Formed from the residual, in the
-/// backend's scalar with norms summed in double: the relative error of the loss is about
-/// eps·(‖W·F‖ + ‖residual·F‖)/‖residual·F‖. Workspace mn + m·width scalars; blocks.
-/// Throws std::invalid_argument for shapes that do not fit.
-template <backend B, class U>
-loss weighted_loss(B& be, matrix_view<U, typename B::space> w,
-                   const low_rank<typename B::scalar, typename B::space>& pair,
-                   const metric<typename B::space>& m = {}) {
-  using T = typename B::scalar;
-  detail::check_nonempty(w, "W");
-  detail::check_shape(w, pair.rows(), pair.cols(), "W");
-  detail::check_metric(m, w.cols, "the metric's factor");
-  const double largest = detail::require_finite(be, const_view(w), "W");
-  // Scaled to magnitude 1, so that squares of weights of 1e30 stay within float.
-  const double unit = detail::power_of_two_above(largest);
-
-  auto frame = be.frame();
-  const auto residual = be.scratch(w.rows, w.cols);
-  const auto weighed = be.scratch(w.rows, m.width(w.cols));
-  be.copy(const_view(w), residual);
-  be.scale(static_cast<T>(1 / unit), residual);
-  detail::weigh<B>(be, residual, m, weighed);
-  const double total = be.dot(weighed, weighed);
-  be.gemm(op::none, op::none, static_cast<T>(-1 / unit), pair.u, pair.v, T{1}, residual);
-  detail::weigh<B>(be, residual, m, weighed);
-  const double lost = be.dot(weighed, weighed);
-  return {lost * unit * unit, total == 0 ? 0 : lost / total};
-}
-
-/// ‖W−U·V‖_F².
-template <backend B, class U>
-loss weight_loss(B& be, matrix_view<U, typename B::space> w,
-                 const low_rank<typename B::scalar, typename B::space>& pair) {
-  return weighted_loss(be, w, pair);
-}
-
-/// tr((W−U·V) G (W−U·V)ᵀ) = ‖(W−U·V)X‖_F² from a Gram alone, in double: no factor of G is needed,
-/// so no damping enters. Rounding may leave up to about −n·eps·‖W‖²‖G‖. Workspace 3mn + n² doubles.
-template <backend B, class U, class V>
-loss activation_loss(B& be, matrix_view<U, typename B::space> w,
-                     const low_rank<typename B::scalar, typename B::space>& pair,
-                     matrix_view<V, typename B::space> gram) {
-  using wide = wide_backend<B>;
-  detail::check_nonempty(w, "W");
-  detail::check_shape(w, pair.rows(), pair.cols(), "W");
-  detail::check_nonempty(gram, "the Gram");
-  detail::check_shape(gram, w.cols, w.cols, "the Gram");
-  detail::require_finite(be, const_view(w), "W");
-  detail::require_finite(be, const_view(gram), "the Gram");
-  wide be64(be);
-  auto frame = be64.frame();
-  const auto g = be64.scratch(gram.rows, gram.cols);
-  const auto residual = be64.scratch(w.rows, w.cols);
-  const auto weighed = be64.scratch(w.rows, w.cols);
-  const auto u = be64.scratch(pair.rows(), pair.rank());
-  const auto v = be64.scratch(pair.rank(), pair.cols());
-  be64.copy(const_view(gram), g);
-  be64.copy(const_view(w), residual);
-  be64.copy(pair.u.view(), u);
-  be64.copy(pair.v.view(), v);
-  const auto quadratic = [&] {
-    be64.gemm(op::none, op::none, 1.0, residual, g, 0.0, weighed);
-    return be64.dot(weighed, residual);
-  };
-  const double total = quadratic();
-  be64.gemm(op::none, op::none, -1.0, u, v, 1.0, residual);
-  const double lost = quadratic();
-  return {lost, total == 0 ? 0 : lost / total};
 }
 
 } // namespace v0

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Eigenvalues of a small symmetric h = ZᵀZ (b × b, double) that a block iteration steers by: the
-// ends of the spectrum by a few steps of inverse and of power iteration.
+// The smallest and the largest eigenvalues of a small symmetric h = ZᵀZ (b × b, double), roughly: a
+// block iteration steers by them. A few steps of inverse and of power iteration find them.
 //   cost        b³/3 flops and 20 b² for each of the lowest values
 //   workspace   b² and 2b doubles for each of the lowest values
 //   blocks      yes
@@ -57,8 +57,8 @@ struct ritz_interval {
   double highest = 0; ///< θ_1
 };
 
-/// Of h, whose entries are good to eps·θ_1: the lowest by inverse iteration, the highest by power
-/// iteration.
+/// The ends of the spectrum of h, whose entries are good to eps·θ_1. Inverse iteration finds the
+/// lowest values, power iteration the highest.
 template <backend W>
 ritz_interval ritz_interval_of(W& be64, block_of<W> h, index_t dropped, double eps,
                                std::uint64_t seed) {
@@ -90,7 +90,7 @@ ritz_interval ritz_interval_of(W& be64, block_of<W> h, index_t dropped, double e
   ritz_interval theta;
   theta.lowest = (std::max)(values.front(), shift);
   theta.wanted = values[static_cast<std::size_t>((std::min)(dropped, count - 1))];
-  // At small ranks h may have fewer values than are not wanted: the others are locked.
+  // h may have fewer values than are not wanted where the rank is small: the others are locked.
   for (index_t i = 0; i < (std::min)(dropped, count); ++i)
     theta.beyond += (std::max)(values[static_cast<std::size_t>(i)], 0.0);
   theta.highest = (std::max)(largest_eigenvalue(be64, h, seed + 1), theta.wanted);

@@ -26,6 +26,9 @@ struct weight {
 
   matrix<scalar, space> values; ///< W / unit
   double unit = 1;              ///< a power of two
+  /// What the model's gradients say of W's outputs, for methods that ask: Σ_j F_ij of the Fisher
+  /// information F, m × 1, in the caller's memory; empty where it is not known.
+  block<const double, space> row_importance = {};
 
   /// `name` stands in the messages of errors.
   template <readable_matrix<space> M>

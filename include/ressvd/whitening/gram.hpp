@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Streaming Gram accumulation: G = Σ_batches X·Xᵀ over calibration activations X (features ×
-// tokens), and in the same pass, when asked, the cross-Gram C = Σ X°·Xᵀ with a second input X°
-// (the activations of the uncompressed model) and Σ_t |x_it| (ASVD's channel means).
+// tokens). The same pass sums Σ_t |x_it| (ASVD's channel means) and, when asked, the cross-Gram
+// C = Σ X°·Xᵀ with a second input X° (the activations of the uncompressed model).
 //
 //   cost        (n² + 512n)t flops a batch of t tokens on the CPU (the symmetry is used, by panels
 //               of 512 columns), 2n·n°t more for C
@@ -10,9 +10,9 @@
 //   workspace   scratch for one chunk of at most 2048 tokens in the product type
 //   blocks      the finiteness check of add waits for its result, unless finite_check::deferred
 //   precision   products of float, half and bfloat16 are formed in float, 2048 at a time, and
-//               summed in the backend's scalar, so this should be double; batches whose magnitude
-//               would leave float's range are formed in double (not under finite_check::deferred,
-//               which does not look at the magnitude)
+//               summed in double, whatever the backend's scalar; batches whose magnitude would
+//               leave float's range are formed in double (not under finite_check::deferred, which
+//               does not look at the magnitude)
 //   source      SVD-LLM, arXiv 2403.07378, section 3 (G); the means: ASVD, arXiv 2312.05821
 #pragma once
 
@@ -38,7 +38,7 @@ enum class finite_check : std::uint8_t { immediate, deferred };
 
 struct gram_options {
   std::string name = "activations"; ///< what error messages call the batches
-  bool channel_means = false;       ///< also sum |x| for each feature
+  bool channel_means = true;        ///< also sum |x| for each feature
   index_t cross_features = 0;       ///< features of the second input; 0: no cross-Gram
   finite_check check = finite_check::immediate;
 };
@@ -56,13 +56,12 @@ struct gram_state {
 template <backend B>
 class gram_accumulator {
  public:
-  using scalar = typename B::scalar;
   using space = typename B::space;
 
   /// An empty accumulator for activations of `features` channels. Allocates and clears the sums.
   /// Throws std::invalid_argument unless features ≥ 1.
-  gram_accumulator(B be, index_t features, gram_options options = {})
-      : be_(std::move(be)), options_(std::move(options)) {
+  gram_accumulator(const B& be, index_t features, gram_options options = {})
+      : be_(be), options_(std::move(options)) {
     detail::require(features >= 1, "a Gram of ", features, " features was asked for");
     detail::require(options_.cross_features >= 0, "a cross-Gram of ", options_.cross_features,
                     " features was asked for");
@@ -74,8 +73,8 @@ class gram_accumulator {
   /// G += X·Xᵀ for a batch of any number of tokens, any layout and leading dimension.
   /// Throws std::invalid_argument for a wrong shape, nonfinite_error for NaN or infinity; the sums
   /// are unchanged then.
-  template <class U>
-  void add(matrix_view<U, space> batch, token_order order = token_order::tokens_by_features) {
+  template <readable_matrix<space> X>
+  void add(const X& batch, token_order order = token_order::tokens_by_features) {
     detail::require(options_.cross_features == 0, options_.name,
                     ": a cross-Gram is accumulated, so each batch needs its second input");
     const auto x = checked(const_view(batch), order, features(), options_.name);
@@ -83,9 +82,8 @@ class gram_accumulator {
   }
 
   /// G += X·Xᵀ and C += X°·Xᵀ: `original` holds the same tokens as `batch`, in the same order.
-  template <class U>
-  void add(matrix_view<U, space> batch, matrix_view<U, space> original,
-           token_order order = token_order::tokens_by_features) {
+  template <readable_matrix<space> X, readable_matrix<space> Y>
+  void add(const X& batch, const Y& original, token_order order = token_order::tokens_by_features) {
     detail::require(options_.cross_features > 0, options_.name,
                     ": a second input was given, but no cross-Gram is accumulated");
     const auto x = checked(const_view(batch), order, features(), options_.name);
@@ -109,9 +107,9 @@ class gram_accumulator {
         "cannot merge a Gram of ", other.features(), " features (means ",
         other.options_.channel_means, ", cross ", other.options_.cross_features, ") into one of ",
         features(), " (means ", options_.channel_means, ", cross ", options_.cross_features, ")");
-    be_.add(scalar{1}, other.gram_.ref(), gram_);
-    if (options_.channel_means) be_.add(scalar{1}, other.abs_sum_.ref(), abs_sum_);
-    if (options_.cross_features > 0) be_.add(scalar{1}, other.cross_.ref(), cross_);
+    be_.add(1.0, other.gram_.ref(), gram_);
+    if (options_.channel_means) be_.add(1.0, other.abs_sum_.ref(), abs_sum_);
+    if (options_.cross_features > 0) be_.add(1.0, other.cross_.ref(), cross_);
     tokens_ += other.tokens_;
   }
 
@@ -120,27 +118,32 @@ class gram_accumulator {
 
   /// G, both triangles. Valid until the next call that changes the sums.
   /// Throws nonfinite_error when a batch accepted under finite_check::deferred spoiled the sums.
-  block<const scalar, space> gram() {
+  block<const double, space> gram() {
     be_.mirror_lower(gram_);
     return read(gram_);
   }
 
   /// C = Σ X°·Xᵀ, cross_features × features.
-  block<const scalar, space> cross() {
+  block<const double, space> cross() {
     detail::require(options_.cross_features > 0, options_.name, ": no cross-Gram was accumulated");
     return read(cross_);
   }
 
   /// mean_t |x_it|, features × 1, owned by the caller.
-  matrix<scalar, space> mean_abs() {
+  matrix<double, space> mean_abs() {
     detail::require(options_.channel_means, options_.name, ": no channel means were accumulated");
     detail::require(tokens_ > 0, options_.name, ": no tokens were accumulated");
     read(abs_sum_);
     auto mean = be_.allocate(features(), 1);
     be_.copy(abs_sum_, mean.ref());
-    be_.scale(static_cast<scalar>(1.0 / static_cast<double>(tokens_)), mean);
+    be_.scale(1.0 / static_cast<double>(tokens_), mean);
     return mean;
   }
+
+  /// The backend that it sums on.
+  B handle() const { return B(be_); }
+  bool has_channel_means() const { return options_.channel_means; }
+  const std::string& name() const { return options_.name; }
 
   /// The sums on the host. Blocks.
   gram_state state() {
@@ -153,10 +156,10 @@ class gram_accumulator {
   }
 
   /// Continues from a state; the options must ask for the statistics that the state has.
-  static gram_accumulator from_state(B be, const gram_state& s, gram_options options = {}) {
+  static gram_accumulator from_state(const B& be, const gram_state& s, gram_options options = {}) {
     options.channel_means = !s.abs_sum.empty();
     options.cross_features = s.cross_features;
-    gram_accumulator g(std::move(be), s.features, std::move(options));
+    gram_accumulator g(be, s.features, std::move(options));
     detail::require(s.tokens >= 0, "a Gram state has ", s.tokens, " tokens");
     g.from_host(s.gram, g.gram_, "gram");
     if (!s.abs_sum.empty()) g.from_host(s.abs_sum, g.abs_sum_, "abs_sum");
@@ -172,9 +175,9 @@ class gram_accumulator {
     double max_abs;
   };
 
-  matrix<scalar, space> zeros(index_t rows, index_t cols) {
+  matrix<double, space> zeros(index_t rows, index_t cols) {
     auto m = be_.allocate(rows, cols);
-    be_.fill(m, scalar{0});
+    be_.fill(m, 0.0);
     return m;
   }
 
@@ -200,13 +203,13 @@ class gram_accumulator {
   template <class U, class F>
   void in_product_range(matrix_view<const U, space> x, double max_abs, F f) {
     const bool fits = max_abs < 0x1p58 && (max_abs > 0x1p-51 || max_abs == 0);
-    if (fits || !std::is_same_v<scalar, double> || std::is_same_v<U, double>) return f(x, 0);
+    if (fits || std::is_same_v<U, double>) return f(x, 0);
     constexpr index_t chunk = 2048;
     for (index_t t = 0; t < x.cols; t += chunk) {
       auto frame = be_.frame();
       const auto copy = be_.scratch(x.rows, (std::min)(chunk, x.cols - t));
       be_.copy(x.part(0, t, copy.rows, copy.cols), copy);
-      f(block<const scalar, space>(copy).view(), t);
+      f(const_view(copy), t);
     }
   }
 
@@ -219,38 +222,37 @@ class gram_accumulator {
       auto frame = be_.frame();
       const auto copy = be_.scratch(y.rows, y.cols);
       be_.copy(y, copy);
-      f(block<const scalar, space>(copy).view());
+      f(const_view(copy));
     }
   }
 
-  block<const scalar, space> read(const matrix<scalar, space>& sums) {
+  block<const double, space> read(const matrix<double, space>& sums) {
     if (options_.check == finite_check::deferred) {
       detail::require_finite(be_, sums.view(), options_.name.c_str());
     }
     return sums.ref();
   }
 
-  std::vector<double> to_host(block<const scalar, space> a) {
-    std::vector<scalar> host(static_cast<std::size_t>(a.size()));
+  std::vector<double> to_host(block<const double, space> a) {
+    std::vector<double> host(static_cast<std::size_t>(a.size()));
     be_.download(a, {host.data(), a.rows, a.cols, a.rows});
-    return {host.begin(), host.end()};
+    return host;
   }
 
-  void from_host(const std::vector<double>& values, matrix<scalar, space>& out, const char* what) {
+  void from_host(const std::vector<double>& values, matrix<double, space>& out, const char* what) {
     detail::require(static_cast<index_t>(values.size()) == out.size(), "the Gram state's ", what,
                     " has ", values.size(), " values, expected ", out.size());
     for (const double v : values) {
       detail::require<nonfinite_error>(std::isfinite(v), "the Gram state's ", what, " has ", v);
     }
-    const std::vector<scalar> host(values.begin(), values.end());
-    be_.upload({host.data(), out.rows(), out.cols(), out.rows()}, out);
+    be_.upload({values.data(), out.rows(), out.cols(), out.rows()}, out);
   }
 
-  B be_;
+  wide_backend<B> be_;
   gram_options options_;
-  matrix<scalar, space> gram_;
-  matrix<scalar, space> abs_sum_;
-  matrix<scalar, space> cross_;
+  matrix<double, space> gram_;
+  matrix<double, space> abs_sum_;
+  matrix<double, space> cross_;
   index_t tokens_ = 0;
 };
 

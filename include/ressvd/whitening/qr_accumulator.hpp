@@ -39,10 +39,10 @@ class qr_accumulator {
   }
 
   /// Takes in a batch; shapes, layouts and errors as in gram_accumulator::add.
-  template <class U>
-  void add(matrix_view<U, space> batch, token_order order = token_order::tokens_by_features) {
-    detail::check_view(batch, name_.c_str());
+  template <readable_matrix<space> X>
+  void add(const X& batch, token_order order = token_order::tokens_by_features) {
     const auto given = const_view(batch);
+    detail::check_view(given, name_.c_str());
     const auto x = order == token_order::tokens_by_features ? given : given.transposed();
     detail::require(x.cols == features(), name_, " has ", x.cols, " features, expected ",
                     features());
@@ -63,7 +63,7 @@ class qr_accumulator {
     detail::require(other.features() == features(), "cannot merge a QR factor of ",
                     other.features(), " features into one of ", features());
     reduce();
-    be_.copy(other.factor().view(), stack_.ref().part(features(), 0, features(), features()));
+    be_.copy(other.factor(), stack_.ref().part(features(), 0, features(), features()));
     buffered_ = features();
     reduce();
     tokens_ += other.tokens_;
@@ -84,7 +84,7 @@ class qr_accumulator {
     if (buffered_ == 0) return;
     auto frame = be_.frame();
     const auto rows = be_.scratch(features() + buffered_, features());
-    be_.copy(stack_.ref().top_rows(rows.rows).view(), rows);
+    be_.copy(stack_.ref().top_rows(rows.rows), rows);
     be_.triangularize(rows, stack_.ref().top_rows(features()));
     buffered_ = 0;
   }

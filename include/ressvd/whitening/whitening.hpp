@@ -46,8 +46,8 @@ struct whitening_report {
   double damping = 0;          ///< δ added to the diagonal, ridge included, in the units of G
   double relative_damping = 0; ///< δ / mean(diag G)
   int attempts = 0;            ///< Cholesky factorisations tried
-  /// Estimate of G's condition number after damping: from the pivots a lower bound, from
-  /// eigenvalues exact. Infinity for a singular G.
+  /// Estimate of G's condition number after damping: a lower bound from the pivots, exact from
+  /// eigenvalues. Infinity for a singular G.
   double condition = 1;
   /// Eigenvalues above n·eps of the largest, where eigenvalues are known.
   std::optional<index_t> rank = std::nullopt;
@@ -143,10 +143,10 @@ void eigenvalue_factor(W& be, const_block_of<W> g, block_of<W> factor, whitening
 /// Throws std::invalid_argument for an empty or non-square G and where ridge or damping overflow,
 /// nonfinite_error for NaN or infinity, indefinite_error for a G that is not positive semidefinite
 /// beyond rounding.
-template <backend B, class U>
-whitening<B> whiten(B& be, matrix_view<U, typename B::space> gram,
-                    const whitening_options& options = {}) {
+template <backend B, readable_matrix<typename B::space> G>
+whitening<B> whiten(B& be, const G& gram_matrix, const whitening_options& options = {}) {
   using wide = wide_backend<B>;
+  const auto gram = const_view(gram_matrix);
   detail::check_gram<B>(gram);
   detail::require(options.damping > 0 && options.max_damping >= options.damping &&
                       std::isfinite(options.max_damping) && options.ridge >= 0 &&
@@ -156,9 +156,9 @@ whitening<B> whiten(B& be, matrix_view<U, typename B::space> gram,
   wide be64(be);
   auto frame = be64.frame();
   const auto g = be64.scratch(gram.rows, gram.cols);
-  be64.copy(const_view(gram), g);
+  be64.copy(gram, g);
   const double mean = detail::checked_mean_diagonal<wide>(be64, g);
-  // Of no diagonal element more than this comes out.
+  // No diagonal element grows beyond this.
   const double largest =
       mean * (static_cast<double>(g.rows) + options.ridge + 2 * options.max_damping);
   detail::require(std::isfinite(largest), "whitening damping up to ", options.max_damping,
@@ -192,10 +192,12 @@ whitening<B> whiten(B& be, matrix_view<U, typename B::space> gram,
   return result;
 }
 
-template <backend B, class T>
-whitening<B> whiten(B& be, block<T, typename B::space> gram,
+/// Whitening factor of what was accumulated. Throws std::invalid_argument without any tokens, too.
+template <backend B, backend A>
+whitening<B> whiten(B& be, gram_accumulator<A>& accumulator,
                     const whitening_options& options = {}) {
-  return whiten(be, gram.view(), options);
+  detail::require(accumulator.tokens() > 0, accumulator.name(), ": no tokens were accumulated");
+  return whiten(be, accumulator.gram(), options);
 }
 
 /// The factor Rᵀ of a streaming QR, copied: the accumulator may go on.
@@ -204,7 +206,7 @@ whitening<B> whiten(B& be, qr_accumulator<A>& accumulator) {
   wide_backend<B> be64(be);
   const auto r = accumulator.factor();
   whitening<B> result{.factor = be64.allocate(r.rows, r.cols)};
-  be64.copy(r.view().transposed(), result.factor.ref());
+  be64.copy(r.transposed(), result.factor.ref());
   std::vector<double> pivots(static_cast<std::size_t>(r.rows));
   be64.diagonal(result.factor, pivots);
   result.report.path = whitening_path::qr;
@@ -213,15 +215,16 @@ whitening<B> whiten(B& be, qr_accumulator<A>& accumulator) {
 }
 
 /// Tempered whitening: the metric μ(G/μ)ᵖ, μ = tr(G)/n, p in [0, 1]. Errors as in whiten.
-template <backend B, class U>
-whitening<B> whiten_power(B& be, matrix_view<U, typename B::space> gram, double power) {
+template <backend B, readable_matrix<typename B::space> G>
+whitening<B> whiten_power(B& be, const G& gram_matrix, double power) {
   using wide = wide_backend<B>;
+  const auto gram = const_view(gram_matrix);
   detail::check_gram<B>(gram);
   detail::require(power >= 0 && power <= 1, "whitening power ", power, " is outside [0, 1]");
   wide be64(be);
   auto frame = be64.frame();
   const auto g = be64.scratch(gram.rows, gram.cols);
-  be64.copy(const_view(gram), g);
+  be64.copy(gram, g);
   const double mean = detail::checked_mean_diagonal<wide>(be64, g);
 
   whitening<B> result{.factor = be64.allocate(g.rows, g.cols), .kind = metric_kind::dense};
@@ -231,11 +234,6 @@ whitening<B> whiten_power(B& be, matrix_view<U, typename B::space> gram, double 
     return mean == 0 ? 0.0 : std::sqrt(mean * std::pow(v / mean, power));
   });
   return result;
-}
-
-template <backend B, class T>
-whitening<B> whiten_power(B& be, block<T, typename B::space> gram, double power) {
-  return whiten_power(be, gram.view(), power);
 }
 
 } // namespace v0

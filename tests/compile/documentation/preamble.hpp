@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the texts leave out: an engine's variables and functions. Compiled, never linked.
+// The variables and functions of an engine, which the texts leave out. Compiled, never linked.
 #pragma once
 
 #include <cstddef>
 #include <exception>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "ressvd/compiled.hpp"
@@ -39,9 +40,9 @@ double final_layer_error(index_t layers, double ratio);
 extern backend be;
 extern const ressvd::matrix_view<const float> weights;
 extern const ressvd::matrix_view<const float> fisher;
-extern const ressvd::calibration<backend> data;
-extern ressvd::gram_accumulator<wide_backend> gram, shifted;
-extern const ressvd::block<const double> shifted_gram;
-extern const ressvd::matrix<double> means;
+extern const float *wq, *wk; // out × in
+extern ressvd::gram_accumulator<backend> gram;
+extern ressvd::calibration<backend> input;
+extern ressvd::shifted_input<backend> shifted;
 extern const ressvd::whitening<backend> whitening;
 extern ressvd::low_rank<float> pair;

@@ -8,6 +8,6 @@ void refused(ressvd::eigen_backend<float> cpu,
              ressvd::matrix_view<const float, ressvd::cuda_space> device) {
   ressvd::gram_accumulator<ressvd::eigen_backend<float>> gram(cpu, 4);
   gram.add(device);
-  truncated_svd(cpu, device, {}, {}, {.rank = 1});
+  truncated_svd(cpu, device, {}, {}, 1);
   whiten(cpu, device);
 }

@@ -6,6 +6,6 @@
 void refused(ressvd::cuda_backend<float> gpu, ressvd::matrix_view<const float> host) {
   ressvd::gram_accumulator<ressvd::cuda_backend<float>> gram(gpu, 4);
   gram.add(host);
-  truncated_svd(gpu, host, {}, {}, {.rank = 1});
+  truncated_svd(gpu, host, {}, {}, 1);
   whiten(gpu, host);
 }

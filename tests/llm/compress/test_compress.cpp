@@ -12,11 +12,10 @@
 
 #include <nlohmann/json.hpp>
 
-#include "compress/calibration.hpp"
 #include "compress/compress.hpp"
-#include "compress/output.hpp"
+#include "compress/model_passes.hpp"
+#include "compress/samples.hpp"
 #include "compress/scratch_file.hpp"
-#include "compress/workbench.hpp"
 #include "io/error.hpp"
 #include "llm/io/temporary.hpp"
 #include "llm/model/fixture.hpp"
@@ -34,7 +33,7 @@ compress_options options_for(const std::filesystem::path& model,
   o.model = model;
   o.output = output;
   o.ratio = 0.4;
-  o.method = method::svd_llm;
+  o.method = "svd-llm";
   o.allocation = allocation::uniform;
   o.samples = 24;
   o.seqlen = 16;
@@ -74,8 +73,8 @@ double squared_distance(const checkpoint& original, const checkpoint& factored,
   return sum;
 }
 
-const std::vector<method> methods_without_files = {
-    method::svd, method::asvd, method::svd_llm, method::adasvd, method::ressvd, method::tempered};
+const std::vector<std::string> methods_without_files = {"svd",    "asvd",   "svd-llm",
+                                                        "adasvd", "ressvd", "tempered"};
 
 } // namespace
 
@@ -88,7 +87,7 @@ TEST_CASE("Ratio 0 keeps every tensor of every family", "[compress]") {
     o.ratio = 0;
     o.type.reset();
     const auto report = compress(o);
-    CHECK(report["achieved_ratio"] == 0.0);
+    CHECK(report.achieved_ratio == 0.0);
     const checkpoint before = checkpoint::open(f.directory);
     const checkpoint after = checkpoint::open(o.output);
     REQUIRE(before.names() == after.names());
@@ -107,14 +106,14 @@ TEST_CASE("Factored and dense outputs of one run agree, for every family and met
           "[compress]") {
   for (const std::string& family : testing::families) {
     const fixture f(family);
-    for (const method m : methods_without_files) {
-      INFO(family << ", " << name_of(m));
+    for (const std::string& m : methods_without_files) {
+      INFO(family << ", " << m);
       const temporary_directory dir;
       auto o = options_for(f.directory, dir / "factored");
       o.method = m;
       o.power = 0.6;
       const auto report = compress(o);
-      CHECK(report["achieved_ratio"].get<double>() >= o.ratio);
+      CHECK(report.achieved_ratio >= o.ratio);
 
       const auto factored = logits_of(o.output, f);
       o.output = dir / "dense";
@@ -133,8 +132,8 @@ TEST_CASE("Factored and dense outputs of one run agree, for every family and met
 
 TEST_CASE("The report's figures are those of the written checkpoint", "[compress]") {
   const fixture f("llama");
-  for (const method m : {method::svd, method::svd_llm, method::ressvd, method::tempered}) {
-    INFO(name_of(m));
+  for (const std::string m : {"svd", "svd-llm", "ressvd", "tempered"}) {
+    INFO(m);
     const temporary_directory dir;
     auto o = options_for(f.directory, dir / "out");
     o.method = m;
@@ -152,49 +151,49 @@ TEST_CASE("The report's figures are those of the written checkpoint", "[compress
     std::size_t index = 0;
     for (std::int64_t layer = 0; layer < f.config.layers; ++layer) {
       for (const linear_module& module : linear_modules(f.config, layer)) {
-        const auto& entry = report["matrices"][index++];
-        CHECK(entry["name"] == module.prefix);
+        const matrix_report& entry = report.matrices[index++];
+        CHECK(entry.name == module.prefix);
         all += module.out * module.in;
-        if (entry["rank"].is_null()) {
+        if (!entry.factors) {
           CHECK(written.compressed->ranks.count(module.prefix) == 0);
           kept += module.out * module.in;
           continue;
         }
-        const std::int64_t rank = entry["rank"];
+        const factors_report& factors = *entry.factors;
+        const std::int64_t rank = factors.rank;
         CHECK(written.compressed->ranks.at(module.prefix) == rank);
         kept += rank * (module.out + module.in);
         // Energies are sums over float products: eps of the total.
-        const double total = entry["weight_loss"]["absolute"].get<double>() /
-                             entry["weight_loss"]["relative"].get<double>();
-        CHECK_THAT(entry["weight_loss"]["absolute"].get<double>(),
+        REQUIRE(factors.weight_loss);
+        REQUIRE(factors.activation_loss);
+        const double total = factors.weight_loss->absolute / factors.weight_loss->relative;
+        CHECK_THAT(factors.weight_loss->absolute,
                    WithinAbs(squared_distance(before, after, module, rank), 1e-5 * total));
-        CHECK(entry["activation_loss"]["relative"].get<double>() >= 0);
-        CHECK(entry["activation_loss"]["relative"].get<double>() < 1);
-        if (m == method::ressvd && rank > 1) CHECK(entry["intermediate_rank"] < rank);
+        CHECK(factors.activation_loss->relative >= 0);
+        CHECK(factors.activation_loss->relative < 1);
+        if (m == "ressvd" && rank > 1) CHECK(factors.intermediate_rank < rank);
       }
     }
-    CHECK_THAT(report["achieved_ratio"].get<double>(),
+    CHECK_THAT(report.achieved_ratio,
                WithinAbs(1 - static_cast<double>(kept) / static_cast<double>(all), 1e-12));
 
     // The final-layer error of the chosen k, recomputed from the files.
     const language_model original = language_model::open(f.directory);
     const language_model compressed = language_model::open(o.output);
     const sample_set search = make_samples(o, original).calibration.first(o.search_samples);
-    workbench bench(o, original);
-    workbench other(o, compressed);
-    const double error = relative_error(bench.final_original(search), other.final_original(search));
-    const std::int64_t k = report["allocation"]["last_layers"];
+    const double error = relative_error(model_passes(original).final_original(search),
+                                        model_passes(compressed).final_original(search));
     double smallest = 1e300;
-    for (const auto& s : report["allocation"]["search"]) {
-      const double reported = s["final_layer_error"];
-      smallest = (std::min)(smallest, reported);
-      if (s["last_layers"] == k) CHECK_THAT(error, WithinRel(reported, 1e-4));
+    for (const last_layers_trial& trial : report.choice.search) {
+      smallest = (std::min)(smallest, trial.final_layer_error);
+      if (trial.last_layers == report.choice.last_layers)
+        CHECK_THAT(error, WithinRel(trial.final_layer_error, 1e-4));
     }
     CHECK_THAT(error, WithinRel(smallest, 1e-4));
 
     const auto windows = cut_windows(make_samples(o, original).heldout.ids, {.length = o.seqlen});
     cpu_forward engine(written);
-    CHECK_THAT(report["heldout"]["compressed_perplexity"].get<double>(),
+    CHECK_THAT(report.heldout->compressed_perplexity,
                WithinRel(perplexity(compressed, engine, windows).perplexity, 1e-6));
   }
 }
@@ -207,14 +206,14 @@ TEST_CASE("Allocations keep to the budget", "[compress]") {
       INFO(name_of(a) << ", multiple " << multiple);
       const temporary_directory dir;
       auto o = options_for(f.directory, dir / "out");
-      o.method = method::ressvd;
+      o.method = "ressvd";
       o.allocation = a;
       o.rank_multiple = multiple;
       o.ratio = 0.3;
       const auto report = compress(o);
-      CHECK(report["achieved_ratio"].get<double>() >= o.ratio - 1e-12);
-      for (const auto& m : report["matrices"]) {
-        if (!m["rank"].is_null()) CHECK(m["rank"].get<std::int64_t>() % multiple == 0);
+      CHECK(report.achieved_ratio >= o.ratio - 1e-12);
+      for (const matrix_report& m : report.matrices) {
+        if (m.factors) CHECK(m.factors->rank % multiple == 0);
       }
     }
   }
@@ -226,9 +225,9 @@ TEST_CASE("The residual stage serves ranks that no candidate has", "[compress]")
   // Ranks by importance depend on the original model alone, so both methods get the same.
   auto o = options_for(f.directory, dir / "whitened");
   o.allocation = allocation::importance;
-  o.method = method::svd_llm;
+  o.method = "svd-llm";
   compress(o);
-  o.method = method::ressvd;
+  o.method = "ressvd";
   o.beta = 0.5;
   o.output = dir / "compensated";
   const auto report = compress(o);
@@ -240,9 +239,9 @@ TEST_CASE("The residual stage serves ranks that no candidate has", "[compress]")
   int compared = 0;
   for (std::int64_t layer = 0; layer < f.config.layers; ++layer) {
     for (const linear_module& module : linear_modules(f.config, layer)) {
-      const auto& entry = report["matrices"][index++];
-      if (entry["rank"].is_null() || entry["intermediate_rank"] == entry["rank"]) continue;
-      const std::int64_t rank = entry["rank"];
+      const auto& factors = report.matrices[index++].factors;
+      if (!factors || factors->intermediate_rank == factors->rank) continue;
+      const std::int64_t rank = factors->rank;
       // The plain second stage lowers the weight loss, strictly where anything is left to lower.
       CHECK(squared_distance(original, compensated, module, rank) <
             squared_distance(original, whitened, module, rank));
@@ -328,7 +327,7 @@ TEST_CASE("A new truncation for inputs that are still the original's changes not
   o.output = dir / "fitted";
   o.retruncate = true;
   const auto report = compress(o);
-  CHECK(report["options"]["update_target"] == 0.5);
+  CHECK(to_json(report)["options"]["update_target"] == 0.5);
   const std::int64_t layer = f.config.layers - 1;
   const std::set<projection> same{projection::q, projection::k, projection::v};
   bool changed = false;
@@ -351,10 +350,10 @@ TEST_CASE("Fits to shifted inputs bring the logits closer", "[compress]") {
   const temporary_directory dir;
   auto o = options_for(f.directory, dir / "plain");
   o.samples = 48;
-  const double plain = compress(o)["heldout"]["divergence"];
+  const double plain = compress(o).heldout->divergence;
   o.retruncate = true;
   o.output = dir / "fitted";
-  const double fitted = compress(o)["heldout"]["divergence"];
+  const double fitted = compress(o).heldout->divergence;
   CHECK(fitted < plain);
 }
 
@@ -366,23 +365,23 @@ TEST_CASE("Rounds of probes keep what the held-out samples prefer", "[compress]"
   o.rounds = 3;
   o.probe_ranks = 2;
   const auto report = compress(o);
-  CHECK(report["achieved_ratio"].get<double>() >= o.ratio - 1e-12);
-  const auto& rounds = report["allocation"]["rounds"];
+  CHECK(report.achieved_ratio >= o.ratio - 1e-12);
+  const auto& rounds = report.choice.rounds;
   REQUIRE(rounds.size() >= 2);
-  CHECK(rounds[0]["accepted"] == true);
-  double best = rounds[0]["heldout_divergence"];
+  CHECK(rounds[0].accepted);
+  double best = rounds[0].heldout_divergence;
   for (std::size_t i = 1; i < rounds.size(); ++i) {
-    const double found = rounds[i]["heldout_divergence"];
-    CHECK(rounds[i]["accepted"] == (found < best));
+    const double found = rounds[i].heldout_divergence;
+    CHECK(rounds[i].accepted == (found < best));
     best = (std::min)(best, found);
   }
   // The accepted solution is the one that was written. The evaluation leaves out the last of the
   // 16 positions of each window, which predicts nothing there.
-  CHECK_THAT(report["heldout"]["divergence"].get<double>(), WithinRel(best, 1.0 / 16));
+  CHECK_THAT(report.heldout->divergence, WithinRel(best, 1.0 / 16));
   std::map<std::string, int> probed;
-  for (const auto& p : report["allocation"]["probes"])
-    ++probed[p["name"]];
-  CHECK(probed.size() == report["matrices"].size());
+  for (const probe_report& p : report.choice.probes)
+    ++probed[p.name];
+  CHECK(probed.size() == report.matrices.size());
   for (const auto& [name, count] : probed)
     CHECK(count == 2);
 
@@ -396,11 +395,11 @@ TEST_CASE("A Fisher file of ones makes fwsvd plain SVD", "[compress]") {
   const fixture f("llama");
   const temporary_directory dir;
   auto o = options_for(f.directory, dir / "svd");
-  o.method = method::svd;
+  o.method = "svd";
   const auto plain_report = compress(o);
   const auto plain = logits_of(o.output, f);
 
-  o.method = method::fwsvd;
+  o.method = "fwsvd";
   o.output = dir / "fwsvd";
   CHECK_THROWS_WITH(compress(o), contains_text("--fisher"));
   CHECK_FALSE(std::filesystem::exists(o.output));
@@ -417,11 +416,11 @@ TEST_CASE("A Fisher file of ones makes fwsvd plain SVD", "[compress]") {
   const auto report = compress(o);
   // Two roads to the same projection, Ŵ = QQᵀW and WQQᵀ: they part where singular values are close.
   CHECK(relative_difference(plain, logits_of(o.output, f)) < 1e-3);
-  for (std::size_t i = 0; i < report["matrices"].size(); ++i) {
-    const auto& entry = report["matrices"][i];
-    if (entry["rank"].is_null()) continue;
-    const double expected = plain_report["matrices"][i]["activation_loss"]["relative"];
-    CHECK_THAT(entry["activation_loss"]["relative"].get<double>(), WithinAbs(expected, 1e-3));
+  for (std::size_t i = 0; i < report.matrices.size(); ++i) {
+    const auto& factors = report.matrices[i].factors;
+    if (!factors) continue;
+    const double expected = plain_report.matrices[i].factors->activation_loss->relative;
+    CHECK_THAT(factors->activation_loss->relative, WithinAbs(expected, 1e-3));
   }
 }
 

@@ -61,7 +61,7 @@ fs::path partial_of(fs::path output) {
   return output += ".partial";
 }
 
-// Until the run has begun to write.
+// Waits until the run has begun to write.
 void wait_for_output(const fs::path& output) {
   const auto limit = steady_clock::now() + std::chrono::minutes(1);
   while (!fs::exists(partial_of(output)) && !fs::exists(output)) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What all CPU backends share: the context, the element-wise members of the backend concept, and
+// The base of all CPU backends: the context, the element-wise members of the backend concept, and
 // the blocked triangular members, which split until a small triangle is left so that nearly all
 // their flops run in the derived backend's gemm.
 //
@@ -12,42 +12,17 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <new>
 #include <numbers>
 #include <span>
 #include <type_traits>
 
+#include "ressvd/backend/cpu/host_context.hpp"
 #include "ressvd/backend/cpu/host_values.hpp"
 #include "ressvd/core/backend.hpp"
 #include "ressvd/core/workspace.hpp"
 
 namespace ressvd {
 inline namespace v0 {
-
-/// Cache-aligned memory from the C++ heap.
-struct host_memory {
-  static constexpr std::align_val_t alignment{256};
-  static void* allocate(std::size_t bytes) {
-    void* p = ::operator new(bytes, alignment, std::nothrow);
-    detail::require<workspace_error>(p != nullptr, "could not allocate ", bytes,
-                                     " bytes of host memory");
-    return p;
-  }
-  static void deallocate(void* p, std::size_t) noexcept { ::operator delete(p, alignment); }
-};
-
-/// The scratch memory behind CPU backends. One context serves one thread at a time.
-class host_context {
- public:
-  /// Grows on demand.
-  host_context() = default;
-  /// Takes scratch from the caller's buffer alone; a kernel that needs more throws
-  /// workspace_error. Results are still allocated (they outlive the call), and so is what the
-  /// decompositions of both CPU backends need inside.
-  host_context(void* buffer, std::size_t bytes) : scratch(buffer, bytes) {}
-
-  workspace<host_memory> scratch;
-};
 
 template <class Derived, class T>
 class host_backend {
@@ -94,8 +69,8 @@ class host_backend {
   template <readable_matrix M>
   double max_abs(const M& a) {
     using U = element_of<M>;
-    // Of the magnitudes' bit patterns the largest belongs to the largest value, infinity and NaN
-    // being the largest of all; integers compare in vector registers.
+    // The largest value has the largest bit pattern of its magnitude, infinity and NaN the largest
+    // of all; integers compare in vector registers.
     decltype(detail::magnitude_bits(U{})) largest = 0;
     const auto v = as_operand(const_view(a)).a;
     for (index_t j = 0; j < v.cols; ++j) {
@@ -357,7 +332,7 @@ class host_backend {
         if constexpr (std::is_same_v<U, P>) {
           return v;
         } else {
-          // In the order of the source, so that reading and writing both run along memory.
+          // The order of the source lets reading and writing both run along memory.
           const bool by_tokens = v.order == layout::row_major;
           const auto held =
               by_tokens ? products.scratch(v.cols, v.rows) : products.scratch(v.rows, v.cols);
@@ -382,11 +357,15 @@ class host_backend {
       auto f = products.frame();
       const block<P> product = products.scratch(sum.rows, sum.cols);
       products.gemm(a.o, transposed(b.o), P{1}, a.a, b.a, P{0}, product);
-      for (index_t j = 0; j < sum.cols; ++j) {
-        for (index_t i = 0; i < sum.rows; ++i) {
-          sum.data[i + j * sum.ld] += static_cast<T>(product.data[i + j * product.ld]);
+      constexpr index_t chunk = 64;
+      const index_t chunks = (sum.cols - 1) / chunk + 1;
+      context_->parallel_for(chunks, 16.0 * static_cast<double>(sum.size()), [&](index_t k) {
+        for (index_t j = k * chunk; j < (std::min)((k + 1) * chunk, sum.cols); ++j) {
+          for (index_t i = 0; i < sum.rows; ++i) {
+            sum.data[i + j * sum.ld] += static_cast<T>(product.data[i + j * product.ld]);
+          }
         }
-      }
+      });
     }
   }
 

@@ -39,8 +39,8 @@ struct secular_equation {
   index_t size() const { return static_cast<index_t>(d.size()); }
 };
 
-/// Σ z_i²/(d_i − λ) over count poles, and its derivative. With so many running sums compilers make
-/// vectors of a loop over them at every level of optimisation.
+/// Σ z_i²/(d_i − λ) over count poles, and its derivative. So many running sums let compilers make
+/// vectors of the loop at every level of optimisation.
 struct secular_sum {
   double value = 0;
   double slope = 0;
@@ -161,7 +161,7 @@ inline secular_root solve_secular(const secular_equation& f, index_t j) {
     if (!inside(x.offset)) x.offset = low / 2 + high / 2;
   }
 
-  // What eight running sums lose at most, and as much again for the terms.
+  // The most that eight running sums lose, and as much again for the terms.
   const double tolerance = eps * (8 + static_cast<double>(n) / 16);
   bool fixed_weight = !last;
   double previous = std::numeric_limits<double>::infinity();

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Eigenvalues and eigenvectors of a symmetric tridiagonal matrix by divide and conquer. T is torn
-// into T₁ ⊕ T₂ + ρ·u·uᵀ, u nonzero where the halves meet. With T_i = Q_i·D_i·Q_iᵀ that is
-// Q·(D + ρ·z·zᵀ)·Qᵀ, Q = Q₁ ⊕ Q₂, and its eigenvectors are Q times those of the inner matrix.
+// into T₁ ⊕ T₂ + ρ·u·uᵀ, u nonzero where the halves meet. T_i = Q_i·D_i·Q_iᵀ makes that
+// Q·(D + ρ·z·zᵀ)·Qᵀ, Q = Q₁ ⊕ Q₂, whose eigenvectors are Q times those of the inner matrix.
 //
 // Values and the first and last rows of every Q_i, which is all that z and the secular equation
 // need, are in double whatever the scalar; the vectors and their products are in the scalar.
 //
 // Deflation: where ρ·|z_i|, or the element left beside the diagonal by a rotation of two columns
-// with close d, is at most tol ≤ 4·eps·max|t_ij|, eps of the scalar, it becomes zero. In a merge of
-// order n that changes T by a matrix of norm at most about 2·√n·tol, all levels together by 3.4
-// times that, usually much less: the size of the rounding errors of the products.
+// with close d, is at most tol ≤ 4·eps·max|t_ij|, eps of the scalar, it becomes zero. This changes
+// T by a matrix of norm at most about 2·√n·tol in a merge of order n, and by 3.4 times that over
+// all levels; usually the change is much less, the size of the rounding errors of the products.
 //   cost        in products, at most n³/3 flops before the last merge and n²·count in it, with
 //               deflation often far less; O(n²) for values alone
 //   workspace   allocated, in scalars: n² + max(n·count, n²/4), and n²/2 where count < n
@@ -134,10 +134,10 @@ class divide_and_conquer {
   /// Which rows of a merge's columns are not zero. deflated ones may have all of them.
   enum reach : std::uint8_t { upper, both, lower, deflated };
 
-  /// Of the eigenvector in a column of some half's block.
+  /// An eigenvalue, and what is known of its vector, which is a column of some half's block.
   struct eigenpair {
     double value = 0;
-    double first = 0; ///< its elements
+    double first = 0; ///< elements of the vector
     double last = 0;
     index_t column = 0;
     double z = 0;
@@ -151,7 +151,7 @@ class divide_and_conquer {
   static std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
   static bool ascending(const eigenpair& a, const eigenpair& b) { return a.value < b.value; }
 
-  /// Rows start to start + n. On return the pairs there are ascending, with the vectors of the last
+  /// Rows start to start + n. The pairs there are ascending on return, with the vectors of the last
   /// q.cols in q, in any order. Those of the halves go to left and right, or, where q holds all
   /// vectors, to its diagonal blocks.
   bool solve(index_t start, index_t n, block<T> left, block<T> right, block<T> q) {
@@ -174,7 +174,7 @@ class divide_and_conquer {
   bool solve_leaf(index_t start, index_t n, block<T> q) {
     std::vector<double> d(d_.begin() + start, d_.begin() + start + n);
     std::vector<double> e(e_.begin() + start, e_.begin() + start + n - 1);
-    // Of the identity all rows, or the first and the last.
+    // All rows of the identity, or its first and last.
     const index_t rows = q.cols > 0 ? n : 2;
     std::vector<double> vectors(at(rows * n));
     const block<double> z{vectors.data(), rows, n, rows};
@@ -218,7 +218,7 @@ class divide_and_conquer {
       if (pair.rows != deflated) pair.z = *weight++;
     }
 
-    // In this order the zeros of Q are blocks.
+    // The zeros of Q are blocks in this order.
     std::vector<eigenpair> grouped(pairs.begin(), pairs.end());
     std::stable_sort(grouped.begin(), grouped.end(), [](const eigenpair& a, const eigenpair& b) {
       return a.rows != b.rows ? a.rows < b.rows : a.rows == deflated && a.value < b.value;

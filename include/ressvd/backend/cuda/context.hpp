@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The context behind CUDA backends: a stream, library handles, scratch memory, kernels. It owns
-// them or borrows the engine's, as its factory says. All work goes to the one stream. No globals;
-// one context serves one thread at a time.
+// The context behind CUDA backends: a stream, library handles, scratch memory, kernels. Its factory
+// decides whether it owns them or borrows the engine's. All work goes to the one stream. No
+// globals; one context serves one thread at a time.
 #pragma once
 
 #include <algorithm>
@@ -21,8 +21,8 @@
 namespace ressvd {
 inline namespace v0 {
 
-/// Which routine computes an SVD first. automatic: the polar decomposition (Xgesvdp), for small
-/// matrices QR iteration (Xgesvd). Where the first fails, the other one runs.
+/// Which routine computes an SVD first. automatic: the polar decomposition (Xgesvdp), but QR
+/// iteration (Xgesvd) for small matrices. The other one runs where the first fails.
 enum class cuda_svd : std::uint8_t { automatic, qr_iteration };
 
 struct cuda_options {
@@ -35,13 +35,13 @@ struct cuda_options {
   cuda_svd svd = cuda_svd::automatic;
 };
 
-/// What the decompositions ran. Counts since the context was made.
+/// The routines that decompositions ran, counted since the context was made.
 struct cuda_report {
   index_t syevd = 0;         ///< eigenproblems solved by Xsyevd
   index_t syevj = 0;         ///< eigenproblems solved by Jacobi's method
   index_t gesvdp = 0;        ///< SVDs by Xgesvdp
   index_t gesvd = 0;         ///< SVDs by Xgesvd
-  index_t fallbacks = 0;     ///< of all these, the ones that another routine had failed on
+  index_t fallbacks = 0;     ///< those among all these that another routine had failed on
   std::string last_fallback; ///< which matrix, which routine served, and how the other one failed
   double perturbation = 0;   ///< largest perturbation accepted from Xgesvdp, relative to σ₁
 };

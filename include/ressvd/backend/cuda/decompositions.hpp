@@ -32,7 +32,7 @@ device_block<const T> as_input(device_block<T> c) {
   return c;
 }
 
-/// max(m, n)·eps: what a decomposition may err by, relative to its largest value.
+/// max(m, n)·eps: the error that a decomposition may make, relative to its largest value.
 template <compute_scalar T>
 double rounding_of(device_block<T> c) {
   return static_cast<double>((std::max)(c.rows, c.cols)) * std::numeric_limits<T>::epsilon();
@@ -45,8 +45,8 @@ struct routine {
   std::function<void()> run; ///< throws solver_error when it fails
 };
 
-/// Runs the first routine on c, and where it fails the other one on the copy kept of c; says so in
-/// the report. A lost device and memory that is not there are no such failures: they throw.
+/// Runs the first routine on c, and the other one on a copy of c if the first fails; the report
+/// says so. A lost device and missing memory are not such failures: they throw.
 template <compute_scalar T>
 void run_either(cuda_context& context, device_block<T> c, device_block<const T> kept,
                 const routine& first, const routine& other) {
@@ -253,12 +253,12 @@ std::size_t thin_qr_bytes(cuda_context& context, index_t m, index_t n) {
   return triangularize_bytes<T>(context, m, n) + total_bytes({orgqr, sizeof(int)});
 }
 
-/// Of dot over a packed block.
+/// Scratch of dot over a packed block.
 inline std::size_t dot_bytes(index_t rows, index_t cols) {
   return bytes_of<double>(over_for_sum(rows * cols, 1).grid.x, 1);
 }
 
-/// Nothing for a routine that refuses such a matrix: it will not run either.
+/// 0 for a routine that refuses such a matrix, since it will not run either.
 template <class Query>
 std::size_t bytes_unless_refused(Query query) {
   try {

@@ -45,8 +45,7 @@ template <class Error = backend_error>
               where.file_name(), ":", where.line, ", ", where.function, ")");
 }
 
-/// A library could not get the memory that it takes for itself. How much that was, none of them
-/// says.
+/// A library could not get the memory that it takes for itself. No library says how much that was.
 [[noreturn]] inline void fail_allocation(const char* library, const call_site& where) {
   std::size_t available = 0;
   std::size_t total = 0;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // cuBLAS and cuSOLVER handles, our own or the engine's. A lease is a handle for the length of one
-// call: on our stream, with scalars on the host and full precision. What a borrowed handle had is
-// put back when the lease ends.
+// call: on our stream, with scalars on the host and full precision. The end of the lease puts back
+// what a borrowed handle had.
 #pragma once
 
 #include <cstddef>
@@ -21,8 +21,8 @@ struct cuda_handles {
   cusolverDnHandle_t cusolver = nullptr;  ///< null: a handle of our own is made when first needed
 };
 // cublasSetStream takes a handle's workspace away, and cuBLAS cannot be asked which it was. A
-// handle that is on our stream already is left there and keeps its workspace; only for one that is
-// on another stream must the workspace be named, to be put back.
+// handle that is on our stream already stays there and keeps its workspace; the engine must name
+// the workspace of a handle on another stream, so that the lease can put it back.
 
 namespace detail::cuda {
 
@@ -56,7 +56,7 @@ class cublas_lease {
 
   operator cublasHandle_t() const { return handle_; }
 
-  /// The modes we compute with. TF32 is asked for product by product, never by the math mode.
+  /// The modes we compute with. Products ask for TF32 one by one; the math mode never does.
   static void configure(cublasHandle_t handle) {
     check(cublasSetPointerMode(handle, CUBLAS_POINTER_MODE_HOST));
     check(cublasSetMathMode(handle, CUBLAS_DEFAULT_MATH));

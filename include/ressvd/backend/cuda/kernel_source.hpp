@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The device code of the CUDA backend, as text for NVRTC: what cuBLAS and cuSOLVER cannot express
-// (conversions of element type and layout, sums of magnitudes, triangles, random numbers). It
-// includes nothing, so it compiles where only the run-time libraries are installed.
+// The device code of the CUDA backend, as text for NVRTC: the few things that cuBLAS and cuSOLVER
+// cannot express (conversions of element type and layout, sums of magnitudes, triangles, random
+// numbers). It includes nothing, so it compiles where only the run-time libraries are installed.
 //
 // Blocks are column-major. Kernels over elements and over tiles run on a grid of any size (each
 // block strides over what is left); all sums are taken in a fixed order, so results do not depend

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Device memory in stream order. A block freed here may still be in use by work queued before: it
-// is reused only by work queued after, on the same stream. So neither side waits.
+// Device memory in stream order. Work queued before may still use a block that is freed here; only
+// work queued after, on the same stream, reuses it. So neither side waits.
 #pragma once
 
 #include <atomic>

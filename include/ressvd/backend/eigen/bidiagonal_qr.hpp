@@ -4,7 +4,7 @@
 // smaller singular value of the trailing 2 × 2 as the shift, or none where that is below what is
 // being resolved. The rotations from the left are applied in batches, see rotations.hpp.
 //   cost        about 6n³ flops on n × n vectors
-//   workspace   n² + 420·n scalars
+//   workspace   n² + 420·n scalars and 32 · n for each thread
 //   source      Golub and Van Loan, "Matrix Computations", 4th ed., section 8.6; Demmel and Kahan,
 //               "Accurate singular values of bidiagonal matrices", SIAM J. Sci. Stat. Comput. 11
 //               (1990), for the step without shift
@@ -94,11 +94,12 @@ void bidiagonal_step(std::vector<double>& d, std::vector<double>& e, std::size_t
 }
 
 /// d: n diagonal entries, e: n − 1 above it; q: n × n. d becomes the singular values, descending,
-/// and q the product of q and the left vectors. What is below eps of the largest entry counts as
-/// zero, in e also what is below eps of its neighbours on the diagonal. False when some value did
+/// and q the product of q and the left vectors. Entries below eps of the largest one count as zero,
+/// and so do those of e below eps of their neighbours on the diagonal. False when some value did
 /// not converge in 30·n steps.
 template <class T>
-bool bidiagonal_qr(std::vector<double>& d, std::vector<double>& e, block<T> q) {
+bool bidiagonal_qr(host_context& context, std::vector<double>& d, std::vector<double>& e,
+                   block<T> q) {
   constexpr double eps = std::numeric_limits<T>::epsilon();
   double largest = 0;
   for (const double x : d)
@@ -120,7 +121,7 @@ bool bidiagonal_qr(std::vector<double>& d, std::vector<double>& e, block<T> q) {
   const auto step = [&](std::size_t first, std::size_t last, rotations<T>& turns) {
     bidiagonal_step(d, e, first, last, turns);
   };
-  if (!qr_iteration(e, q, clear, step)) return false;
+  if (!qr_iteration(context, e, q, clear, step)) return false;
   for (double& x : d)
     x = std::abs(x);
   sort_with_columns(d, q, [](double a, double b) { return a > b; });

@@ -1,37 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The members of eigen_backend that need Eigen. Not inline on purpose: `extern template class`
-// (compiled.hpp) then spares a translation unit their instantiation.
+// The members of eigen_backend that need Eigen. They are not inline, so that `extern template
+// class` (compiled.hpp) spares a translation unit their instantiation.
 #pragma once
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
 #include <vector>
 
+#include "ressvd/backend/cpu/householder.hpp"
 #include "ressvd/backend/cpu/tridiagonal.hpp"
 #include "ressvd/backend/eigen.hpp"
 #include "ressvd/backend/eigen/bidiagonal_qr.hpp"
-#include "ressvd/backend/eigen/householder.hpp"
-#include "ressvd/backend/eigen/threads.hpp"
+#include "ressvd/backend/eigen/products.hpp"
 
 namespace ressvd {
 inline namespace v0 {
 namespace detail {
-
-template <class T>
-using eigen_matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
-
-template <class T>
-auto as_eigen(block<T> a) {
-  using matrix_type =
-      std::conditional_t<std::is_const_v<T>, const eigen_matrix<std::remove_const_t<T>>,
-                         eigen_matrix<T>>;
-  return Eigen::Map<matrix_type, 0, Eigen::OuterStride<>>(a.data, a.rows, a.cols,
-                                                          Eigen::OuterStride<>(a.ld));
-}
 
 /// Divides a by a power of two near its largest element and returns that power: Householder
 /// reflections square what they are given.
@@ -65,55 +52,17 @@ void copy_triangle(B& be, const_block_of<B> a, typename B::scalar scale, block_o
 template <compute_scalar T>
 void eigen_backend<T>::gemm(op oa, op ob, T alpha, block<const T> a, block<const T> b, T beta,
                             block<T> c) {
-  auto out = detail::as_eigen(c);
-  if (beta == T{0}) {
-    out.setZero();
-  } else if (beta != T{1}) {
-    out *= beta;
-  }
-  if (c.empty() || a.empty() || b.empty()) return;
-  const auto x = detail::as_eigen(a);
-  const auto y = detail::as_eigen(b);
-  // A single column runs at the speed of memory in Eigen's matrix-vector product; each thread forms
-  // a part of it, or of its sum where the columns of a would be short.
-  const bool single = c.cols == 1 && ob == op::none;
-  const index_t threads = single ? detail::threads_for(a.size()) : 1;
-  const auto add = [=](block<const T> part, block<const T> v, block<T> sum) {
-    if (oa == op::none) {
-      detail::as_eigen(sum).col(0).noalias() +=
-          alpha * detail::as_eigen(part) * detail::as_eigen(v).col(0);
-    } else {
-      detail::as_eigen(sum).col(0).noalias() +=
-          alpha * detail::as_eigen(part).transpose() * detail::as_eigen(v).col(0);
-    }
-  };
-  if (single && threads > 1 && oa == op::none && a.rows < a.cols) {
-    detail::eigen_matrix<T> sums(c.rows, threads);
-    sums.setZero();
-    detail::in_parallel(threads, [&](index_t t) {
-      const index_t begin = a.cols * t / threads;
-      const index_t count = a.cols * (t + 1) / threads - begin;
-      add(a.col_range(begin, count), b.part(begin, 0, count, 1),
-          {sums.data() + t * c.rows, c.rows, 1, c.rows});
-    });
-    for (index_t t = 0; t < threads; ++t)
-      out.col(0) += sums.col(t);
-  } else if (single) {
-    detail::in_parallel(threads, [&](index_t t) {
-      const index_t begin = c.rows * t / threads;
-      const index_t count = c.rows * (t + 1) / threads - begin;
-      add(oa == op::none ? a.part(begin, 0, count, a.cols) : a.col_range(begin, count), b,
-          c.part(begin, 0, count, 1));
-    });
-  } else if (oa == op::none && ob == op::none) {
-    out.noalias() += alpha * x * y;
-  } else if (oa == op::none) {
-    out.noalias() += alpha * x * y.transpose();
-  } else if (ob == op::none) {
-    out.noalias() += alpha * x.transpose() * y;
-  } else {
-    out.noalias() += alpha * x.transpose() * y.transpose();
-  }
+  host_context& context = *this->context();
+  if (c.empty()) return;
+  if (a.empty()) return detail::scale_block(beta, c);
+  if (c.cols == 1) return detail::column_product(context, oa, ob, alpha, a, b, beta, c);
+  if (c.rows > 1) return detail::matrix_product(context, oa, ob, alpha, a, b, beta, c);
+  // A single row is the transpose of a column, in one piece.
+  std::vector<T> row = detail::gathered<T>(c.data, c.cols, c.ld);
+  const block<T> column{row.data(), c.cols, 1, c.cols};
+  detail::column_product(context, transposed(ob), transposed(oa), alpha, b, a, beta, column);
+  for (index_t j = 0; j < c.cols; ++j)
+    c.data[j * c.ld] = column.data[j];
 }
 
 template <compute_scalar T>
@@ -153,8 +102,8 @@ void eigen_backend<T>::leading_eigenvectors(block<T> c, std::span<double> values
     value *= static_cast<double>(unit);
 }
 
-// A tall matrix is first reduced to its triangle; of a wide one the triangle of its transpose is
-// taken, A = Rᵀ·Qᵀ.
+// A tall matrix is first reduced to its triangle, a wide one to the triangle of its transpose,
+// A = Rᵀ·Qᵀ.
 template <compute_scalar T>
 void eigen_backend<T>::svd(block<T> c, std::span<double> values, block<T> u) {
   const index_t n = (std::min)(c.rows, c.cols);
@@ -182,40 +131,43 @@ void eigen_backend<T>::svd(block<T> c, std::span<double> values, block<T> u) {
   }
   std::vector<double> d(diagonal.begin(), diagonal.end());
   std::vector<double> e(above.begin(), above.end());
-  detail::require<backend_error>(detail::bidiagonal_qr(d, e, u),
+  detail::require<backend_error>(detail::bidiagonal_qr(*this->context(), d, e, u),
                                  "the QR iteration did not converge on a ", n, " x ", n, " matrix");
   for (std::size_t i = 0; i < d.size(); ++i)
     values[i] = static_cast<double>(unit) * d[i];
 }
 
-// By columns of x alone: in x·op(L) = c each is c's, less those already known times elements of L.
-// op(L)·x = c is solved as xᵀ·op(L)ᵀ = cᵀ.
+// Works by columns of x: each one of x·op(L) = c is c's, less those already known times elements of
+// L; 256 rows of x at a time stay in the caches. op(L)·x = c is solved as xᵀ·op(L)ᵀ = cᵀ.
 template <compute_scalar T>
 void eigen_backend<T>::solve_leaf(side s, op o, block<const T> l, block<T> c) {
-  if (s == side::left) {
-    constexpr index_t chunk = 256;
-    for (index_t j = 0; j < c.cols; j += chunk) {
-      auto f = this->frame();
-      const auto part = c.col_range(j, (std::min)(chunk, c.cols - j));
-      const auto across = this->scratch(part.cols, part.rows);
-      this->copy(block<const T>(part).view().transposed(), across);
-      solve_leaf(side::right, transposed(o), l, across);
-      this->copy(block<const T>(across).view().transposed(), part);
-    }
-    return;
-  }
+  constexpr index_t chunk = 256;
   const index_t n = l.rows;
-  for (index_t k = 0; k < n; ++k) {
-    const index_t j = o == op::transpose ? k : n - 1 - k;
-    const auto column = c.col_range(j, 1);
-    if (o == op::transpose) {
-      gemm(op::none, o, T{-1}, c.left_cols(j), l.part(j, 0, 1, j), T{1}, column);
-    } else {
-      gemm(op::none, o, T{-1}, c.col_range(j + 1, k), l.part(j + 1, j, k, 1), T{1}, column);
+  const index_t others = s == side::left ? c.cols : c.rows;
+  const op across = s == side::left ? transposed(o) : o;
+  const auto solve = [&](block<T> x) {
+    for (index_t k = 0; k < n; ++k) {
+      const index_t j = across == op::transpose ? k : n - 1 - k;
+      const auto column = x.col_range(j, 1);
+      if (across == op::transpose) {
+        gemm(op::none, across, T{-1}, x.left_cols(j), l.part(j, 0, 1, j), T{1}, column);
+      } else {
+        gemm(op::none, across, T{-1}, x.col_range(j + 1, k), l.part(j + 1, j, k, 1), T{1}, column);
+      }
+      for (index_t i = 0; i < x.rows; ++i)
+        column.data[i] /= l.data[j + j * l.ld];
     }
-    for (index_t i = 0; i < c.rows; ++i)
-      column.data[i] /= l.data[j + j * l.ld];
-  }
+  };
+  const double flops = 4.0 * static_cast<double>(c.size()) * static_cast<double>(n);
+  this->context()->parallel_for((others + chunk - 1) / chunk, flops, [&](index_t i) {
+    const index_t begin = i * chunk;
+    const index_t count = (std::min)(chunk, others - begin);
+    if (s == side::right) return solve(c.part(begin, 0, count, n));
+    const auto part = c.col_range(begin, count);
+    detail::eigen_matrix<T> held = detail::as_eigen(part).transpose();
+    solve({held.data(), count, n, count});
+    detail::as_eigen(part) = held.transpose();
+  });
 }
 
 } // namespace v0

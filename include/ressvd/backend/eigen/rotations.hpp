@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Plane rotations of neighbouring columns, as a QR iteration makes them. Those of many steps are
-// kept and then applied together, a few rows at a time out of the caches, where one by one each of
-// them would pass through main memory.
+// kept and then applied together, a few rows at a time out of the caches; applied one by one, each
+// would pass through main memory.
 //   source      Van Zee, van de Geijn, Quintana-Ortí, "Restructuring the tridiagonal and bidiagonal
 //               QR algorithms for performance", ACM TOMS 40 (2014)
 #pragma once
@@ -13,6 +13,7 @@
 #include <numeric>
 #include <vector>
 
+#include "ressvd/backend/cpu/host_context.hpp"
 #include "ressvd/core/matrix_view.hpp"
 #include "ressvd/core/types.hpp"
 
@@ -36,17 +37,19 @@ struct rotations {
   std::vector<step> steps;
 };
 
-/// Applies them to the columns of q, on a strip of its rows at a time. Within a strip all steps go
-/// over a window of columns before the next one, each of them one column behind the step before,
-/// whose results it needs: the window stays in the first-level cache.
+/// Applies them to the columns of q, on a strip of its rows at a time, one strip a thread. Within a
+/// strip all steps go over a window of columns before the next one, each of them one column behind
+/// the step before, whose results it needs: the window stays in the first-level cache.
 template <class T>
-void apply(const rotations<T>& turns, block<T> q) {
+void apply(host_context& context, const rotations<T>& turns, block<T> q) {
   constexpr int lanes = 128 / sizeof(T);
   constexpr index_t window = 64;
   using strip_column = Eigen::Array<T, lanes, 1>;
-  Eigen::Array<T, lanes, Eigen::Dynamic> strip(lanes, q.cols);
   const auto delays = static_cast<index_t>(turns.steps.size());
-  for (index_t row = 0; row < q.rows; row += lanes) {
+  const double flops = 6.0 * static_cast<double>(turns.pairs.size()) * static_cast<double>(q.rows);
+  context.parallel_for((q.rows - 1) / lanes + 1, flops, [&](index_t part) {
+    Eigen::Array<T, lanes, Eigen::Dynamic> strip(lanes, q.cols);
+    const index_t row = part * lanes;
     const index_t rows = (std::min)(index_t{lanes}, q.rows - row);
     for (index_t j = 0; j < q.cols; ++j)
       std::copy_n(q.data + row + j * q.ld, rows, strip.col(j).data());
@@ -74,14 +77,14 @@ void apply(const rotations<T>& turns, block<T> q) {
     }
     for (index_t j = 0; j < q.cols; ++j)
       std::copy_n(strip.col(j).data(), rows, q.data + row + j * q.ld);
-  }
+  });
 }
 
 /// Takes e, what is beside or above a diagonal, to zero: clear(last) zeroes what is negligible
 /// before e[last], step(first, last, turns) is a QR step on rows first to last, between which no e
 /// is zero; its rotations go to q's columns. False after 30 steps for each row.
 template <class V, class T, class Clear, class Step>
-bool qr_iteration(std::vector<V>& e, block<T> q, Clear clear, Step step) {
+bool qr_iteration(host_context& context, std::vector<V>& e, block<T> q, Clear clear, Step step) {
   rotations<T> turns;
   std::size_t steps = 0;
   for (std::size_t last = e.size(); last > 0;) {
@@ -95,11 +98,11 @@ bool qr_iteration(std::vector<V>& e, block<T> q, Clear clear, Step step) {
     if (++steps > 30 * (e.size() + 1)) return false;
     step(first, last, turns);
     if (turns.steps.size() == turns.batch) {
-      apply(turns, q);
+      apply(context, turns, q);
       turns = {};
     }
   }
-  apply(turns, q);
+  apply(context, turns, q);
   return true;
 }
 

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "compress/compression_report.hpp"
+
+#include <cmath>
+#include <limits>
+
+#include <nlohmann/json.hpp>
+
+namespace ressvd_llm {
+namespace {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+ordered_json to_json(const loss_report& loss) {
+  return {{"absolute", loss.absolute}, {"relative", loss.relative}};
+}
+
+std::optional<loss_report> read_loss(const json& matrix, const char* key) {
+  if (!matrix.contains(key)) return std::nullopt;
+  return loss_report{matrix[key].at("absolute"), matrix[key].at("relative")};
+}
+
+ordered_json to_json(const matrix_report& matrix) {
+  ordered_json j{{"name", matrix.name}, {"rows", matrix.rows}, {"cols", matrix.cols}};
+  if (!matrix.factors) {
+    j["rank"] = nullptr;
+    return j;
+  }
+  const factors_report& f = *matrix.factors;
+  j["rank"] = f.rank;
+  j["intermediate_rank"] = f.intermediate_rank;
+  if (f.weight_loss) j["weight_loss"] = to_json(*f.weight_loss);
+  if (f.activation_loss) j["activation_loss"] = to_json(*f.activation_loss);
+  const whitening_summary& w = f.whitening;
+  // JSON has no infinity.
+  j["whitening"] = {{"path", w.path},
+                    {"damping", w.damping},
+                    {"relative_damping", w.relative_damping},
+                    {"condition", std::isfinite(w.condition) ? ordered_json(w.condition)
+                                                             : ordered_json(nullptr)}};
+  j["numerical_rank"] = f.numerical_rank;
+  j["seconds"] = f.seconds;
+  return j;
+}
+
+matrix_report read_matrix(const json& j) {
+  matrix_report matrix{j.at("name"), j.at("rows"), j.at("cols"), std::nullopt};
+  if (j.at("rank").is_null()) return matrix;
+  factors_report& f = matrix.factors.emplace();
+  f.rank = j.at("rank");
+  f.intermediate_rank = j.value("intermediate_rank", f.rank);
+  f.weight_loss = read_loss(j, "weight_loss");
+  f.activation_loss = read_loss(j, "activation_loss");
+  if (j.contains("whitening")) {
+    const json& w = j["whitening"];
+    const json& condition = w.at("condition");
+    f.whitening = {
+        w.at("path"), w.at("damping"), w.at("relative_damping"),
+        condition.is_null() ? std::numeric_limits<double>::infinity() : condition.get<double>()};
+  }
+  f.numerical_rank = j.value("numerical_rank", f.rank);
+  f.seconds = j.value("seconds", 0.0);
+  return matrix;
+}
+
+ordered_json to_json(const allocation_report& choice) {
+  auto j = ordered_json::object();
+  if (choice.last_layers) j["last_layers"] = *choice.last_layers;
+  for (const last_layers_trial& t : choice.search) {
+    j["search"].push_back({{"last_layers", t.last_layers},
+                           {"layer_ratio", t.layer_ratio},
+                           {"final_layer_error", t.final_layer_error}});
+  }
+  if (!choice.layer_ratios.empty()) j["layer_ratios"] = choice.layer_ratios;
+  for (const probe_report& p : choice.probes) {
+    j["probes"].push_back({{"name", p.name},
+                           {"rank", p.rank},
+                           {"divergence", p.divergence},
+                           {"sensitivity", p.sensitivity},
+                           {"exponent", p.exponent}});
+  }
+  if (choice.loss) {
+    j["predicted_loss"] = choice.loss->predicted;
+    j["loss_bound"] = choice.loss->bound;
+    j["measured_loss"] = choice.loss->measured;
+  }
+  for (const probing_round& r : choice.rounds) {
+    j["rounds"].push_back({{"round", r.round},
+                           {"trust", r.trust},
+                           {"heldout_divergence", r.heldout_divergence},
+                           {"accepted", r.accepted}});
+  }
+  return j;
+}
+
+// The elements of an array that may be missing.
+json::array_t list(const json& object, const char* key) {
+  return object.contains(key) ? object[key].get<json::array_t>() : json::array_t{};
+}
+
+allocation_report read_allocation(const json& j) {
+  (void)j.get_ref<const json::object_t&>(); // throws for anything else
+  allocation_report choice;
+  if (j.contains("last_layers")) choice.last_layers = j["last_layers"].get<std::int64_t>();
+  for (const json& t : list(j, "search")) {
+    choice.search.push_back(
+        {t.at("last_layers"), t.value("layer_ratio", 0.0), t.at("final_layer_error")});
+  }
+  for (const json& ratio : list(j, "layer_ratios"))
+    choice.layer_ratios.push_back(ratio);
+  for (const json& p : list(j, "probes")) {
+    choice.probes.push_back({p.at("name"), p.at("rank"), p.at("divergence"), p.at("sensitivity"),
+                             p.value("exponent", 1.0)});
+  }
+  if (j.contains("predicted_loss")) {
+    choice.loss = {j["predicted_loss"], j.value("loss_bound", 0.0), j.value("measured_loss", 0.0)};
+  }
+  for (const json& r : list(j, "rounds")) {
+    choice.rounds.push_back(
+        {r.at("round"), r.value("trust", 0.0), r.at("heldout_divergence"), r.at("accepted")});
+  }
+  return choice;
+}
+
+} // namespace
+
+double compression_report::total_seconds() const {
+  double sum = 0;
+  for (const stage_time& s : seconds)
+    sum += s.seconds;
+  return sum;
+}
+
+ordered_json to_json(const compression_report& r) {
+  ordered_json j{
+      {"program", r.program},
+      {"model", r.model},
+      {"output", r.output},
+      {"options", ordered_json::parse(r.options)},
+      {"samples",
+       {{"count", r.samples.count}, {"length", r.samples.length}, {"source", r.samples.source}}},
+      {"requested_ratio", r.requested_ratio},
+      {"achieved_ratio", r.achieved_ratio},
+      {"allocation", to_json(r.choice)}};
+  if (r.power) j["power"] = *r.power;
+  for (const power_trial& p : r.power_curve) {
+    j["power_curve"].push_back({{"power", p.power}, {"heldout_divergence", p.heldout_divergence}});
+  }
+  j["matrices"] = ordered_json::array();
+  for (const matrix_report& matrix : r.matrices)
+    j["matrices"].push_back(to_json(matrix));
+  j["heldout"] = nullptr;
+  if (r.heldout) {
+    j["heldout"] = {{"windows", r.heldout->windows},
+                    {"tokens", r.heldout->tokens},
+                    {"original_perplexity", r.heldout->original_perplexity},
+                    {"compressed_perplexity", r.heldout->compressed_perplexity},
+                    {"divergence", r.heldout->divergence}};
+  }
+  j["seconds"] = ordered_json::object();
+  for (const stage_time& s : r.seconds)
+    j["seconds"][s.stage] = s.seconds;
+  j["memory"] = {{"program_bytes", r.memory.program},
+                 {"estimate_bytes", r.memory.estimate},
+                 {"peak_bytes", r.memory.peak}};
+  if (r.fallbacks.count > 0) {
+    j["fallbacks"] = {{"count", r.fallbacks.count}, {"last", r.fallbacks.last}};
+  }
+  j["parameters"] = r.parameters;
+  j["bytes"] = r.bytes;
+  return j;
+}
+
+compression_report compression_report_from_json(const json& j) {
+  compression_report r;
+  r.program = j.value("program", "");
+  r.model = j.value("model", "");
+  r.output = j.value("output", "");
+  const json& options = j.at("options");
+  r.method = options.at("method");
+  r.allocation = options.at("allocation");
+  r.options = options.dump();
+  if (j.contains("samples")) {
+    const json& s = j["samples"];
+    r.samples = {s.at("count"), s.at("length"), s.at("source")};
+  }
+  r.requested_ratio = j.at("requested_ratio");
+  r.achieved_ratio = j.value("achieved_ratio", r.requested_ratio);
+  r.choice = read_allocation(j.at("allocation"));
+  if (j.contains("power")) r.power = j["power"].get<double>();
+  for (const json& p : list(j, "power_curve"))
+    r.power_curve.push_back({p.at("power"), p.at("heldout_divergence")});
+  for (const json& matrix : j.at("matrices"))
+    r.matrices.push_back(read_matrix(matrix));
+  if (const json& h = j.at("heldout"); !h.is_null()) {
+    r.heldout = {h.value("windows", std::int64_t{0}), h.value("tokens", std::int64_t{0}),
+                 h.at("original_perplexity"), h.at("compressed_perplexity"), h.at("divergence")};
+  }
+  for (const auto& [stage, seconds] : j.at("seconds").items())
+    r.seconds.push_back({stage, seconds});
+  if (j.contains("memory")) {
+    const json& m = j["memory"];
+    r.memory = {m.value("program_bytes", std::uint64_t{0}), m.at("estimate_bytes"),
+                m.at("peak_bytes")};
+  }
+  if (j.contains("fallbacks")) {
+    r.fallbacks = {j["fallbacks"].at("count"), j["fallbacks"].at("last")};
+  }
+  r.parameters = j.at("parameters");
+  r.bytes = j.at("bytes");
+  return r;
+}
+
+} // namespace ressvd_llm

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a run of compress found and measured, and its JSON form: the file that --json writes and
+// that `table` and examples/plot.py read.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+namespace ressvd_llm {
+
+// One number of last layers and what became of the model.
+struct last_layers_trial {
+  std::int64_t last_layers = 0;
+  double layer_ratio = 0;
+  double final_layer_error = 0; // ‖h−ĥ‖/‖h‖ on the search samples
+};
+
+// One probe of one matrix.
+struct probe_report {
+  std::string name;
+  std::int64_t rank = 0;
+  double divergence = 0; // mean KL of the logits with this matrix alone at that rank
+  double sensitivity = 0;
+  double exponent = 1; // of divergence against truncated energy, from two probes
+};
+
+// A solution that a further round of probes led to.
+struct probing_round {
+  std::int64_t round = 0;
+  double trust = 0;
+  double heldout_divergence = 0;
+  bool accepted = false;
+};
+
+// How all probes together predict the loss of the ranks chosen.
+struct loss_prediction {
+  double predicted = 0; // by the sensitivities' additive model
+  double bound = 0;     // below which no ranks within the budget can bring it
+  double measured = 0;  // mean KL of the logits on the probe samples at these ranks
+};
+
+// How the ranks were chosen; each allocation fills its own part.
+struct allocation_report {
+  std::optional<std::int64_t> last_layers;
+  std::vector<last_layers_trial> search;
+  std::vector<double> layer_ratios; // by importances
+  std::vector<probe_report> probes;
+  std::optional<loss_prediction> loss; // where there are probes
+  std::vector<probing_round> rounds;
+};
+
+struct loss_report {
+  double absolute = 0;
+  double relative = 0;
+};
+
+struct whitening_summary {
+  std::string path; // "cholesky", "damped cholesky", …
+  double damping = 0;
+  double relative_damping = 0;
+  double condition = 0; // infinite for a singular Gram
+};
+
+// What became of one matrix of rank `rank`.
+struct factors_report {
+  std::int64_t rank = 0;
+  std::int64_t intermediate_rank = 0;
+  // Known where the factors are the basis' projection: not after a refit, and the activation loss
+  // only where the Gram was still there.
+  std::optional<loss_report> weight_loss;
+  std::optional<loss_report> activation_loss;
+  whitening_summary whitening;
+  std::int64_t numerical_rank = 0;
+  double seconds = 0; // of its factorisation
+};
+
+struct matrix_report {
+  std::string name;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::optional<factors_report> factors; // nothing for a matrix that stays as it is
+};
+
+// What was lost on text that the calibration has not seen.
+struct heldout_report {
+  std::int64_t windows = 0;
+  std::int64_t tokens = 0;
+  double original_perplexity = 0;
+  double compressed_perplexity = 0;
+  double divergence = 0;
+};
+
+struct power_trial {
+  double power = 0;
+  double heldout_divergence = 0;
+};
+
+struct stage_time {
+  std::string stage;
+  double seconds = 0;
+};
+
+// Decompositions on which the backend's first routine failed.
+struct fallback_report {
+  std::int64_t count = 0;
+  std::string last; // which matrix, the routine that served, how the other one failed
+};
+
+struct compression_report {
+  std::string program; // with its version
+  std::string model;
+  std::string output;
+  std::string method;
+  std::string allocation;
+  std::string options; // all that the output's bytes depend on: fingerprint()
+  struct {
+    std::int64_t count = 0;
+    std::int64_t length = 0;
+    std::string source;
+  } samples;
+  double requested_ratio = 0;
+  double achieved_ratio = 0; // of the layers' matrix parameters
+  allocation_report choice;
+  std::optional<double> power;          // of tempered whitening
+  std::vector<power_trial> power_curve; // where it was searched
+  std::vector<matrix_report> matrices;
+  std::optional<heldout_report> heldout;
+  std::vector<stage_time> seconds;
+  struct {
+    std::uint64_t program = 0; // before the run
+    std::uint64_t estimate = 0;
+    std::uint64_t peak = 0;
+  } memory; // bytes
+  fallback_report fallbacks;
+  std::int64_t parameters = 0; // of the output
+  std::uint64_t bytes = 0;     // of its tensors' files
+
+  double total_seconds() const;
+};
+
+nlohmann::ordered_json to_json(const compression_report& report);
+
+// Reads what this version or an earlier one wrote; keys that were not always there may be missing.
+// Throws nlohmann::json::exception for anything else.
+compression_report compression_report_from_json(const nlohmann::json& json);
+
+} // namespace ressvd_llm

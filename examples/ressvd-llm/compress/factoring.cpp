@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "compress/factoring.hpp"
+
+#include <variant>
+
+#include <ressvd/compiled.hpp>
+
+#include "compress/factoring_on_backend.hpp"
+#include "io/error.hpp"
+#include "model/parallel.hpp"
+
+namespace ressvd_llm {
+
+ressvd::any_method method_of(const compress_options& options) {
+  namespace methods = ressvd::methods;
+  ressvd::any_method method = ressvd::method_named(options.method);
+  if (auto* m = std::get_if<methods::asvd>(&method.chosen)) m->alpha = options.asvd_alpha;
+  if (auto* m = std::get_if<methods::adasvd>(&method.chosen))
+    m->iterations = options.adasvd_iterations;
+  if (auto* m = std::get_if<methods::ressvd>(&method.chosen)) m->beta = options.beta;
+  if (auto* m = std::get_if<methods::tempered>(&method.chosen))
+    m->power = options.power.value_or(1.0);
+  return method;
+}
+
+std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& options) {
+  if (options.backend == backend_choice::cuda) {
+#ifdef RESSVD_LLM_CUDA
+    return make_cuda_factoring_engine(options);
+#else
+    throw usage_error("--backend cuda: this program was built without the CUDA backend");
+#endif
+  }
+  using backend = ressvd::eigen_backend<float>;
+  return std::make_unique<factoring_on_backend<backend>>(backend(make_host_context()),
+                                                         options.fisher);
+}
+
+} // namespace ressvd_llm

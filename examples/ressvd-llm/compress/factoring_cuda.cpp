@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ressvd/cuda.hpp>
+
+#include "compress/factoring_on_backend.hpp"
+
+namespace ressvd_llm {
+
+std::unique_ptr<factoring_engine> make_cuda_factoring_engine(const compress_options& options) {
+  using backend = ressvd::cuda_backend<float>;
+  return std::make_unique<factoring_on_backend<backend>>(backend(), options.fisher);
+}
+
+} // namespace ressvd_llm

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "compress/memory_estimate.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include <sys/resource.h>
+
+#include "model/forward.hpp"
+#include "model/generation.hpp"
+#include "model/layer.hpp"
+
+namespace ressvd_llm {
+
+memory_estimate estimate_memory(const compress_options& options, const model_config& config,
+                                bool weights_in_memory, std::uint64_t model_parameters) {
+  const auto bytes = [](std::int64_t count, std::int64_t size) {
+    return static_cast<std::uint64_t>(count * size);
+  };
+  memory_estimate estimate;
+  const std::int64_t window_length = (std::min)(options.seqlen, config.max_positions);
+  // Calibration: the states, and a second copy where input and output of a layer are compared or
+  // two models run side by side. Search: original end, shared prefix, candidate.
+  const bool two_copies = options.allocation == allocation::importance || target_mix(options) > 0;
+  const std::int64_t window = window_length * config.hidden_size;
+  const std::int64_t samples = samples_needed(options);
+  const std::int64_t calibration = samples * (two_copies ? 2 : 1);
+  const std::int64_t search =
+      3 * (std::min)(samples, (std::max)(options.search_samples, options.probe_samples));
+  estimate.hidden_states = bytes((std::max)(calibration, search) * window, 4);
+
+  std::int64_t layer = 0;
+  std::array<std::int64_t, input_group_count> inputs{};
+  for (const linear_module& module : linear_modules(config, 0)) {
+    layer += module.out * module.in;
+    inputs[static_cast<std::size_t>(module.group)] = module.in;
+    const std::int64_t area = module.out * module.in;
+    const std::int64_t side = (std::min)(module.out, module.in);
+    // Weights twice in float and twice in double, Gram, eigenvectors and their work space, basis.
+    const std::uint64_t work = bytes(2 * area, 4) + bytes(2 * area, 8) + bytes(4 * side * side, 8) +
+                               bytes((module.out + module.in) * side, 8);
+    estimate.factoring = (std::max)(estimate.factoring, work);
+  }
+  estimate.weights = weights_in_memory ? 4 * model_parameters : bytes(layer, 4);
+  std::int64_t widest = 0;
+  for (const std::int64_t n : inputs) {
+    estimate.grams += bytes(n * n, 8);
+    widest = (std::max)(widest, n);
+  }
+  estimate.grams += bytes(3 * widest * widest, 8);
+
+  const std::int64_t chunk =
+      (std::max)(forward_options{}.shared_tokens / window_length, std::int64_t{1}) * window_length;
+  const std::int64_t row = config.hidden_size + 2 * config.heads * config.head_dim +
+                           2 * config.kv_heads * config.head_dim + 2 * config.intermediate_size;
+  estimate.forward = bytes(chunk * row, 4);
+  if (options.calibration.empty()) {
+    const std::uint64_t sequence =
+        bytes(2 * config.layers * window_length * config.kv_heads * config.head_dim, 4);
+    estimate.sampling =
+        (std::min)(static_cast<std::uint64_t>(samples + options.heldout_samples) * sequence,
+                   (std::max)(sample_options{}.memory_limit, sequence));
+  }
+  return estimate;
+}
+
+std::uint64_t peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+} // namespace ressvd_llm

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "compress/sensitivity.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <ressvd/layer_ratio/probe.hpp>
+#include <ressvd/layer_ratio/rank_allocation.hpp>
+#include <ressvd/layer_ratio/refine_allocation.hpp>
+
+#include "io/error.hpp"
+#include "ui/progress.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+// Ranks by sensitivity: the problem of the library's allocator, and the model runs that its probes
+// ask for.
+class sensitivity_allocation {
+ public:
+  sensitivity_allocation(model_passes& passes, const factored_model& factored,
+                         const compress_options& options, const calibration_samples& samples)
+      : passes_(passes),
+        factored_(factored),
+        options_(options),
+        samples_(samples.calibration.first(options.probe_samples)),
+        heldout_(samples.heldout) {
+    const model_config& config = passes_.config();
+    for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+      layers_.push_back(factored_.summary(layer));
+      for (std::size_t i = 0; i < layers_.back().matrices.size(); ++i) {
+        places_.push_back({layer, i});
+        spectra_.push_back(layers_.back().matrices[i].state.singular_values);
+      }
+    }
+    for (std::size_t j = 0; j < places_.size(); ++j) {
+      const factored_module& m = matrix(j);
+      // A matrix that no rank makes smaller stays dense.
+      const bool free = m.state.rank > 0;
+      problem_.push_back({.name = m.module.prefix,
+                          .singular_values = spectra_[j],
+                          .rows = m.module.out,
+                          .cols = m.module.in,
+                          .sensitivity = free ? 1 : std::numeric_limits<double>::infinity(),
+                          .max_rank = m.state.rank,
+                          .rank_multiple = options_.rank_multiple});
+    }
+    original_ = passes_.final_original(samples_);
+  }
+
+  rank_selection select(double ratio) {
+    rank_selection result;
+    result.how.probes = probe();
+    const std::int64_t budget = ressvd::uniform_budget(problem_, ratio);
+    ressvd::allocation solution;
+    if (options_.rounds > 1) {
+      auto refined = refine(budget);
+      for (const auto& a : refined.attempts)
+        result.how.rounds.push_back({a.round, a.trust, a.validation, a.accepted});
+      solution = std::move(refined.solution);
+    } else {
+      solution = ressvd::allocate_ranks(problem_, budget);
+    }
+    result.ranks = model_ranks_of(solution.ranks);
+    result.how.loss = {.predicted = solution.loss,
+                       .bound = solution.loss_bound,
+                       .measured = divergence(samples_, original_, result.ranks)};
+    return result;
+  }
+
+ private:
+  struct place {
+    std::int64_t layer = 0;
+    std::size_t module = 0;
+  };
+
+  const factored_module& matrix(std::size_t j) const {
+    return layers_[static_cast<std::size_t>(places_[j].layer)].matrices[places_[j].module];
+  }
+
+  model_ranks model_ranks_of(std::span<const ressvd::rank_choice> stored) const {
+    model_ranks ranks(passes_.config().layers);
+    for (std::size_t j = 0; j < places_.size(); ++j)
+      ranks[places_[j].layer].push_back(stored[j]);
+    return ranks;
+  }
+
+  double divergence(const sample_set& samples, const hidden_states& original,
+                    const model_ranks& ranks) {
+    return passes_.mean_divergence(original, factored_.run(samples, ranks));
+  }
+
+  // Every matrix alone, in the otherwise intact model.
+  std::vector<probe_report> probe() {
+    const model_config& config = passes_.config();
+    const bool curved = options_.probe_ranks > 1;
+    hidden_states before = passes_.embed(samples_);
+    std::int64_t reached = 0;
+    factored_layer probed; // the layer of the last probe
+    progress bar("probing", static_cast<std::int64_t>(places_.size()) * options_.probe_ranks);
+    const auto evaluate = [&](std::int64_t j, std::int64_t rank) {
+      const auto [layer, module] = places_[static_cast<std::size_t>(j)];
+      for (; reached < layer; ++reached)
+        passes_.run_original(reached, before, samples_.length);
+      if (probed.matrices.empty() || probed.index != layer) probed = factored_.factored(layer);
+      layer_weights weights = passes_.model().layer(layer);
+      factored_.replace(weights, probed.matrices[module], {.rank = rank});
+      hidden_states hidden = before;
+      passes_.run(weights, hidden, samples_.length);
+      for (std::int64_t later = layer + 1; later < config.layers; ++later) {
+        passes_.run_original(later, hidden, samples_.length);
+      }
+      bar.advance();
+      return passes_.mean_divergence(original_, hidden);
+    };
+    const auto probes = ressvd::probe_matrices(
+        problem_, evaluate,
+        {.rank_shares = curved ? std::vector<double>{0.5, 0.25} : std::vector<double>{0.5}});
+    problem_ = ressvd::with_sensitivities(problem_, probes);
+    std::vector<probe_report> report;
+    for (std::size_t j = 0; j < places_.size(); ++j) {
+      if (curved && probes[j].exponent > 1) bend(j, probes[j]);
+      for (const auto& point : probes[j].points) {
+        report.push_back({.name = matrix(j).module.prefix,
+                          .rank = point.rank,
+                          .divergence = point.error,
+                          .sensitivity = problem_[j].sensitivity,
+                          .exponent = probes[j].exponent});
+      }
+    }
+    return report;
+  }
+
+  // The error model c·T^γ in place of c·T, through the probed points.
+  void bend(std::size_t j, const ressvd::matrix_probe& probe) {
+    const ressvd::probe_point& first = probe.points.front();
+    auto curved = ressvd::curve_spectrum(problem_[j], probe.exponent, first.rank);
+    spectra_[j] = std::move(curved.singular_values);
+    problem_[j].singular_values = spectra_[j];
+    problem_[j].tail_energy = curved.tail_energy;
+    problem_[j].sensitivity = (std::max)(first.error, 0.0) / first.truncated_energy;
+  }
+
+  // Further probes at the solution itself, accepted by the held-out samples.
+  ressvd::refined_allocation refine(std::int64_t budget) {
+    if (heldout_.count() == 0) {
+      throw usage_error("--rounds above 1 needs held-out samples to judge the rounds");
+    }
+    const hidden_states heldout_original = passes_.final_original(heldout_);
+    model_ranks solution;
+    hidden_states before;
+    std::int64_t reached = 0;
+    progress bar("probing again",
+                 (options_.rounds - 1) * static_cast<std::int64_t>(places_.size() + 1));
+    const auto evaluate = [&](std::span<const ressvd::rank_choice> stored, std::int64_t changed) {
+      const model_ranks ranks = model_ranks_of(stored);
+      bar.advance();
+      if (changed == ressvd::no_matrix) {
+        solution = ranks;
+        before = passes_.embed(samples_);
+        reached = 0;
+        return divergence(samples_, original_, ranks);
+      }
+      const std::int64_t layer = places_[static_cast<std::size_t>(changed)].layer;
+      for (; reached < layer; ++reached) {
+        passes_.run(factored_.layer(reached, solution[reached]), before, samples_.length);
+      }
+      return passes_.mean_divergence(original_,
+                                     factored_.run(before, layer, samples_.length, ranks));
+    };
+    const auto validate = [&](std::span<const ressvd::rank_choice> stored) {
+      return divergence(heldout_, heldout_original, model_ranks_of(stored));
+    };
+    return ressvd::refine_allocation(problem_, budget, evaluate, validate,
+                                     {.rounds = options_.rounds - 1});
+  }
+
+  model_passes& passes_;
+  const factored_model& factored_;
+  const compress_options& options_;
+  sample_set samples_;
+  const sample_set& heldout_;
+  hidden_states original_; // final states of the probe samples
+  std::vector<factored_layer> layers_;
+  std::vector<std::vector<double>> spectra_;
+  std::vector<place> places_; // of each matrix
+  std::vector<ressvd::allocation_matrix> problem_;
+};
+
+} // namespace
+
+rank_selection select_by_sensitivity(model_passes& passes, const factored_model& factored,
+                                     const compress_options& options, double ratio,
+                                     const calibration_samples& samples) {
+  return sensitivity_allocation(passes, factored, options, samples).select(ratio);
+}
+
+} // namespace ressvd_llm

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The sequential fit: layer by layer, and within a layer input by input, the factors are updated in
+// closed form for the inputs that everything compressed before them really produces, or the
+// matrices truncated anew for those inputs.
+#pragma once
+
+#include <cstdint>
+
+#include "compress/factored_model.hpp"
+#include "compress/model_passes.hpp"
+#include "compress/model_ranks.hpp"
+#include "compress/options.hpp"
+#include "compress/samples.hpp"
+
+namespace ressvd_llm {
+
+// Holds the calibration samples' hidden states of the compressed model, and those of the original
+// where the target needs them. Each layer costs one pass over the samples for every input that
+// feeds a compressed matrix, and one more to move on. The constructor's arguments must outlive the
+// object.
+class sequential_refit {
+ public:
+  sequential_refit(model_passes& passes, const factored_model& factored,
+                   const compress_options& options, const sample_set& samples);
+
+  // The next layer, the first one to begin with, refitted.
+  layer_weights next(const layer_ranks& ranks);
+
+  // Passes over the next layer, which an earlier run has refitted.
+  void skip(const layer_weights& refitted);
+
+ private:
+  void observe(shifted_refit& refit, const layer_weights& weights, input_group group);
+
+  model_passes& passes_;
+  const factored_model& factored_;
+  const compress_options& options_;
+  std::int64_t length_;
+  std::int64_t layer_ = 0;
+  hidden_states compressed_;
+  hidden_states original_; // empty where the target is the shifted inputs' own
+};
+
+} // namespace ressvd_llm

@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A weight matrix that was factored once and answers for any rank: its two factors, both losses,
+// its singular values. It holds nested factors U: m × R and V: R × n, whose leading r columns and
+// rows are the answer at rank r ≤ R, and, for a method with a residual stage, the vectors of that
+// stage for each rank that was prepared.
+//
+//   at          copies of mr + rn scalars; a residual stage 2mn·r_r flops more, or where it was not
+//               prepared the cost of residual_compensation
+//   losses      known for all ranks when the matrix is made (residual/losses.hpp); no cost. With a
+//               residual stage they are differences: good to eps of the loss at the intermediate
+//               rank
+//   memory      (m + n)R scalars, W itself (mn), m·r_r for each prepared stage, 16R bytes
+//               for losses; the whitening factor is shared with the calibration and other matrices
+//   blocks      yes
+//   errors      std::invalid_argument for a rank that the factors do not reach
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "ressvd/core/backend.hpp"
+#include "ressvd/detail/stopwatch.hpp"
+#include "ressvd/methods/method.hpp"
+
+namespace ressvd {
+inline namespace v0 {
+
+/// The second stage of residual compensation at one rank.
+template <class Matrix>
+struct residual_stage {
+  index_t rank = 0; ///< of both stages together
+  index_t intermediate_rank = 0;
+  Matrix q;                 ///< U_R, m × (rank − intermediate_rank)
+  double weight_energy = 0; ///< ‖U_RᵀW‖², what the stage takes off the weight loss
+  std::optional<double> activation_energy = std::nullopt; ///< off the activation loss, where known
+};
+
+/// A factored matrix on the host, to be kept in a file or on another machine. Matrices are
+/// column-major and packed.
+template <compute_scalar T>
+struct factored_state {
+  index_t rows = 0;
+  index_t cols = 0;
+  index_t rank = 0; ///< R
+  projection acts = projection::left;
+  std::vector<T> q; ///< left: U, m × R. right: Vᵀ, n × R. both: U, m × R
+  std::vector<T> p; ///< both: V, R × n. Else empty: it follows from W
+  std::vector<double> singular_values;
+  std::vector<double> weight_losses;     ///< at ranks 0 … R
+  std::vector<double> activation_losses; ///< the same, or empty
+  std::vector<residual_stage<std::vector<T>>> stages;
+  std::optional<residual_plan> residual;
+  std::optional<whitening_report> whitening;
+  svd_report svd;
+  double seconds = 0;
+};
+
+template <backend B>
+class factored_matrix {
+ public:
+  using scalar = typename B::scalar;
+  using space = typename B::space;
+  using state_type = factored_state<scalar>;
+
+  /// From a basis of `w`. `reference` is a whitening factor of the Gram of W's input, or null: then
+  /// activation losses are not known. calibration::factor is how a caller comes here.
+  factored_matrix(B be, std::shared_ptr<const weight<B>> w, svd_basis<B> basis,
+                  std::shared_ptr<const whitening<B>> reference)
+      : be_(std::move(be)),
+        w_(std::move(w)),
+        reference_(std::move(reference)),
+        acts_(basis.acts),
+        nested_(slice(be_, *w_, basis, basis.rank())),
+        singular_values_(std::move(basis.singular_values)),
+        svd_(std::move(basis.report)) {
+    weight_losses_ = truncation_losses(be_, *w_, nested_.u.ref(), nested_.v.ref(), kind());
+    if (reference_) {
+      whitening_ = reference_->report;
+      activation_losses_ = truncation_losses(be_, *w_, nested_.u.ref(), nested_.v.ref(), kind(),
+                                             reference_->metric());
+      // The losses under G from those under G + δI.
+      for (std::size_t r = 0; r < activation_losses_.size(); ++r)
+        activation_losses_[r] =
+            (std::max)(activation_losses_[r] - whitening_->damping * weight_losses_[r], 0.0);
+    }
+  }
+
+  index_t rows() const { return nested_.rows(); }
+  index_t cols() const { return nested_.cols(); }
+  /// The largest rank that can be cut without a residual stage.
+  index_t rank() const { return nested_.rank(); }
+  /// All singular values of the weighted matrix, descending (see svd_basis).
+  const std::vector<double>& singular_values() const { return singular_values_; }
+  const weight<B>& original() const { return *w_; }
+  const B& handle() const { return be_; }
+  const svd_report& svd() const { return svd_; }
+
+  /// Gives the matrix a residual stage, and prepares it for these ranks: many ranks of one matrix
+  /// cost a fraction of each alone (residual_stages).
+  void compensate(const residual_plan& plan, std::vector<index_t> ranks) {
+    detail::require(acts_ == projection::left,
+                    "a residual stage needs a method with the identity as left metric");
+    plan_ = plan;
+    if (ranks.size() == 1) {
+      stages_.push_back(single_stage(ranks[0]));
+      return;
+    }
+    std::ranges::sort(ranks, std::ranges::greater{}); // the fast order
+    const auto stage1 = first_stage();
+    residual_stages<B> stages(be_, *w_, stage1, second_metric());
+    for (const index_t rank : ranks)
+      stages_.push_back(stage_of(rank, stages.at(plan_at(rank))));
+  }
+
+  /// The factors at a rank, or W kept dense.
+  compressed_matrix<B> at(const rank_choice& choice) const {
+    const detail::stopwatch watch;
+    compressed_matrix<B> result;
+    method_report& report = result.report;
+    report = {.rows = rows(), .cols = cols(), .choice = choice, .svd = svd_};
+    report.compression_ratio = achieved_ratio(rows(), cols(), choice);
+    report.whitening = whitening_;
+    if (choice.dense) {
+      report.choice.rank = (std::min)(rows(), cols());
+      report.activation_loss = activation_loss(choice);
+      return result;
+    }
+    const auto stage = stage_for(choice.rank);
+    report.intermediate_rank = stage ? stage->intermediate_rank : choice.rank;
+    report.weight_loss = weight_loss_at(choice.rank, stage);
+    report.activation_loss = activation_loss_at(choice.rank, stage);
+    result.factors = cut(choice.rank, stage);
+    report.seconds = seconds + watch.seconds();
+    return result;
+  }
+  compressed_matrix<B> at(const rank_target& target) const {
+    return at(target.choose(rows(), cols()));
+  }
+
+  /// ‖W−Ŵ‖_F² at a rank.
+  loss weight_loss(const rank_choice& choice) const {
+    return choice.dense ? loss{} : weight_loss_at(choice.rank, stage_for(choice.rank));
+  }
+  /// ‖(W−Ŵ)X‖_F² at a rank, where it is known.
+  std::optional<loss> activation_loss(const rank_choice& choice) const {
+    if (choice.dense && !activation_losses_.empty()) return loss{};
+    return choice.dense ? std::nullopt : activation_loss_at(choice.rank, stage_for(choice.rank));
+  }
+
+  /// The report's losses of other factors of the same matrix, formed from their residual.
+  void measure(const low_rank<scalar, space>& pair, method_report& report) const {
+    report.weight_loss = weighted_loss(be_, *w_, pair);
+    report.activation_loss.reset();
+    if (!reference_) return;
+    const double delta = reference_->report.damping;
+    const double lost = weighted_loss(be_, *w_, pair, reference_->metric()).absolute;
+    report.activation_loss = relative_to(
+        (std::max)(lost - delta * report.weight_loss.absolute, 0.0), activation_losses_.front());
+  }
+
+  double seconds = 0; ///< that factoring took
+
+  /// Everything but W and the whitening factor, on the host.
+  state_type state() const {
+    state_type s;
+    s.rows = rows();
+    s.cols = cols();
+    s.rank = rank();
+    s.acts = acts_;
+    s.q = acts_ == projection::right ? to_host(nested_.v.transposed()) : to_host(nested_.u);
+    if (acts_ == projection::both) s.p = to_host(nested_.v);
+    s.singular_values = singular_values_;
+    s.weight_losses = weight_losses_;
+    s.activation_losses = activation_losses_;
+    for (const stage_type& stage : stages_) {
+      s.stages.push_back({stage.rank, stage.intermediate_rank, to_host(stage.q),
+                          stage.weight_energy, stage.activation_energy});
+    }
+    s.residual = plan_;
+    s.whitening = whitening_;
+    s.svd = svd_;
+    s.seconds = seconds;
+    return s;
+  }
+
+  /// The same matrix from its state and W; nothing is factored again. A rank whose residual stage
+  /// was not prepared is served, without its activation loss.
+  /// Throws std::invalid_argument for a state that does not fit W or itself.
+  static factored_matrix from_state(B be, std::shared_ptr<const weight<B>> w, const state_type& s) {
+    return factored_matrix(std::move(be), std::move(w), s);
+  }
+
+ private:
+  using stage_type = residual_stage<matrix<scalar, space>>;
+
+  factored_matrix(B be, std::shared_ptr<const weight<B>> w, const state_type& s)
+      : seconds(s.seconds),
+        be_(std::move(be)),
+        w_(std::move(w)),
+        whitening_(s.whitening),
+        acts_(s.acts),
+        singular_values_(s.singular_values),
+        weight_losses_(s.weight_losses),
+        activation_losses_(s.activation_losses),
+        svd_(s.svd),
+        plan_(s.residual) {
+    detail::require(s.rows == w_->rows() && s.cols == w_->cols(), "the factored state is of a ",
+                    s.rows, " x ", s.cols, " matrix, W is ", w_->rows(), " x ", w_->cols());
+    const auto losses = static_cast<std::size_t>(s.rank) + 1;
+    detail::require(s.rank >= 1 && s.weight_losses.size() == losses &&
+                        (s.activation_losses.empty() || s.activation_losses.size() == losses),
+                    "the factored state of rank ", s.rank, " has ", s.weight_losses.size(), " and ",
+                    s.activation_losses.size(), " losses");
+    svd_basis<B> basis;
+    basis.acts = s.acts;
+    basis.q = to_device(s.q, s.acts == projection::right ? s.cols : s.rows, s.rank);
+    if (s.acts == projection::both) basis.p = to_device(s.p, s.rank, s.cols);
+    nested_ = slice(be_, *w_, basis, s.rank);
+    for (const auto& stage : s.stages) {
+      stages_.push_back({stage.rank, stage.intermediate_rank,
+                         to_device(stage.q, s.rows, stage.rank - stage.intermediate_rank),
+                         stage.weight_energy, stage.activation_energy});
+    }
+  }
+
+  nesting kind() const {
+    return acts_ == projection::left ? nesting::projection : nesting::general;
+  }
+
+  /// The first stage as residual compensation takes it.
+  svd_basis<B> first_stage() const {
+    svd_basis<B> basis;
+    basis.q = be_.allocate(rows(), rank());
+    be_.copy(nested_.u, basis.q.ref());
+    return basis;
+  }
+
+  residual_options plan_at(index_t rank) const {
+    residual_options options = plan_->options;
+    options.rank = rank;
+    return options;
+  }
+
+  metric<space> second_metric() const {
+    detail::require(!plan_->whitened || reference_ != nullptr,
+                    "a residual stage in the whitened metric needs the whitening factor");
+    return plan_->whitened ? reference_->metric() : metric<space>{};
+  }
+
+  stage_type single_stage(index_t rank) const {
+    return stage_of(rank,
+                    residual_compensation(be_, *w_, first_stage(), plan_at(rank), second_metric()));
+  }
+
+  /// The stage from its basis, with what it takes off the losses.
+  stage_type stage_of(index_t rank, const compensated_basis<B>& both) const {
+    const index_t leading = both.intermediate_rank;
+    const index_t rest = rank - leading;
+    stage_type stage{rank, leading, be_.allocate(rows(), rest)};
+    if (reference_) stage.activation_energy = 0;
+    if (rest == 0) return stage;
+    be_.copy(both.q.ref().col_range(leading, rest), stage.q.ref());
+    const auto image = project_on(stage.q);
+    const auto sum = [](const std::vector<double>& energies) {
+      double total = 0;
+      for (const double e : energies)
+        total += e;
+      return total;
+    };
+    const auto energy = [&](const metric<space>& m) {
+      return sum(captured_energies(be_, *w_, stage.q.ref(), image.ref(), nesting::projection, m));
+    };
+    stage.weight_energy = energy({});
+    if (reference_) {
+      stage.activation_energy =
+          energy(reference_->metric()) - reference_->report.damping * stage.weight_energy;
+    }
+    return stage;
+  }
+
+  /// qᵀW.
+  matrix<scalar, space> project_on(const matrix<scalar, space>& q) const {
+    auto image = be_.allocate(q.cols(), cols());
+    be_.gemm(op::transpose, op::none, static_cast<scalar>(w_->unit), q, w_->values, scalar{0},
+             image.ref());
+    return image;
+  }
+
+  /// The residual stage of a rank where the method has one: a prepared one, or one made now.
+  std::shared_ptr<const stage_type> stage_for(index_t rank) const {
+    if (!plan_) {
+      detail::require(rank >= 1 && rank <= this->rank(), "rank ", rank,
+                      " cannot be cut from factors of rank ", this->rank());
+      return nullptr;
+    }
+    for (const stage_type& stage : stages_) {
+      if (stage.rank == rank) return {std::shared_ptr<void>(), &stage};
+    }
+    return std::make_shared<const stage_type>(single_stage(rank));
+  }
+
+  static loss relative_to(double lost, double total) {
+    return {lost, total > 0 ? lost / total : 0};
+  }
+
+  using stage_pointer = std::shared_ptr<const stage_type>;
+
+  /// The loss at a rank from `losses`, less what its stage takes off.
+  static loss loss_at(const std::vector<double>& losses, index_t rank, double energy) {
+    const double lost = losses[static_cast<std::size_t>(rank)] - energy;
+    return relative_to((std::max)(lost, 0.0), losses.front());
+  }
+  loss weight_loss_at(index_t rank, const stage_pointer& stage) const {
+    return stage ? loss_at(weight_losses_, stage->intermediate_rank, stage->weight_energy)
+                 : loss_at(weight_losses_, rank, 0);
+  }
+  std::optional<loss> activation_loss_at(index_t rank, const stage_pointer& stage) const {
+    if (activation_losses_.empty() || (stage && !stage->activation_energy)) return std::nullopt;
+    return stage ? loss_at(activation_losses_, stage->intermediate_rank, *stage->activation_energy)
+                 : loss_at(activation_losses_, rank, 0);
+  }
+
+  low_rank<scalar, space> cut(index_t rank, const stage_pointer& stage) const {
+    const index_t leading = stage ? stage->intermediate_rank : rank;
+    low_rank<scalar, space> pair{be_.allocate(rows(), rank), be_.allocate(rank, cols())};
+    be_.copy(nested_.u.ref().left_cols(leading), pair.u.ref().left_cols(leading));
+    be_.copy(nested_.v.ref().top_rows(leading), pair.v.ref().top_rows(leading));
+    if (leading < rank) {
+      be_.copy(stage->q, pair.u.ref().col_range(leading, rank - leading));
+      be_.gemm(op::transpose, op::none, static_cast<scalar>(w_->unit), stage->q, w_->values,
+               scalar{0}, pair.v.ref().part(leading, 0, rank - leading, cols()));
+    }
+    return pair;
+  }
+
+  template <readable_matrix<space> M>
+  std::vector<scalar> to_host(const M& m) const {
+    const auto view = const_view(m);
+    std::vector<scalar> host(static_cast<std::size_t>(view.size()));
+    auto frame = be_.frame();
+    const auto packed = be_.scratch(view.rows, view.cols);
+    be_.copy(view, packed);
+    be_.download(packed, {host.data(), view.rows, view.cols, view.rows});
+    return host;
+  }
+
+  matrix<scalar, space> to_device(const std::vector<scalar>& host, index_t rows, index_t cols) {
+    detail::require(static_cast<index_t>(host.size()) == rows * cols,
+                    "the factored state has a matrix of ", host.size(), " elements, expected ",
+                    rows, " x ", cols);
+    auto m = be_.allocate(rows, cols);
+    be_.upload({host.data(), rows, cols, rows}, m.ref());
+    return m;
+  }
+
+  mutable B be_; // a handle on a context; reading a factored matrix uses its scratch
+  std::shared_ptr<const weight<B>> w_;
+  std::shared_ptr<const whitening<B>> reference_;
+  std::optional<whitening_report> whitening_;
+  projection acts_;
+  low_rank<scalar, space> nested_;
+  std::vector<double> singular_values_;
+  std::vector<double> weight_losses_;
+  std::vector<double> activation_losses_;
+  svd_report svd_;
+  std::optional<residual_plan> plan_;
+  std::vector<stage_type> stages_;
+};
+
+} // namespace v0
+} // namespace ressvd
