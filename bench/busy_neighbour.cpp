@@ -5,9 +5,10 @@
 // alone (`ratio`; with fair shares of the machine 2, or more than that where threads wait for each
 // other). The numbers of threads are 1 and the default.
 #include <atomic>
-#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -51,18 +52,17 @@ void decompose(eigen_backend<float>& be) {
   }
 }
 
-/// Gram, whitening and a truncation in its metric, as for the matrices of a small layer.
+/// Gram, whitening and four weights that read the same input, as in a small layer.
 void compress(eigen_backend<float>& be) {
   auto x = be.allocate(288, 2048);
   be.random_normal(x, 1);
-  gram_accumulator<eigen_backend<float>> sums(be, 288);
-  sums.add(const_view(x), token_order::features_by_tokens);
-  const auto whitening = whiten(be, sums.gram());
+  gram_accumulator sums(be, 288);
+  sums.add(x, token_order::features_by_tokens);
+  calibration input(be, std::move(sums));
   for (std::uint64_t seed = 0; seed < 4; ++seed) {
     auto w = be.allocate(768, 288);
     be.random_normal(w, seed);
-    benchmark::DoNotOptimize(
-        truncated_svd(be, const_view(w), {}, whitening.metric(), {.rank = 120}));
+    benchmark::DoNotOptimize(input.compress(w, methods::ressvd{}, at_ratio(0.4)));
   }
 }
 

@@ -61,7 +61,7 @@ void for_each_backend(F f) {
 }
 
 /// Wall-clock time; with RESSVD_BENCH_CLOCK=cpu the processor time of the whole process, for
-/// machines that others use (one thread then, or waiting threads count).
+/// machines that others use.
 inline double now() {
   static const char* const asked = std::getenv("RESSVD_BENCH_CLOCK");
   if (asked != nullptr && std::string(asked) == "cpu") {

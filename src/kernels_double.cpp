@@ -3,7 +3,7 @@
 // The kernels on the CPU backend in double, compiled once for every program that includes
 // ressvd/compiled.hpp.
 #include "ressvd/backend/eigen.hpp"
-#include "ressvd/detail/compiled_kernels.hpp"
+#include "ressvd/compiled_kernels.hpp"
 
 namespace ressvd {
 inline namespace v0 {

@@ -7,7 +7,7 @@
 
 #include "ressvd/algorithms.hpp"
 #include "ressvd/backend/eigen.hpp"
-#include "ressvd/detail/compiled_kernels.hpp"
+#include "ressvd/compiled_kernels.hpp"
 
 namespace ressvd {
 inline namespace v0 {

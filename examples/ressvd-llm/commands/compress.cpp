@@ -6,10 +6,13 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
+
+#include <ressvd/methods/any_method.hpp>
 
 #include "commands/threads_option.hpp"
 #include "compress/compress.hpp"
@@ -54,7 +57,7 @@ void resolve(command_line& line) {
       {"sensitivity", allocation::sensitivity}};
   if (!line.allocation.empty()) {
     o.allocation = allocations.at(line.allocation);
-  } else if (o.method == method::adasvd) {
+  } else if (o.method == "adasvd") {
     o.allocation = allocation::importance;
   }
   if (line.last_layers == "all") {
@@ -117,10 +120,6 @@ void add_compress(CLI::App& app) {
   command->add_option("MODEL", o.model, "Model directory")->required();
   command->add_option("OUT", o.output, "Directory to create")->required();
 
-  static const std::map<std::string, method> methods{
-      {"svd", method::svd},          {"fwsvd", method::fwsvd},   {"asvd", method::asvd},
-      {"svd-llm", method::svd_llm},  {"adasvd", method::adasvd}, {"ressvd", method::ressvd},
-      {"tempered", method::tempered}};
   command->add_option("--ratio", o.ratio, "Share of the layers' matrix parameters to remove")
       ->capture_default_str();
   command->add_flag("--count-all", o.count_all,
@@ -128,7 +127,16 @@ void add_compress(CLI::App& app) {
   command
       ->add_option("--method", o.method,
                    "svd, fwsvd, asvd, svd-llm, adasvd, ressvd or tempered (default ressvd)")
-      ->transform(CLI::CheckedTransformer(methods).description(""));
+      ->check(CLI::Validator(
+          [](std::string& name) {
+            try {
+              ressvd::method_named(name);
+            } catch (const std::invalid_argument& error) {
+              return std::string(error.what());
+            }
+            return std::string();
+          },
+          ""));
   command
       ->add_option("--last-layers", line->last_layers,
                    "How many last layers to compress: auto (smallest final-layer error), all, "

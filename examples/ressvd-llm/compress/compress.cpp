@@ -45,17 +45,17 @@ class stage_clock {
 
 void check(const compress_options& options, const language_model& model) {
   const auto refuse = [](const std::string& what) { throw usage_error(what); };
+  (void)method_of(options); // throws for a name that no method has
   if (model.config().compressed && model.config().compressed->format == "factored") {
     refuse(options.model.string() + ": is a factored checkpoint already");
   }
-  if (options.method == method::fwsvd && options.fisher.empty()) {
+  if (options.method == "fwsvd" && options.fisher.empty()) {
     refuse("fwsvd needs the mean squared gradients of the model's matrices: --fisher FILE");
   }
-  if (options.method != method::fwsvd && !options.fisher.empty()) {
+  if (options.method != "fwsvd" && !options.fisher.empty()) {
     refuse("--fisher belongs to --method fwsvd");
   }
-  if (options.retruncate && options.method != method::svd_llm &&
-      options.method != method::tempered) {
+  if (options.retruncate && options.method != "svd-llm" && options.method != "tempered") {
     refuse("--retruncate belongs to --method svd-llm and tempered");
   }
   if (options.retruncate && options.update) {
@@ -189,7 +189,7 @@ compression_report compress(const compress_options& options) {
   model_passes passes(model);
   const auto engine = make_factoring_engine(options);
   compress_options chosen = options; // with the power of tempered whitening
-  if (options.method == method::tempered && !options.power) {
+  if (options.method == "tempered" && !options.power) {
     const power_choice power =
         search_power(passes, *engine, options, ratio, samples, writer.scratch());
     chosen.power = power.power;
@@ -216,7 +216,7 @@ compression_report compress(const compress_options& options) {
   report.program = "ressvd-llm " RESSVD_VERSION_STRING;
   report.model = options.model.string();
   report.output = options.output.string();
-  report.method = name_of(options.method);
+  report.method = options.method;
   report.allocation = name_of(options.allocation);
   report.options = fingerprint(options);
   report.samples = {.count = samples.calibration.count(),
@@ -224,7 +224,7 @@ compression_report compress(const compress_options& options) {
                     .source = options.calibration.empty() ? "self" : options.calibration.string()};
   report.requested_ratio = options.ratio;
   report.choice = std::move(selection.how);
-  if (options.method == method::tempered) report.power = chosen.power;
+  if (options.method == "tempered") report.power = chosen.power;
   report.seconds = clock.seconds();
   report.fallbacks = engine->fallbacks();
   const checkpoint written = checkpoint::open(options.output);

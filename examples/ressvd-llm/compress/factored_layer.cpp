@@ -48,12 +48,12 @@ matrix_report report_of(const factored_module& m, const ressvd::rank_choice& cho
   factors_report& factors = report.factors.emplace();
   factors.rank = choice.rank;
   factors.intermediate_rank = choice.rank;
-  const bool compensated = options.method == method::ressvd;
-  if (compensated) {
-    factors.intermediate_rank = ressvd::intermediate_rank(
-        m.module.out, m.module.in, {.rank = choice.rank, .beta = options.beta});
+  if (state.residual) {
+    ressvd::residual_options plan = state.residual->options;
+    plan.rank = choice.rank;
+    factors.intermediate_rank = ressvd::intermediate_rank(m.module.out, m.module.in, plan);
   }
-  if (!refits(options) && (!compensated || second != nullptr)) {
+  if (!refits(options) && (!state.residual || second != nullptr)) {
     const double weight = second != nullptr ? second->weight_energy : 0;
     factors.weight_loss = loss_at(state.weight_losses, factors.intermediate_rank, weight);
     if (!state.activation_losses.empty()) {

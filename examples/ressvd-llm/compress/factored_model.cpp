@@ -33,15 +33,18 @@ double cosine_sum(const hidden_states& x, const hidden_states& y, std::int64_t w
 
 } // namespace
 
-factored_layer factored_model::factored(std::int64_t layer) const {
-  factored_layer result = store_.load(passes_.config(), layer);
-  for (factored_module& m : result.matrices)
+factored_layer factored_model::of_method(factored_layer layer) const {
+  for (factored_module& m : layer.matrices)
     m.state.residual = method_.residual();
-  return result;
+  return layer;
+}
+
+factored_layer factored_model::factored(std::int64_t layer) const {
+  return of_method(store_.load(passes_.config(), layer));
 }
 
 factored_layer factored_model::summary(std::int64_t layer) const {
-  return store_.load_summary(passes_.config(), layer);
+  return of_method(store_.load_summary(passes_.config(), layer));
 }
 
 void factored_model::replace(layer_weights& weights, const factored_module& matrix,

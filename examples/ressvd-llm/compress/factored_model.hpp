@@ -46,6 +46,8 @@ class factored_model {
   hidden_states run(const sample_set& samples, const model_ranks& ranks) const;
 
  private:
+  factored_layer of_method(factored_layer layer) const;
+
   model_passes& passes_;
   factoring_engine& engine_;
   layer_store store_;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "compress/factoring.hpp"
 
+#include <variant>
+
 #include <ressvd/compiled.hpp>
 
 #include "compress/factoring_on_backend.hpp"
@@ -11,23 +13,14 @@ namespace ressvd_llm {
 
 ressvd::any_method method_of(const compress_options& options) {
   namespace methods = ressvd::methods;
-  switch (options.method) {
-    case method::svd:
-      return {methods::svd{}};
-    case method::fwsvd:
-      return {methods::fwsvd{}};
-    case method::asvd:
-      return {methods::asvd{.alpha = options.asvd_alpha}};
-    case method::svd_llm:
-      return {methods::svd_llm{}};
-    case method::adasvd:
-      return {methods::adasvd{.iterations = options.adasvd_iterations}};
-    case method::tempered:
-      return {methods::tempered{.power = options.power.value_or(1.0)}};
-    case method::ressvd:
-      break;
-  }
-  return {methods::ressvd{.beta = options.beta}};
+  ressvd::any_method method = ressvd::method_named(options.method);
+  if (auto* m = std::get_if<methods::asvd>(&method.chosen)) m->alpha = options.asvd_alpha;
+  if (auto* m = std::get_if<methods::adasvd>(&method.chosen))
+    m->iterations = options.adasvd_iterations;
+  if (auto* m = std::get_if<methods::ressvd>(&method.chosen)) m->beta = options.beta;
+  if (auto* m = std::get_if<methods::tempered>(&method.chosen))
+    m->power = options.power.value_or(1.0);
+  return method;
 }
 
 std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& options) {

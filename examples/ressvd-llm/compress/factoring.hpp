@@ -73,6 +73,7 @@ class factoring_engine {
 };
 
 // The library's method with the options of a run; without a power, tempered whitening gets 1.
+// Throws std::invalid_argument for a name that no method has.
 ressvd::any_method method_of(const compress_options& options);
 
 // An engine on the backend that the options name. Throws usage_error where it is not built in, and

@@ -7,26 +7,6 @@
 
 namespace ressvd_llm {
 
-const char* name_of(method m) {
-  switch (m) {
-    case method::svd:
-      return "svd";
-    case method::fwsvd:
-      return "fwsvd";
-    case method::asvd:
-      return "asvd";
-    case method::svd_llm:
-      return "svd-llm";
-    case method::adasvd:
-      return "adasvd";
-    case method::ressvd:
-      return "ressvd";
-    case method::tempered:
-      return "tempered";
-  }
-  return "";
-}
-
 const char* name_of(allocation a) {
   switch (a) {
     case allocation::uniform:
@@ -61,7 +41,7 @@ std::string fingerprint(const compress_options& o) {
       {"model", std::filesystem::weakly_canonical(o.model).string()},
       {"ratio", o.ratio},
       {"count_all", o.count_all},
-      {"method", name_of(o.method)},
+      {"method", o.method},
       {"allocation", name_of(o.allocation)},
       {"last_layers", o.last_layers.value_or(0)},
       {"step", o.step},

@@ -10,8 +10,6 @@
 
 namespace ressvd_llm {
 
-enum class method { svd, fwsvd, asvd, svd_llm, adasvd, ressvd, tempered };
-
 // How the compression ratio is spread over the matrices.
 enum class allocation {
   uniform,     // every matrix alike
@@ -31,8 +29,8 @@ struct compress_options {
   std::filesystem::path model;
   std::filesystem::path output;
   double ratio = 0.2;
-  bool count_all = false; // the ratio is one of all parameters, embeddings and head included
-  ressvd_llm::method method = ressvd_llm::method::ressvd;
+  bool count_all = false;        // the ratio is one of all parameters, embeddings and head included
+  std::string method = "ressvd"; // a name that ressvd::method_named knows
   ressvd_llm::allocation allocation = ressvd_llm::allocation::last_layers;
   std::optional<std::int64_t> last_layers; // k; absent: search
   std::int64_t step = 1;                   // of the search over k
@@ -68,12 +66,11 @@ struct compress_options {
   bool resume = false;
 };
 
-const char* name_of(method m);
 const char* name_of(allocation a);
 
 // The factors are fitted to what the compressed layers before them produce.
 inline bool refits(const compress_options& o) {
-  return o.update || o.retruncate || o.method == method::adasvd;
+  return o.update || o.retruncate || o.method == "adasvd";
 }
 
 inline double target_mix(const compress_options& o) {

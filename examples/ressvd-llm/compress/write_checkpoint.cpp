@@ -80,7 +80,7 @@ void write_description(checkpoint_writer& writer, const language_model& model,
                        const model_ranks& ranks, const compress_options& options, double achieved) {
   const model_config& config = model.config();
   compressed_info info;
-  info.method = name_of(options.method);
+  info.method = options.method;
   info.format = options.format == output_format::factored ? "factored" : "dense";
   info.ratio = achieved;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {

@@ -20,7 +20,7 @@ TEST_CASE("the program's report names the decompositions that another routine ma
   options.model = std::filesystem::path(RESSVD_LLM_FIXTURES) / "llama";
   options.output = directory.path() / "output";
   options.backend = ressvd_llm::backend_choice::cuda;
-  options.method = ressvd_llm::method::svd;
+  options.method = "svd";
   options.allocation = ressvd_llm::allocation::uniform;
   options.ratio = 0.4;
   options.samples = 2;

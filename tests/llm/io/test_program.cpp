@@ -174,4 +174,7 @@ TEST_CASE("a command line that cannot be understood ends with status 2", "[progr
   CHECK(run({"inspect", "--help"}).status == 0);
   CHECK_THAT(run({"--help"}).out, contains_text("inspect"));
   CHECK(run({"--version"}).status == 0);
+  const outcome method = run({"compress", "x", "y", "--method", "pca"});
+  CHECK(method.status == 2);
+  CHECK_THAT(method.err, contains_text("there is no method 'pca'") && contains_text("svd-llm"));
 }

@@ -9,8 +9,8 @@
 // Eigen.
 //
 // Equal bits on any number of threads: sums are divided by the sizes of the factors alone. Parts of
-// a result begin at multiples of 48 rows and columns, whole register tiles of Eigen's kernel, which
-// then adds up each element in the same order whatever part it is in.
+// a result begin at multiples of 48 rows and 16 columns, whole register tiles of Eigen's kernel,
+// which then adds up each element in the same order whatever part it is in.
 #pragma once
 
 #include <Eigen/Core>
@@ -140,8 +140,8 @@ void column_product(host_context& context, op oa, op ob, T alpha, block<const T>
   vector_product(context, oa, alpha, a, x.data(), beta, c);
 }
 
-/// How an m × n product is divided among threads: four parts for each of them, so that one that is
-/// held up delays little, in strips of columns first, which cost the kernel least.
+/// How an m × n product is divided among threads: two parts or more for each of them, so that one
+/// that is held up delays less, in strips of columns first, which cost the kernel least.
 struct product_parts {
   index_t rows, cols;   ///< of a part
   index_t down, across; ///< how many there are
@@ -150,21 +150,20 @@ struct product_parts {
       : rows(m), cols(n), down(1), across(1) {
     const index_t threads = context.threads();
     if (threads == 1 || flops < context.worth_sharing()) return;
-    const index_t wanted = 4 * threads;
+    const index_t wanted = 2 * threads;
     divide(m, n, wanted, 256);
     if (down * across < threads) divide(m, n, wanted, 96);
   }
 
  private:
   void divide(index_t m, index_t n, index_t wanted, index_t least) {
-    constexpr index_t tile = 48;
-    const auto size = [&](index_t whole, index_t parts) {
+    const auto size = [&](index_t whole, index_t parts, index_t tile) {
       const index_t most = std::clamp(whole / least, index_t{1}, parts);
       return ((whole - 1) / most / tile + 1) * tile;
     };
-    cols = size(n, wanted);
+    cols = size(n, wanted, 16);
     across = (n - 1) / cols + 1;
-    rows = size(m, (wanted - 1) / across + 1);
+    rows = size(m, (wanted - 1) / across + 1, 48);
     down = (m - 1) / rows + 1;
   }
 };
