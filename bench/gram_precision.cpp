@@ -25,6 +25,7 @@
 #include <string>
 #include <vector>
 
+#include "ressvd/methods/calibration.hpp"
 #include "ressvd/methods/svd_llm.hpp"
 #include "support.hpp"
 
@@ -158,15 +159,11 @@ truncation truncate(const matrix<double>& gram, const matrix<double>& exact) {
   backend be;
   auto w = be.allocate(features, features);
   be.random_normal(w.ref(), 4);
-  const auto factor = whiten(be, gram.view());
-  calibration<backend> data;
-  data.whitening = &factor;
-  const auto result =
-      methods::svd_llm(be, std::as_const(w).view(), data,
-                       {.target = {.ratio = 0.4}, .algorithm = svd_algorithm::exact});
-  return {*result.report.activation_loss,
-          activation_loss(be, std::as_const(w).view(), result.factors, exact.view()),
-          factor.report};
+  calibration<backend> input(be, gram.ref());
+  const methods::svd_llm method{.options = {.algorithm = svd_algorithm::exact}};
+  const auto result = input.compress(w, method, at_ratio(0.4));
+  return {*result.report.activation_loss, activation_loss(be, w, result.factors, exact),
+          input.whitening().report};
 }
 
 struct setting {
