@@ -177,11 +177,11 @@ double bfloat16_rate(backend_f& be) {
   return rate = 2.0 * n * n * n / times[3];
 }
 
-template <class U, class Sum>
+template <class U>
 void accumulate(benchmark::State& state, index_t features, index_t tokens,
                 const cuda_options& options) {
   backend_f be(cuda_context::owning(options));
-  Sum sums_in(be);
+  backend_d be64(be);
   const auto stored = be.context()->allocate<U>(features * tokens);
   const auto batch = cuda_row_major<const U>(stored.get(), tokens, features);
   double trace = 0;
@@ -193,13 +193,13 @@ void accumulate(benchmark::State& state, index_t features, index_t tokens,
     be.copy(batch.transposed(), x);
     trace = be.dot(x, x);
   }
-  gram_accumulator<Sum> sums(sums_in, features, {.check = finite_check::deferred});
+  gram_accumulator sums(be, features, {.check = finite_check::deferred});
   sums.add(batch); // loads what is loaded once
   const double seconds = measure_routine(
       state, be, [] {}, [&] { sums.add(batch); });
   const auto adds = static_cast<double>(sums.tokens() / tokens);
   std::vector<double> diagonal(static_cast<std::size_t>(features));
-  sums_in.diagonal(sums.gram(), diagonal);
+  be64.diagonal(sums.gram(), diagonal);
   double found = 0;
   for (const double d : diagonal)
     found += d;
@@ -217,7 +217,6 @@ void accumulate(benchmark::State& state, index_t features, index_t tokens,
 /// of a well-conditioned Gram.
 struct weights {
   shape dims;
-  int count; ///< of this shape in a layer
   matrix<float, cuda_space> w;
   std::vector<double> sigma; ///< of W·S
   method_report report = {};
@@ -231,23 +230,22 @@ class llama_7b {
   explicit llama_7b(backend_f be) : be_(std::move(be)) {
     make_gram(4096);
     make_gram(11008);
-    make_weights({4096, 4096}, 4);  // q, k, v, o
-    make_weights({11008, 4096}, 2); // gate, up
-    make_weights({4096, 11008}, 1); // down
+    make_weights({4096, 4096});  // q, k, v, o
+    make_weights({11008, 4096}); // gate, up
+    make_weights({4096, 11008}); // down
   }
 
   /// Whitens 4 inputs and compresses 7 matrices for each layer.
   template <class Method>
-  void compress(Method method) {
+  void compress(const Method& method) {
     for (int layer = 0; layer < layers; ++layer) {
-      for (const auto& [features, gram] : grams_) {
-        // q, k, v read one input; o and the pair of gate and up read one each, as wide.
-        for (int i = 0; i < (features == 4096 ? 3 : 1); ++i)
-          whitenings_[features] = whiten(be_, gram.view());
-      }
-      for (weights& kind : weights_) {
-        for (int i = 0; i < kind.count; ++i)
-          kind.report = method(be_, kind.w.view(), data_for(kind));
+      // q, k, v read one input; o, the pair of gate and up, and down read one each.
+      for (const auto& [kind, readers] :
+           {std::pair{0, 3}, std::pair{0, 1}, std::pair{1, 2}, std::pair{2, 1}}) {
+        weights& read = weights_[static_cast<std::size_t>(kind)];
+        calibration<backend_f> input(be_, std::as_const(grams_.at(read.dims.n)).ref());
+        for (int i = 0; i < readers; ++i)
+          read.report = input.compress(read.w, method, at_ratio(ratio)).report;
       }
     }
   }
@@ -277,11 +275,11 @@ class llama_7b {
     grams_[n] = std::move(gram);
   }
 
-  void make_weights(shape dims, int count) {
+  void make_weights(shape dims) {
     backend_d be64(be_);
     const known_matrix& known = known_matrix_of(spectrum::layer, dims.m, dims.n);
     const auto a = placed(be_, known);
-    weights made{dims, count, be_.allocate(dims.m, dims.n), known.sigma};
+    weights made{dims, be_.allocate(dims.m, dims.n), known.sigma};
     auto frame = be64.frame();
     const auto l = be64.scratch(dims.n, dims.n);
     const auto w = be64.scratch(dims.m, dims.n);
@@ -293,20 +291,13 @@ class llama_7b {
     weights_.push_back(std::move(made));
   }
 
-  calibration<backend_f> data_for(const weights& kind) const {
-    calibration<backend_f> data;
-    data.whitening = &whitenings_.at(kind.dims.n);
-    return data;
-  }
-
   backend_f be_;
   std::map<index_t, matrix<double, cuda_space>> grams_;
   std::vector<weights> weights_;
-  std::map<index_t, whitening<backend_f>> whitenings_;
 };
 
 template <class Method>
-void whole_model(benchmark::State& state, backend_f be, Method method) {
+void whole_model(benchmark::State& state, backend_f be, const Method& method) {
   llama_7b model(be);
   measure_routine(
       state, be, [] {}, [&] { model.compress(method); });
@@ -319,14 +310,12 @@ void whole_model(benchmark::State& state, backend_f be, Method method) {
 void add_gram_sums() {
   for (const index_t features : {4096, 8192, 11008}) {
     const auto add_type = [&]<class U>(U, const char* type) {
-      const auto add_sum = [&]<class Sum>(const Sum*, const char* sum, index_t chunk) {
+      for (const index_t chunk : {2048, 8192}) {
         const cuda_options options{.tokens_per_product = chunk};
-        add(std::string("gram_sum/cuda/") + type + "_to_" + sum + "/" + std::to_string(features),
-            [=](benchmark::State& state) { accumulate<U, Sum>(state, features, 16384, options); });
-      };
-      add_sum(static_cast<backend_d*>(nullptr), "double_2048", 2048);
-      add_sum(static_cast<backend_d*>(nullptr), "double_8192", 8192);
-      add_sum(static_cast<backend_f*>(nullptr), "float", 2048);
+        add(std::string("gram_sum/cuda/") + type + "_" + std::to_string(chunk) + "/" +
+                std::to_string(features),
+            [=](benchmark::State& state) { accumulate<U>(state, features, 16384, options); });
+      }
     };
     add_type(ressvd::bfloat16{}, "bfloat16");
     add_type(ressvd::half{}, "half");
@@ -349,16 +338,10 @@ void add_all() {
         [=](benchmark::State& state) { of_syevd(state, be, kind, s); });
   });
   add_gram_sums();
-  add("llama_7b/cuda/svd_llm/20", [=](benchmark::State& state) {
-    whole_model(state, be, [](backend_f& b, auto w, const auto& data) {
-      return methods::svd_llm(b, w, data, {.target = {.ratio = llama_7b::ratio}}).report;
-    });
-  });
-  add("llama_7b/cuda/ressvd/20", [=](benchmark::State& state) {
-    whole_model(state, be, [](backend_f& b, auto w, const auto& data) {
-      return methods::ressvd(b, w, data, {.target = {.ratio = llama_7b::ratio}}).report;
-    });
-  });
+  add("llama_7b/cuda/svd_llm/20",
+      [=](benchmark::State& state) { whole_model(state, be, methods::svd_llm{}); });
+  add("llama_7b/cuda/ressvd/20",
+      [=](benchmark::State& state) { whole_model(state, be, methods::ressvd{}); });
   add_low_rank(be);
 }
 
