@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // On the current CUDA device:
-//   subspace, gram, exact   the library's factorisations of truncated_svd.hpp
-//   gesvd, gesvdj, gesvdp   cuSOLVER's on the same matrix in float; gesvd refuses wide ones
-//   syevd                   cuSOLVER's on a given AAᵀ in double: the route of Swift-SVD without
-//                           its product
+//   subspace, gram, exact   the library's factorisations of truncated_svd.hpp; exact is cuSOLVER's
+//                           Xgesvdp
+//   gesvd                   exact by cuSOLVER's Xgesvd (cuda_svd::qr_iteration)
+//   gesvdj                  cuSOLVER's SVD by Jacobi's method in float
+//   syevd                   the eigenproblem of a given AAᵀ in double (eigh): the route of
+//   Swift-SVD
+//                           without its product
 //   gram_sum                Gram accumulation; of_gemm: its rate (both triangles, 2n²t flops) over
 //                           that of a product of bfloat16, 8192³, in the same process
 //   llama_7b                the 224 matrices of a model of LLaMA-7B's shape at 20 %, with their 128
@@ -18,6 +21,7 @@
 #include <cmath>
 #include <cstdio>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,123 +32,63 @@
 namespace {
 
 using namespace bench;
-namespace cuda = ressvd::detail::cuda;
 using backend_f = cuda_backend<float>;
 using backend_d = cuda_backend<double>;
 
-/// The routines of cuSOLVER as they are: no choice, no fallback.
-enum class routine { gesvd, gesvdj, gesvdp, syevd };
-
-const char* name_of(routine r) {
-  switch (r) {
-    case routine::gesvd:
-      return "gesvd";
-    case routine::gesvdj:
-      return "gesvdj";
-    case routine::gesvdp:
-      return "gesvdp";
-    default:
-      return "syevd";
-  }
+/// Statuses of cuBLAS and cuSOLVER, of which 0 is success.
+template <class Status>
+void check(Status status) {
+  if (status != Status{})
+    throw std::runtime_error("a CUDA library returned " + std::to_string(static_cast<int>(status)));
 }
 
-/// Economy SVD by Jacobi's method, at cuSOLVER's own tolerance: V, not its transpose. 32-bit sizes,
-/// workspace in elements.
-void gesvdj(cuda_context& context, block<float, cuda_space> a, block<float, cuda_space> s,
-            block<float, cuda_space> u, block<float, cuda_space> v, int* info) {
-  gesvdjInfo_t params = nullptr;
-  cuda::check(cusolverDnCreateGesvdjInfo(&params));
-  const int m = cuda::as_int(a.rows);
-  const int n = cuda::as_int(a.cols);
-  int elements = 0;
-  cuda::check(cusolverDnSgesvdj_bufferSize(
-      context.cusolver(), CUSOLVER_EIG_MODE_VECTOR, 1, m, n, a.data, cuda::as_int(a.ld), s.data,
-      u.data, cuda::as_int(u.ld), v.data, cuda::as_int(v.ld), &elements, params));
-  auto* const work = context.take<float>(elements);
-  const cusolverStatus_t status = cusolverDnSgesvdj(
-      context.cusolver(), CUSOLVER_EIG_MODE_VECTOR, 1, m, n, a.data, cuda::as_int(a.ld), s.data,
-      u.data, cuda::as_int(u.ld), v.data, cuda::as_int(v.ld), work, elements, info, params);
-  context.synchronize(); // before the parameters go
-  cusolverDnDestroyGesvdjInfo(params);
-  cuda::check(status);
-}
-
-void run_routine(cuda_context& context, routine r, block<float, cuda_space> a,
-                 block<float, cuda_space> s, block<float, cuda_space> u, block<float, cuda_space> v,
-                 int* info) {
-  if (r == routine::gesvd) cuda::gesvd(context, a, s, u, info);
-  if (r == routine::gesvdj) gesvdj(context, a, s, u, v, info);
-  if (r == routine::gesvdp) cuda::gesvdp(context, a, s, u, v, info);
-}
-
-/// Runs `timed` after `prepare`, as often as asked; returns all seconds.
-template <class P, class F>
-double measure_routine(benchmark::State& state, backend_f& be, P prepare, F timed) {
-  double seconds = 0;
-  for (auto _ : state) {
-    prepare();
-    be.synchronize();
-    const double time = seconds_on(be, timed);
-    state.SetIterationTime(time);
-    seconds += time;
-  }
-  return seconds;
-}
-
-void of_cusolver(benchmark::State& state, backend_f be, routine r, spectrum kind, shape dims) {
-  const known_matrix& known = known_matrix_of(kind, dims.m, dims.n);
-  const auto a = placed(be, known);
-  const index_t k = (std::min)(dims.m, dims.n);
-  const index_t rank = rank_at(dims, 40);
+/// Economy SVD at cuSOLVER's own tolerance. A run that did not converge is found by its loss.
+void gesvdj(benchmark::State& state, backend_f be, const matrix_set& set, index_t rank) {
+  const auto m = static_cast<int>(set.size.m);
+  const auto n = static_cast<int>(set.size.n);
+  const int k = (std::min)(m, n);
   cuda_context& context = *be.context();
-  auto frame = be.frame();
-  const auto work = be.scratch(dims.m, dims.n);
-  const auto u = be.scratch(dims.m, k);
-  const auto v = be.scratch(dims.n, k);
-  const auto s = be.scratch(k, 1);
-  int* const info = cuda::take_info(context);
-  const double seconds = measure_routine(
-      state, be, [&] { be.copy(a.view(), work); },
-      [&] {
-        auto inner = be.frame();
-        run_routine(context, r, work, s, u, v, info);
-      });
-  int outcome = 0;
-  context.read(info, &outcome, 1);
-  if (outcome != 0) return state.SkipWithError("not converged");
-  report(state, be, dims, seconds, excess_loss(be, known, a.ref(), u.left_cols(rank)),
-         dense_tolerance);
+  measure(state, be, set, dense_tolerance, [&](const known_matrix& known, auto timed) {
+    auto a = placed(be, known);
+    auto s = be.allocate(k, 1);
+    auto u = be.allocate(m, k);
+    auto v = be.allocate(n, k);
+    gesvdjInfo_t params = nullptr;
+    check(cusolverDnCreateGesvdjInfo(&params));
+    int elements = 0;
+    check(cusolverDnSgesvdj_bufferSize(context.cusolver(), CUSOLVER_EIG_MODE_VECTOR, 1, m, n,
+                                       a.data(), m, s.data(), u.data(), m, v.data(), n, &elements,
+                                       params));
+    const auto work = context.allocate<float>(elements);
+    const auto info = context.allocate<int>(1);
+    timed([&] {
+      check(cusolverDnSgesvdj(context.cusolver(), CUSOLVER_EIG_MODE_VECTOR, 1, m, n, a.data(), m,
+                              s.data(), u.data(), m, v.data(), n, work.get(), elements, info.get(),
+                              params));
+    });
+    check(cusolverDnDestroyGesvdjInfo(params));
+    auto q = be.allocate(m, rank);
+    be.copy(u.ref().left_cols(rank), q);
+    return q;
+  });
 }
 
-void of_syevd(benchmark::State& state, backend_f be, spectrum kind, shape dims) {
-  const known_matrix& known = known_matrix_of(kind, dims.m, dims.n);
-  const auto a = placed(be, known);
-  const index_t rank = rank_at(dims, 40);
+void syevd(benchmark::State& state, backend_f be, const matrix_set& set, index_t rank) {
+  const auto [m, n] = set.size;
   backend_d be64(be);
-  cuda_context& context = *be.context();
-  auto frame = be64.frame();
-  const auto gram = be64.scratch(dims.m, dims.m);
-  const auto work = be64.scratch(dims.m, dims.m);
-  const auto values = be64.scratch(dims.m, 1);
-  int* const info = cuda::take_info(context);
-  {
-    auto inner = be64.frame();
-    const auto wide = be64.scratch(dims.m, dims.n);
-    be64.copy(a.view(), wide);
+  std::vector<double> values(static_cast<std::size_t>(m));
+  measure(state, be, set, 1e-5, [&, m = m, n = n](const known_matrix& known, auto timed) {
+    const auto a = placed(be, known);
+    auto frame = be64.frame();
+    const auto wide = be64.scratch(m, n);
+    const auto gram = be64.scratch(m, m);
+    be64.copy(a, wide);
     be64.gemm(op::none, op::transpose, 1.0, wide, wide, 0.0, gram);
-  }
-  const double seconds = measure_routine(
-      state, be, [&] { be64.copy(cuda::as_input(gram).view(), work); },
-      [&] {
-        auto inner = be64.frame();
-        cuda::syevd(context, work, values, info);
-      });
-  int outcome = 0;
-  context.read(info, &outcome, 1);
-  if (outcome != 0) return state.SkipWithError("not converged");
-  const auto q = be.scratch(dims.m, rank); // eigenvalues ascend
-  be.copy(cuda::as_input(work.col_range(dims.m - rank, rank)).view(), q);
-  report(state, be, dims, seconds, excess_loss<backend_f>(be, known, a.ref(), q), 1e-5);
+    timed([&] { be64.eigh(gram, values); });
+    auto q = be.allocate(m, rank);
+    be.copy(gram.col_range(m - rank, rank), q); // eigenvalues ascend
+    return q;
+  });
 }
 
 /// Flops a second of a large product of bfloat16, summed in float and stored in bfloat16.
@@ -161,27 +105,38 @@ double bfloat16_rate(backend_f& be) {
     const auto random = be.scratch(n, n);
     be.random_normal(random, 1);
     for (const auto& target : {a, b})
-      be.copy(cuda::as_input(random), cuda_col_major(target.get(), n, n));
+      be.copy(random, cuda_col_major(target.get(), n, n));
   }
   const float one = 1;
   const float zero = 0;
   std::vector<double> times;
   for (int i = 0; i < 6; ++i) {
     times.push_back(seconds_on(be, [&] {
-      cuda::check(cublasGemmEx_64(context.cublas(), CUBLAS_OP_N, CUBLAS_OP_T, n, n, n, &one,
-                                  a.get(), CUDA_R_16BF, n, b.get(), CUDA_R_16BF, n, &zero, c.get(),
-                                  CUDA_R_16BF, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+      check(cublasGemmEx_64(context.cublas(), CUBLAS_OP_N, CUBLAS_OP_T, n, n, n, &one, a.get(),
+                            CUDA_R_16BF, n, b.get(), CUDA_R_16BF, n, &zero, c.get(), CUDA_R_16BF, n,
+                            CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     }));
   }
   std::sort(times.begin() + 1, times.end()); // the first one loads
   return rate = 2.0 * n * n * n / times[3];
 }
 
+/// Calls `timed` as often as asked; returns all seconds.
+template <class F>
+double measure_calls(benchmark::State& state, backend_f& be, F timed) {
+  double seconds = 0;
+  for (auto _ : state) {
+    const double time = seconds_on(be, timed);
+    state.SetIterationTime(time);
+    seconds += time;
+  }
+  return seconds;
+}
+
 template <class U>
 void accumulate(benchmark::State& state, index_t features, index_t tokens,
                 const cuda_options& options) {
   backend_f be(cuda_context::owning(options));
-  backend_d be64(be);
   const auto stored = be.context()->allocate<U>(features * tokens);
   const auto batch = cuda_row_major<const U>(stored.get(), tokens, features);
   double trace = 0;
@@ -189,17 +144,16 @@ void accumulate(benchmark::State& state, index_t features, index_t tokens,
     auto frame = be.frame();
     const auto x = be.scratch(features, tokens);
     be.random_normal(x, 1);
-    be.copy(cuda::as_input(x), cuda_row_major(stored.get(), tokens, features).transposed());
+    be.copy(x, cuda_row_major(stored.get(), tokens, features).transposed());
     be.copy(batch.transposed(), x);
     trace = be.dot(x, x);
   }
   gram_accumulator sums(be, features, {.check = finite_check::deferred});
   sums.add(batch); // loads what is loaded once
-  const double seconds = measure_routine(
-      state, be, [] {}, [&] { sums.add(batch); });
+  const double seconds = measure_calls(state, be, [&] { sums.add(batch); });
   const auto adds = static_cast<double>(sums.tokens() / tokens);
   std::vector<double> diagonal(static_cast<std::size_t>(features));
-  be64.diagonal(sums.gram(), diagonal);
+  backend_d(be).diagonal(sums.gram(), diagonal);
   double found = 0;
   for (const double d : diagonal)
     found += d;
@@ -224,28 +178,25 @@ struct weights {
 
 class llama_7b {
  public:
-  static constexpr int layers = 32;
-  static constexpr double ratio = 0.2;
-
   explicit llama_7b(backend_f be) : be_(std::move(be)) {
     make_gram(4096);
     make_gram(11008);
-    make_weights({4096, 4096});  // q, k, v, o
-    make_weights({11008, 4096}); // gate, up
-    make_weights({4096, 11008}); // down
+    for (const shape dims : {shape{4096, 4096}, {11008, 4096}, {4096, 11008}})
+      make_weights(dims);
   }
 
   /// Whitens 4 inputs and compresses 7 matrices for each layer.
   template <class Method>
   void compress(const Method& method) {
+    constexpr int layers = 32;
+    // An input's matrices: q, k, v; o; gate, up; down.
+    constexpr std::pair<std::size_t, int> inputs[] = {{0, 3}, {0, 1}, {1, 2}, {2, 1}};
     for (int layer = 0; layer < layers; ++layer) {
-      // q, k, v read one input; o, the pair of gate and up, and down read one each.
-      for (const auto& [kind, readers] :
-           {std::pair{0, 3}, std::pair{0, 1}, std::pair{1, 2}, std::pair{2, 1}}) {
-        weights& read = weights_[static_cast<std::size_t>(kind)];
-        calibration<backend_f> input(be_, std::as_const(grams_.at(read.dims.n)).ref());
-        for (int i = 0; i < readers; ++i)
-          read.report = input.compress(read.w, method, at_ratio(ratio)).report;
+      for (const auto& [kind, count] : inputs) {
+        weights& of_kind = weights_[kind];
+        calibration<backend_f> input(be_, grams_.at(of_kind.dims.n));
+        for (int i = 0; i < count; ++i)
+          of_kind.report = input.compress(of_kind.w, method, at_ratio(0.2)).report;
       }
     }
   }
@@ -268,10 +219,10 @@ class llama_7b {
     auto frame = be64.frame();
     const auto x = be64.scratch(n, n);
     be64.random_normal(x, 3);
-    be64.fill(gram.ref(), 0.0);
-    be64.add_gram(cuda::as_input(x).view(), gram.ref());
-    be64.shift_diagonal(gram.ref(), static_cast<double>(n));
-    be64.mirror_lower(gram.ref());
+    be64.fill(gram, 0.0);
+    be64.add_gram(x, gram);
+    be64.shift_diagonal(gram, static_cast<double>(n));
+    be64.mirror_lower(gram);
     grams_[n] = std::move(gram);
   }
 
@@ -283,11 +234,11 @@ class llama_7b {
     auto frame = be64.frame();
     const auto l = be64.scratch(dims.n, dims.n);
     const auto w = be64.scratch(dims.m, dims.n);
-    be64.copy(std::as_const(grams_.at(dims.n)).view(), l);
+    be64.copy(grams_.at(dims.n), l);
     be64.potrf(l);
-    be64.copy(a.view(), w);
+    be64.copy(a, w);
     be64.trsm(side::right, op::none, l, w);
-    be64.copy(cuda::as_input(w), made.w.view());
+    be_.copy(w, made.w);
     weights_.push_back(std::move(made));
   }
 
@@ -299,8 +250,7 @@ class llama_7b {
 template <class Method>
 void whole_model(benchmark::State& state, backend_f be, const Method& method) {
   llama_7b model(be);
-  measure_routine(
-      state, be, [] {}, [&] { model.compress(method); });
+  measure_calls(state, be, [&] { model.compress(method); });
   const double excess = model.excess();
   state.counters["excess"] = excess;
   // The residual stage lowers the loss of its first stage; none is below the optimum of the rank.
@@ -309,12 +259,13 @@ void whole_model(benchmark::State& state, backend_f be, const Method& method) {
 
 void add_gram_sums() {
   for (const index_t features : {4096, 8192, 11008}) {
-    const auto add_type = [&]<class U>(U, const char* type) {
+    const auto add_type = [&]<class U>(U, const std::string& type) {
       for (const index_t chunk : {2048, 8192}) {
-        const cuda_options options{.tokens_per_product = chunk};
-        add(std::string("gram_sum/cuda/") + type + "_" + std::to_string(chunk) + "/" +
+        add("gram_sum/cuda/" + type + "_by_" + std::to_string(chunk) + "/" +
                 std::to_string(features),
-            [=](benchmark::State& state) { accumulate<U>(state, features, 16384, options); });
+            [=](benchmark::State& state) {
+              accumulate<U>(state, features, 16384, {.tokens_per_product = chunk});
+            });
       }
     };
     add_type(ressvd::bfloat16{}, "bfloat16");
@@ -325,17 +276,20 @@ void add_gram_sums() {
 
 void add_all() {
   const backend_f be;
+  const backend_f by_qr(cuda_context::owning({.svd = cuda_svd::qr_iteration}));
   for_each_matrix([&](spectrum kind, shape s) {
-    add_factorings(be, synthetic(kind, s), kind == spectrum::layer);
+    const matrix_set set = synthetic(kind, s);
+    add_factorings(be, set, kind == spectrum::layer);
     if (kind == spectrum::flat) return;
-    for (const routine r : {routine::gesvd, routine::gesvdj, routine::gesvdp}) {
-      if (s.m < s.n && r == routine::gesvd) continue;
-      add(std::string(name_of(r)) + "/cuda/layer/" + bench::name_of(s),
-          [=](benchmark::State& state) { of_cusolver(state, be, r, kind, s); });
-    }
+    const index_t rank = rank_at(s, 40);
+    add(benchmark_name("gesvd", "cuda", set), [=](benchmark::State& state) {
+      factor(state, by_qr, set, rank, {.algorithm = svd_algorithm::exact});
+    });
+    add(benchmark_name("gesvdj", "cuda", set),
+        [=](benchmark::State& state) { gesvdj(state, be, set, rank); });
     if (s.m > s.n) return; // syevd wants the shorter side
-    add("syevd/cuda/layer/" + bench::name_of(s),
-        [=](benchmark::State& state) { of_syevd(state, be, kind, s); });
+    add(benchmark_name("syevd", "cuda", set),
+        [=](benchmark::State& state) { syevd(state, be, set, rank); });
   });
   add_gram_sums();
   add("llama_7b/cuda/svd_llm/20",

@@ -22,13 +22,13 @@ const char* type_name() {
 template <class U, class B>
 void accumulate(benchmark::State& state, B be, index_t features, index_t tokens) {
   auto x = be.allocate(features, tokens);
-  be.random_normal(x.ref(), 1);
+  be.random_normal(x, 1);
   std::vector<U> stored(static_cast<std::size_t>(features * tokens));
   for (index_t i = 0; i < features * tokens; ++i)
-    stored[static_cast<std::size_t>(i)] = store<U>(x.ref().data[i]);
+    stored[static_cast<std::size_t>(i)] = store<U>(x.data()[i]);
   const auto batch = row_major(static_cast<const U*>(stored.data()), tokens, features);
   double seconds = 0;
-  gram_accumulator<wide_backend<B>> sums(wide_backend<B>(be), features);
+  gram_accumulator sums(be, features);
   for (auto _ : state) {
     const double time = seconds_of([&] { sums.add(batch); });
     state.SetIterationTime(time);

@@ -25,7 +25,6 @@
 #include <string>
 #include <vector>
 
-#include "ressvd/methods/calibration.hpp"
 #include "ressvd/methods/svd_llm.hpp"
 #include "support.hpp"
 
@@ -45,13 +44,13 @@ activations make_activations() {
   auto mix = be.allocate(features, features);
   auto latent = be.allocate(features, tokens);
   auto x = be.allocate(features, tokens);
-  be.random_normal(mix.ref(), 1);
-  be.random_normal(latent.ref(), 2);
+  be.random_normal(mix, 1);
+  be.random_normal(latent, 2);
   for (index_t k = 0; k < features; ++k)
     be.scale(std::pow(static_cast<double>(k + 1), -0.5), mix.ref().col_range(k, 1));
-  be.gemm(op::none, op::none, 1.0, mix.ref(), latent.ref(), 0.0, x.ref());
+  be.gemm(op::none, op::none, 1.0, mix, latent, 0.0, x);
   auto scales = be.allocate(features, 1);
-  be.random_normal(scales.ref(), 3);
+  be.random_normal(scales, 3);
   activations result;
   for (index_t t = 0; t < tokens; ++t) {
     for (index_t i = 0; i < features; ++i) {
@@ -94,7 +93,7 @@ template <class Add>
 matrix<double> gram_of(const activations& x, index_t chunk, Add add) {
   eigen_backend<double> be;
   auto gram = be.allocate(features, features);
-  be.fill(gram.ref(), 0.0);
+  be.fill(gram, 0.0);
   std::vector<float> sums(static_cast<std::size_t>(features));
   for (index_t j = 0; j < features; ++j) {
     for (index_t first = 0; first < tokens; first += chunk) {
@@ -109,7 +108,7 @@ matrix<double> gram_of(const activations& x, index_t chunk, Add add) {
         gram.data()[i + j * features] += static_cast<double>(sums[static_cast<std::size_t>(i)]);
     }
   }
-  be.mirror_lower(gram.ref());
+  be.mirror_lower(gram);
   return gram;
 }
 
@@ -119,7 +118,7 @@ matrix<double> exact_gram(const activations& x) {
   const std::vector<double> wide(x.begin(), x.end());
   sums.add(col_major(wide.data(), features, tokens), token_order::features_by_tokens);
   auto gram = be.allocate(features, features);
-  be.copy(sums.gram().view(), gram.ref());
+  be.copy(sums.gram(), gram);
   return gram;
 }
 
@@ -155,15 +154,14 @@ struct truncation {
 };
 
 truncation truncate(const matrix<double>& gram, const matrix<double>& exact) {
-  using backend = eigen_backend<double>;
-  backend be;
+  eigen_backend<double> be;
   auto w = be.allocate(features, features);
-  be.random_normal(w.ref(), 4);
-  calibration<backend> input(be, gram.ref());
-  const methods::svd_llm method{.options = {.algorithm = svd_algorithm::exact}};
-  const auto result = input.compress(w, method, at_ratio(0.4));
+  be.random_normal(w, 4);
+  calibration input(be, gram);
+  const auto result =
+      input.compress(w, methods::svd_llm{{.algorithm = svd_algorithm::exact}}, at_ratio(0.4));
   return {*result.report.activation_loss, activation_loss(be, w, result.factors, exact),
-          input.whitening().report};
+          *result.report.whitening};
 }
 
 struct setting {

@@ -31,15 +31,19 @@ known_matrix whitened(const linear& weights, const whitening<eigen_backend<float
   const auto values = weights.dense.values();
   const index_t m = weights.out();
   const index_t n = weights.in();
-  auto w = be.allocate(m, n);
-  be.copy(row_major(values.data(), m, n), w.ref());
-  auto ws = be.allocate(m, s.metric().width(n));
-  detail::weigh<eigen_backend<float>>(be, w.ref(), s.metric(), ws.ref());
-  auto wide = be64.allocate(ws.rows(), ws.cols());
-  be64.copy(std::as_const(ws).view(), wide.ref());
-  auto sigma = truncated_svd(be64, std::as_const(wide).view(), {}, {}, 1,
-                             {.algorithm = svd_algorithm::exact})
-                   .singular_values;
+  auto w = be64.allocate(m, n);
+  auto product = be64.allocate(m, s.factor.cols());
+  be64.copy(row_major(values.data(), m, n), w);
+  if (s.kind == metric_kind::triangular) {
+    be64.trmm(side::right, op::none, s.factor, w, product);
+  } else {
+    be64.gemm(op::none, op::none, 1.0, w, s.factor, 0.0, product);
+  }
+  auto ws = be.allocate(m, product.cols());
+  be.copy(product, ws);
+  be64.copy(ws, product);
+  auto sigma =
+      truncated_svd(be64, product, {}, {}, 1, {.algorithm = svd_algorithm::exact}).singular_values;
   return {std::move(ws), std::move(sigma)};
 }
 

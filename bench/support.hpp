@@ -15,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <numbers>
+#include <random>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -77,9 +78,10 @@ double seconds_of(F f) {
   return now() - start;
 }
 
-/// The time of f and of all the work that it queued on the backend.
+/// The time of f and of all the work that it queued on the backend, without what was queued before.
 template <class B, class F>
 double seconds_on(B& be, F f) {
+  be.synchronize();
   return seconds_of([&] {
     f();
     be.synchronize();
@@ -96,11 +98,11 @@ double gemm_seconds(B& be, index_t m, index_t k, index_t n) {
   auto a = be.allocate(m, k);
   auto b = be.allocate(k, n);
   auto c = be.allocate(m, n);
-  be.random_normal(a.ref(), 1);
-  be.random_normal(b.ref(), 2);
+  be.random_normal(a, 1);
+  be.random_normal(b, 2);
   std::array<double, 5> times{};
   for (double& t : times) {
-    t = seconds_on(be, [&] { be.gemm(op::none, op::none, T{1}, a.ref(), b.ref(), T{0}, c.ref()); });
+    t = seconds_on(be, [&] { be.gemm(op::none, op::none, T{1}, a, b, T{0}, c); });
   }
   std::sort(times.begin(), times.end());
   return seconds = times[times.size() / 2];
@@ -155,7 +157,7 @@ struct known_matrix {
     for (index_t i = 0; i < u.cols(); ++i)
       be.scale(static_cast<float>(sigma[static_cast<std::size_t>(i)]), u.ref().col_range(i, 1));
     a = be.allocate(m, n);
-    be.gemm(op::none, op::transpose, 1.0f, u.ref(), v.ref(), 0.0f, a.ref());
+    be.gemm(op::none, op::transpose, 1.0f, u, v, 0.0f, a);
   }
 
   double optimum(index_t rank) const { return truncation_loss(sigma, rank); }
@@ -165,13 +167,13 @@ struct known_matrix {
     const auto count = static_cast<index_t>(sigma.size());
     auto q = be.allocate(size, count);
     const auto n = static_cast<double>(size);
+    std::mt19937_64 random(seed);
     for (index_t i = 0; i < size; ++i) {
-      const double sign =
-          (detail::random_bits(seed, static_cast<std::uint64_t>(i)) & 1) != 0 ? 1.0 : -1.0;
+      const double sign = (random() & 1) != 0 ? 1.0 : -1.0;
       for (index_t j = 0; j < count; ++j) {
         const double angle =
             std::numbers::pi * (static_cast<double>(i) + 0.5) * static_cast<double>(j) / n;
-        q.ref().data[i + j * size] =
+        q.data()[i + j * size] =
             static_cast<float>(sign * std::sqrt((j == 0 ? 1 : 2) / n) * std::cos(angle));
       }
     }
@@ -183,7 +185,7 @@ struct known_matrix {
 template <class B>
 matrix_of<B> placed(B& be, const known_matrix& known) {
   auto a = be.allocate(known.a.rows(), known.a.cols());
-  be.upload(known.a.ref(), a.ref());
+  be.upload(known.a, a);
   return a;
 }
 

@@ -41,7 +41,7 @@ double excess_loss(B& be, const known_matrix& known, const_block_of<B> a, const_
   auto frame = be.frame();
   const auto coordinates = be.scratch(q.cols, a.cols);
   const auto residual = be.scratch(a.rows, a.cols);
-  be.copy(a.view(), residual);
+  be.copy(a, residual);
   be.gemm(op::transpose, op::none, 1.0f, q, residual, 0.0f, coordinates);
   be.gemm(op::none, op::none, -1.0f, q, coordinates, 1.0f, residual);
   return be.dot(residual, residual) / known.optimum(q.cols) - 1;
@@ -84,7 +84,7 @@ void measure(benchmark::State& state, B& be, const matrix_set& set, double toler
       const matrix_of<B> q = factor(known, [&](auto run) { time += seconds_on(be, run); });
       if (excess.size() < matrices.size()) {
         const auto a = placed(be, known);
-        excess.push_back(excess_loss(be, known, a.ref(), q.ref()));
+        excess.push_back(excess_loss(be, known, a, q));
       }
     }
     state.SetIterationTime(time);
@@ -106,13 +106,11 @@ void factor(benchmark::State& state, B be, const matrix_set& set, index_t rank,
   measure(state, be, set, tolerance, [&](const known_matrix& known, auto timed) {
     const auto a = placed(be, known);
     svd_basis<B> basis;
-    timed([&] { basis = truncated_svd(be, a.view(), {}, {}, rank, options); });
+    timed([&] { basis = truncated_svd(be, a, {}, {}, rank, options); });
     ran = basis.report;
     as_asked = as_asked && (options.algorithm == svd_algorithm::automatic ||
                             ran.algorithm == options.algorithm);
-    auto q = be.allocate(set.size.m, rank);
-    be.copy(std::as_const(basis.q).ref().left_cols(rank).view(), q.ref());
-    return q;
+    return std::move(basis.q);
   });
   state.counters["applications"] = ran.applications;
   state.counters["sweeps"] = static_cast<double>(ran.sweeps);

@@ -27,9 +27,10 @@ count() { grep -m 1 -A 8 '<testsuite ' "$results" | grep -o "$1=\"[0-9]*\"" | he
 total=$(count tests)
 failed=$(count failures)
 skipped=$(($(count skipped) + $(count disabled)))
-# What cannot run here, by name, with the reason that the test gives first.
+# What cannot run here: a line each, with the reason that the test gives first.
 sed -n '/<testcase .*status="\(notrun\|disabled\)"/,/<\/testcase>/p' "$results" |
-  sed -n 's/.*<testcase name="\([^"]*\)".*/skipped: \1/p; s/.*<system-out>\([^<]*\).*/         \1/p'
+  sed -n 's/.*<testcase name="\([^"]*\)".*/\1/; T output; h; b; :output
+          s/.*<system-out>\([^<]*\).*/: \1/; T; H; g; s/\n//; s/^/not run here: /p'
 echo "$((total - failed - skipped)) passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ] || exit 1
 exit "$status"
