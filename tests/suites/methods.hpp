@@ -697,7 +697,10 @@ TEMPLATE_LIST_TEST_CASE("one input serves several weights, and a stranger's meth
   gram.add(q.placed_original.view());
   ressvd::calibration input(be, std::move(gram));
   check_report(be, q, input.compress(q.w(), methods::svd_llm{}, at_rank(5)), 5, x);
-  check_report(be, k, input.compress(k.w(), methods::tempered{}, at_rank(3)), 3, x);
+  const auto tempered = input.compress(k.w(), methods::tempered{.power = 0.5}, at_rank(3));
+  check_report(be, k, tempered, 3, x);
+  CHECK(tempered.report.whitening->path == ressvd::whitening_path::power);
+  CHECK(tempered.report.whitening->power == 0.5);
   check_report(be, k, input.compress(k.w(), methods::asvd{}, at_rank(3)), 3, x);
   check_report(be, q, input.compress(q.w(), reversed_rows{}, at_rank(4)), 4, x);
 

@@ -113,13 +113,16 @@ class factored_matrix {
   using space = typename B::space;
   using state_type = factored_state<scalar>;
 
-  /// From a basis of `w`. `reference` is a whitening factor of the Gram of W's input, or null: then
-  /// activation losses are not known. calibration::factor is how a caller comes here.
+  /// From a basis of `w`, in a metric that came about as `metric_report` says. `reference` is a
+  /// whitening factor of the Gram of W's input, or null: then activation losses are not known.
+  /// calibration::factor is how a caller comes here.
   factored_matrix(B be, std::shared_ptr<const weight<B>> w, svd_basis<B> basis,
-                  std::shared_ptr<const whitening<B>> reference)
+                  std::shared_ptr<const whitening<B>> reference,
+                  std::optional<whitening_report> metric_report = std::nullopt)
       : be_(std::move(be)),
         w_(std::move(w)),
         reference_(std::move(reference)),
+        whitening_(std::move(metric_report)),
         acts_(basis.acts),
         rank_(basis.rank()),
         nested_(slice(be_, *w_, basis, basis.rank())),
@@ -127,7 +130,7 @@ class factored_matrix {
         svd_(std::move(basis.report)) {
     weight_losses_ = truncation_losses(be_, *w_, nested_.u.ref(), nested_.v.ref(), kind());
     if (reference_) {
-      whitening_ = reference_->report;
+      if (!whitening_) whitening_ = reference_->report;
       activation_losses_ = truncation_losses(be_, *w_, nested_.u.ref(), nested_.v.ref(), kind(),
                                              reference_->metric());
       for (std::size_t r = 0; r < activation_losses_.size(); ++r)
@@ -284,8 +287,8 @@ class factored_matrix {
 
   /// A loss or an energy under G from those under G + δI and under I. Nothing is lost of X = 0.
   double undamped(double damped, double plain) const {
-    if (whitening_->path == whitening_path::plain) return 0;
-    return (std::max)(damped - whitening_->damping * plain, 0.0);
+    if (reference_->report.path == whitening_path::plain) return 0;
+    return (std::max)(damped - reference_->report.damping * plain, 0.0);
   }
 
   nesting kind() const {
