@@ -8,6 +8,8 @@ preset=${PRESET:-release}
 build_dir=build/$preset
 # With ccache, one checkout's objects serve another.
 export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+# What ccache wants for precompiled headers.
+export CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
 jobs=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 
 configure() {

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Has the compiler of a preset read, with all warnings as errors, every source that was not built
-# there: each header alone, the documentation's code, the program and its tests, the examples and the
-# benchmarks. No code is made, which saves time.
+# Has clang++ read, with all warnings as errors, every source that the preset clang-check did not
+# build: each header alone, the documentation's code, the examples, the benchmarks and what belongs to
+# CUDA and LAPACK. No code is made, which saves time.
 #
-# Environment: PRESET (default: clang-check); JOBS.
+# Environment: JOBS.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PRESET=${PRESET:-clang-check}
+PRESET=clang-check
 source scripts/build.sh
 
-configure -D RESSVD_BUILD_BENCH=ON >/dev/null
+configure -D RESSVD_BUILD_BENCH=ON -D RESSVD_CUDA=AUTO -D RESSVD_LAPACK=AUTO -D RESSVD_SANITIZE= \
+  -D RESSVD_TEST_BACKENDS= >/dev/null
 python3 - "$build_dir/compile_commands.json" <<'PYTHON' | xargs -0 -n 1 -P "$jobs" bash -c
 import json, os, re, sys
 
