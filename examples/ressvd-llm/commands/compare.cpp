@@ -48,12 +48,12 @@ std::vector<compared_text> read_texts(const compare_command& line, const languag
   const model_config& config = model.config();
   const std::int64_t length =
       line.seqlen > 0 ? line.seqlen : std::min(usual_window, config.max_positions);
+  require_context(config, length, "--seqlen " + std::to_string(length));
   const window_options windows{.length = length, .max_windows = line.max_windows};
   std::vector<compared_text> texts;
   const auto add = [&](const std::filesystem::path& file, const tokenizer* text) {
     const auto ids = read_tokens(file, config.vocab, text);
     require_window(file, ids, length);
-    require_context(config, length, "--seqlen " + std::to_string(length));
     texts.push_back({file.filename().string(), cut_windows(ids, windows)});
   };
   if (!line.texts.empty()) {
