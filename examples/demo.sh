@@ -34,7 +34,8 @@ runs() {
   for ratio in "${ratios[@]}"; do
     for method in "${methods[@]}"; do
       echo "$method-$ratio-uniform --ratio $ratio --method $method --last-layers all"
-      echo "$method-$ratio-last --ratio $ratio --method $method --last-layers auto --step 2"
+      echo "$method-$ratio-last --ratio $ratio --method $method --last-layers auto --step 2" \
+        "--search-samples 8"
     done
     echo "tempered-$ratio --ratio $ratio --method tempered --power 0.6 --allocation sensitivity" \
       "--probe-samples 4"
@@ -56,7 +57,7 @@ export -f compress
 
 echo "Compressing ($(runs | wc -l) runs)"
 runs | sed "s|\$| --calibration $out/samples.u16 --windows first --samples $calibration --seqlen 256 \
---search-samples 8 --heldout-samples $heldout|" |
+--heldout-samples $heldout|" |
   xargs -P "$jobs" -L 1 bash -c 'compress "$@"' compress
 
 "$program" compare "$model" "$out"/{svd,asvd,svd-llm,ressvd}-0.4-uniform \

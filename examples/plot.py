@@ -21,9 +21,15 @@ class unusable(Exception):
     """A report that does not hold what is to be drawn."""
 
 
-def label_of(report):
+def method_of(report):
+    """The method, and how its factors were fitted to what the compressed layers produce."""
     options = report["options"]
-    return f"{options['method']}, {options['allocation']}"
+    fits = [fit for fit in ("retruncate", "update") if options.get(fit)]
+    return ", ".join([options["method"], *fits])
+
+
+def label_of(report):
+    return f"{method_of(report)}, {report['options']['allocation']}"
 
 
 def draw_search(figure, reports):
@@ -33,7 +39,7 @@ def draw_search(figure, reports):
                         for t in report["allocation"].get("search", []))
         if trials:
             axis.plot(*zip(*trials), marker="o", markersize=4,
-                      label=f"{report['options']['method']}, ratio {report['requested_ratio']:.2f}")
+                      label=f"{method_of(report)}, ratio {report['requested_ratio']:.2f}")
     if not axis.lines:
         raise unusable("no report has a search over the number of last layers")
     axis.set(title="Final-layer error against the number of last layers compressed",

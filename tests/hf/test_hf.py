@@ -47,8 +47,8 @@ def ressvd_llm(*arguments):
 
 
 def compress(family, output, *options):
-    return ressvd_llm("compress", fixtures / family, output, "--ratio", 0.4, "--last-layers", "all",
-                      "--dtype", "f32", "--seqlen", 32, *options)
+    return ressvd_llm("compress", fixtures / family, output, "--preset", "ressvd", "--ratio", 0.4,
+                      "--last-layers", "all", "--dtype", "f32", "--seqlen", 32, *options)
 
 
 def log_probabilities(model, windows):

@@ -71,6 +71,7 @@ class charts(unittest.TestCase):
     def setUpClass(cls):
         cls.all = compress("all", "--ratio", 0.4, "--last-layers", "all")
         cls.auto = compress("auto", "--ratio", 0.3, "--last-layers", "auto")
+        cls.fitted = compress("fitted", "--ratio", 0.4, "--last-layers", "all", "--retruncate")
         cls.compared = folder / "compared.json"
         ressvd_llm("compare", model, folder / "all", folder / "auto", "--samples", 4, "--seqlen",
                    16, "--json", cls.compared)
@@ -94,8 +95,8 @@ class charts(unittest.TestCase):
                    "svd-llm, ratio 0.30", "last layers compressed")
 
     def test_ratio(self):
-        self.shows(self.drawn("ratio", self.all, self.auto), "svd-llm, uniform",
-                   "svd-llm, last-layers", "original")
+        self.shows(self.drawn("ratio", self.all, self.auto, self.fitted), "svd-llm, uniform",
+                   "svd-llm, last-layers", "svd-llm, retruncate, uniform", "original")
 
     def test_ranks(self):
         svg = self.drawn("ranks", self.all)

@@ -14,6 +14,8 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "commands/checks.hpp"
+#include "commands/context_check.hpp"
 #include "commands/threads_option.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
@@ -46,6 +48,7 @@ std::vector<compared_text> read_texts(const compare_command& line, const languag
   const model_config& config = model.config();
   const std::int64_t length =
       line.seqlen > 0 ? line.seqlen : std::min(usual_window, config.max_positions);
+  require_context(config, length, "--seqlen " + std::to_string(length));
   const window_options windows{.length = length, .max_windows = line.max_windows};
   std::vector<compared_text> texts;
   const auto add = [&](const std::filesystem::path& file, const tokenizer* text) {
@@ -173,13 +176,18 @@ void add_compare(CLI::App& app) {
   command
       ->add_option("--seqlen", line->seqlen,
                    "Window length (default: 2048, or the model's context where it is shorter)")
-      ->check(CLI::Range(std::int64_t{2}, std::int64_t{1} << 31));
+      ->check(whole_number(2, std::int64_t{1} << 31));
   command->add_option("--max-windows", line->max_windows, "Use only the first so many of a text")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command->add_option("--samples", line->samples, "Samples to write where no text is given")
-      ->check(CLI::PositiveNumber)
+      ->check(whole_number(1))
+      ->excludes("--text")
+      ->excludes("--tokens")
       ->capture_default_str();
-  command->add_option("--seed", line->seed, "Of these samples")->capture_default_str();
+  command->add_option("--seed", line->seed, "Of these samples")
+      ->excludes("--text")
+      ->excludes("--tokens")
+      ->capture_default_str();
   add_threads_option(*command);
   command->add_option("--json", line->json, "Write a report into this file");
   command->callback([line] { run(*line); });

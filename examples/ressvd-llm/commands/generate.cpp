@@ -13,6 +13,8 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "commands/checks.hpp"
+#include "commands/context_check.hpp"
 #include "commands/threads_option.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
@@ -63,6 +65,11 @@ void run(const generate_command& line) {
   if (line.prompt_tokens.empty()) text = open_tokenizer(line.model, config);
   const std::vector<std::int32_t> prompt = read_prompt(line, config, text.get());
 
+  // The last token is drawn, but not read again.
+  require_context(config, static_cast<std::int64_t>(prompt.size()) + line.options.tokens - 1,
+                  "a prompt of " + std::to_string(prompt.size()) + " tokens and --tokens " +
+                      std::to_string(line.options.tokens));
+
   generation_options options = line.options;
   if (!line.ignore_eos && !config.byte_tokens) options.stop = config.eos;
   const auto start = std::chrono::steady_clock::now();
@@ -74,11 +81,13 @@ void run(const generate_command& line) {
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
 
-  nlohmann::ordered_json report{
-      {"model", line.model.string()},    {"temperature", options.sampling.temperature},
-      {"top_k", options.sampling.top_k}, {"seed", options.sampling.seed},
-      {"prompt_tokens", prompt},         {"tokens", ids},
-      {"seconds", seconds.count()}};
+  nlohmann::ordered_json report{{"model", line.model.string()},
+                                {"temperature", options.sampling.temperature},
+                                {"seed", options.sampling.seed},
+                                {"prompt_tokens", prompt},
+                                {"tokens", ids},
+                                {"seconds", seconds.count()}};
+  if (options.sampling.top_k > 0) report["top_k"] = options.sampling.top_k;
   if (text != nullptr) {
     // Decoded together: a tokenizer may drop the space that a text begins with.
     std::vector<std::int32_t> all = prompt;
@@ -110,17 +119,18 @@ void add_generate(CLI::App& app) {
   input->require_option(1);
   sampling_options& sampling = line->options.sampling;
   command->add_option("--tokens", line->options.tokens, "Tokens to write at most")
-      ->check(CLI::PositiveNumber)
+      ->check(whole_number(1))
       ->capture_default_str();
   command->add_option("--temperature", sampling.temperature, "0: always the likeliest token")
-      ->check(CLI::NonNegativeNumber)
+      ->check(number(0))
       ->capture_default_str();
   command->add_option("--top-k", sampling.top_k, "Draw among the so many likeliest; 0: among all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(whole_number(0))
       ->capture_default_str();
   command->add_option("--seed", sampling.seed, "Of the draws")->capture_default_str();
-  command->add_flag("--no-bos", line->no_bos,
-                    "Put no beginning-of-sequence token before the prompt");
+  command
+      ->add_flag("--no-bos", line->no_bos, "Put no beginning-of-sequence token before the prompt")
+      ->excludes("--prompt-tokens");
   command->add_flag("--ignore-eos", line->ignore_eos, "Go on after an end-of-sequence token");
   add_threads_option(*command);
   command->add_option("--json", line->json, "Write a report into this file");

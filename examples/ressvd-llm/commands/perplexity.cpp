@@ -13,6 +13,8 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "commands/checks.hpp"
+#include "commands/context_check.hpp"
 #include "commands/threads_option.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
@@ -79,6 +81,7 @@ void run(const perplexity_command& line) {
   window_options windows = line.windows;
   if (windows.length == 0) windows.length = std::min(usual_window, config.max_positions);
   require_window(file, ids, windows.length + windows.overlap);
+  require_context(config, windows.length, "--seqlen " + std::to_string(windows.length));
 
   cpu_forward engine(config);
   perplexity_report report{line.model.string(), file.string(), windows, {}};
@@ -108,14 +111,14 @@ void add_perplexity(CLI::App& app) {
   command
       ->add_option("--seqlen", line->windows.length,
                    "Window length L (default: 2048, or the model's context where it is shorter)")
-      ->check(CLI::Range(std::int64_t{2}, std::int64_t{1} << 31));
+      ->check(whole_number(2, std::int64_t{1} << 31));
   command
       ->add_option("--overlap", line->windows.overlap,
                    "1: each window also holds the first token of the next and predicts L tokens")
-      ->check(CLI::Range(0, 1))
+      ->check(whole_number(0, 1))
       ->capture_default_str();
   command->add_option("--max-windows", line->windows.max_windows, "Use only the first so many")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   add_threads_option(*command);
   command->add_option("--json", line->json, "Write a report into this file");
   command->callback([line] { run(*line); });

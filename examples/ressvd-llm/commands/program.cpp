@@ -52,6 +52,8 @@ int run_program(int argc, const char* const* argv) {
     return report(error.what(), 2);
   } catch (const usage_error& error) {
     return report(error.what(), 2);
+  } catch (const unmet_request& error) {
+    return report(error.what(), 3);
   } catch (const std::invalid_argument& error) {
     return report(error.what(), 2);
   } catch (const std::bad_alloc&) {

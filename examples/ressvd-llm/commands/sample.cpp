@@ -12,6 +12,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "commands/checks.hpp"
 #include "commands/threads_option.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
@@ -26,6 +27,7 @@ struct sample_command {
   std::filesystem::path model;
   std::filesystem::path output;
   sample_options samples{.count = 256, .length = 2048};
+  bool overwrite = false;
 };
 
 // Little-endian, `bytes` each.
@@ -51,6 +53,9 @@ int bytes_of_id(const std::filesystem::path& file, std::int64_t vocab) {
 }
 
 void run(const sample_command& line) {
+  if (!line.overwrite && std::filesystem::exists(line.output)) {
+    throw file_error(line.output, "exists already; --overwrite replaces it");
+  }
   const language_model model = language_model::open(line.model);
   const int bytes = bytes_of_id(line.output, model.config().vocab);
   sample_options options = line.samples;
@@ -77,17 +82,18 @@ void add_sample(CLI::App& app) {
   command->add_option("MODEL", line->model, "Model directory")->required();
   command->add_option("OUT", line->output, "File to write, .u16 or .u32")->required();
   command->add_option("--samples", line->samples.count, "Samples")
-      ->check(CLI::PositiveNumber)
+      ->check(whole_number(1))
       ->capture_default_str();
   command
       ->add_option("--seqlen", line->samples.length,
                    "Tokens of a sample, at most the model's context")
-      ->check(CLI::PositiveNumber)
+      ->check(whole_number(1))
       ->capture_default_str();
   command->add_option("--temperature", line->samples.sampling.temperature, "Of the draws")
-      ->check(CLI::NonNegativeNumber)
+      ->check(number(0))
       ->capture_default_str();
   command->add_option("--seed", line->samples.sampling.seed, "Of the draws")->capture_default_str();
+  command->add_flag("--overwrite", line->overwrite, "Replace OUT where it exists");
   add_threads_option(*command);
   command->callback([line] { run(*line); });
 }

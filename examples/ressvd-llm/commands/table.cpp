@@ -34,8 +34,10 @@ compression_report read_report(const std::filesystem::path& file) {
 std::vector<std::string> row_of(const compression_report& report) {
   const auto& choice = report.choice;
   const auto& heldout = report.heldout;
+  const std::string refit = report.refit();
   return {printable(report.method),
           printable(report.allocation),
+          refit.empty() ? "-" : refit,
           cell(report.requested_ratio, 2),
           choice.last_layers ? cell(*choice.last_layers) : "-",
           cell(report.parameters),
@@ -46,11 +48,12 @@ std::vector<std::string> row_of(const compression_report& report) {
 }
 
 void run(const std::vector<std::filesystem::path>& reports) {
-  std::vector<std::vector<std::string>> rows{
-      {"method", "allocation", "ratio", "k", "parameters", "bytes", "perplexity", "KL", "seconds"}};
+  std::vector<std::vector<std::string>> rows{{"method", "allocation", "fit", "ratio", "k",
+                                              "parameters", "bytes", "perplexity", "KL",
+                                              "seconds"}};
   for (const auto& file : reports)
     rows.push_back(row_of(read_report(file)));
-  std::fputs(to_text(rows, 2).c_str(), stdout);
+  std::fputs(to_text(rows, 3).c_str(), stdout);
 }
 
 } // namespace

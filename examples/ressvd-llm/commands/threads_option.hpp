@@ -3,11 +3,12 @@
 
 namespace CLI {
 class App;
-}
+class Option;
+} // namespace CLI
 
 namespace ressvd_llm {
 
-// --threads N, in force as soon as the command line is read.
-void add_threads_option(CLI::App& command);
+// --threads N, in force as soon as the command line is read: at least 1, at most 4 a processor.
+CLI::Option* add_threads_option(CLI::App& command);
 
 } // namespace ressvd_llm

@@ -52,15 +52,6 @@ void check(const compress_options& options, const language_model& model) {
   if (options.method == "fwsvd" && options.fisher.empty()) {
     refuse("fwsvd needs the mean squared gradients of the model's matrices: --fisher FILE");
   }
-  if (options.method != "fwsvd" && !options.fisher.empty()) {
-    refuse("--fisher belongs to --method fwsvd");
-  }
-  if (options.retruncate && options.method != "svd-llm" && options.method != "tempered") {
-    refuse("--retruncate belongs to --method svd-llm and tempered");
-  }
-  if (options.retruncate && options.update) {
-    refuse("--retruncate and --update exclude each other");
-  }
   if (options.samples < 1 || options.seqlen < 2) {
     refuse("calibration needs at least 1 sample of 2 tokens, not " +
            std::to_string(options.samples) + " of " + std::to_string(options.seqlen));
@@ -204,6 +195,8 @@ compression_report compress(const compress_options& options) {
   clock.finish("choosing ranks");
 
   report.achieved_ratio = achieved_ratio(selection.ranks, config);
+  const double missing = ratio - report.achieved_ratio;
+  if (missing > ratio_tolerance) report.shortfall = missing;
   report.matrices = report_matrices(factored, config, selection.ranks, options);
   write_layers(writer, passes, factored, options, selection.ranks, samples.calibration);
   write_description(writer, model, selection.ranks, options, report.achieved_ratio);

@@ -32,13 +32,15 @@ ordered_json to_json(const matrix_report& matrix) {
   j["intermediate_rank"] = f.intermediate_rank;
   if (f.weight_loss) j["weight_loss"] = to_json(*f.weight_loss);
   if (f.activation_loss) j["activation_loss"] = to_json(*f.activation_loss);
-  const whitening_summary& w = f.whitening;
-  // JSON has no infinity.
-  j["whitening"] = {{"path", w.path},
-                    {"damping", w.damping},
-                    {"relative_damping", w.relative_damping},
-                    {"condition", std::isfinite(w.condition) ? ordered_json(w.condition)
-                                                             : ordered_json(nullptr)}};
+  if (f.whitening) {
+    const whitening_summary& w = *f.whitening;
+    // JSON has no infinity.
+    j["whitening"] = {{"path", w.path},
+                      {"damping", w.damping},
+                      {"relative_damping", w.relative_damping},
+                      {"condition", std::isfinite(w.condition) ? ordered_json(w.condition)
+                                                               : ordered_json(nullptr)}};
+  }
   j["numerical_rank"] = f.numerical_rank;
   j["seconds"] = f.seconds;
   return j;
@@ -52,10 +54,11 @@ matrix_report read_matrix(const json& j) {
   f.intermediate_rank = j.value("intermediate_rank", f.rank);
   f.weight_loss = read_loss(j, "weight_loss");
   f.activation_loss = read_loss(j, "activation_loss");
-  if (j.contains("whitening")) {
+  // Earlier versions wrote an empty path where nothing was whitened.
+  if (j.contains("whitening") && j["whitening"].at("path") != "") {
     const json& w = j["whitening"];
     const json& condition = w.at("condition");
-    f.whitening = {
+    f.whitening = whitening_summary{
         w.at("path"), w.at("damping"), w.at("relative_damping"),
         condition.is_null() ? std::numeric_limits<double>::infinity() : condition.get<double>()};
   }
@@ -125,6 +128,14 @@ allocation_report read_allocation(const json& j) {
 
 } // namespace
 
+std::string compression_report::refit() const {
+  const json fields = json::parse(options);
+  for (const char* kind : {"retruncate", "update"}) {
+    if (fields.value(kind, false)) return kind;
+  }
+  return {};
+}
+
 double compression_report::total_seconds() const {
   double sum = 0;
   for (const stage_time& s : seconds)
@@ -141,8 +152,9 @@ ordered_json to_json(const compression_report& r) {
       {"samples",
        {{"count", r.samples.count}, {"length", r.samples.length}, {"source", r.samples.source}}},
       {"requested_ratio", r.requested_ratio},
-      {"achieved_ratio", r.achieved_ratio},
-      {"allocation", to_json(r.choice)}};
+      {"achieved_ratio", r.achieved_ratio}};
+  if (r.shortfall) j["ratio_shortfall"] = *r.shortfall;
+  j["allocation"] = to_json(r.choice);
   if (r.power) j["power"] = *r.power;
   for (const power_trial& p : r.power_curve) {
     j["power_curve"].push_back({{"power", p.power}, {"heldout_divergence", p.heldout_divergence}});
@@ -187,6 +199,7 @@ compression_report compression_report_from_json(const json& j) {
   }
   r.requested_ratio = j.at("requested_ratio");
   r.achieved_ratio = j.value("achieved_ratio", r.requested_ratio);
+  if (j.contains("ratio_shortfall")) r.shortfall = j["ratio_shortfall"].get<double>();
   r.choice = read_allocation(j.at("allocation"));
   if (j.contains("power")) r.power = j["power"].get<double>();
   for (const json& p : list(j, "power_curve"))

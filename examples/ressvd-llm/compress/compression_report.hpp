@@ -74,7 +74,7 @@ struct factors_report {
   // only where the Gram was still there.
   std::optional<loss_report> weight_loss;
   std::optional<loss_report> activation_loss;
-  whitening_summary whitening;
+  std::optional<whitening_summary> whitening;
   std::int64_t numerical_rank = 0;
   double seconds = 0; // of its factorisation
 };
@@ -124,7 +124,8 @@ struct compression_report {
     std::string source;
   } samples;
   double requested_ratio = 0;
-  double achieved_ratio = 0; // of the layers' matrix parameters
+  double achieved_ratio = 0;       // of the layers' matrix parameters
+  std::optional<double> shortfall; // what is missing to the ratio, where that is missed
   allocation_report choice;
   std::optional<double> power;          // of tempered whitening
   std::vector<power_trial> power_curve; // where it was searched
@@ -141,6 +142,9 @@ struct compression_report {
   std::uint64_t bytes = 0;     // of its tensors' files
 
   double total_seconds() const;
+  // "retruncate", "update" or nothing: how the factors were fitted to the compressed layers'
+  // inputs.
+  std::string refit() const;
 };
 
 nlohmann::ordered_json to_json(const compression_report& report);

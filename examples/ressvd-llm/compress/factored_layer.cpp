@@ -49,10 +49,10 @@ matrix_report report_of(const factored_module& m, const ressvd::rank_choice& cho
     factors.activation_loss = report_of(state.activation_loss(choice));
   }
   if (state.whitening) {
-    factors.whitening = {.path = name_of_path(state.whitening->path),
-                         .damping = state.whitening->damping,
-                         .relative_damping = state.whitening->relative_damping,
-                         .condition = state.whitening->condition};
+    factors.whitening = whitening_summary{.path = name_of_path(state.whitening->path),
+                                          .damping = state.whitening->damping,
+                                          .relative_damping = state.whitening->relative_damping,
+                                          .condition = state.whitening->condition};
   }
   factors.numerical_rank = state.svd.numerical_rank;
   factors.seconds = state.seconds;

@@ -45,6 +45,25 @@ double matrix_ratio(const compress_options& options, const model_config& config,
   return ressvd::compressible_ratio(options.ratio, matrices, all - matrices);
 }
 
+namespace {
+
+// The candidates that remove what is asked for, or else what the best of them does.
+std::vector<ressvd::layer_candidate> closest_to_ratio(
+    std::vector<ressvd::layer_candidate> candidates, double ratio, const model_config& config,
+    const compress_options& options) {
+  std::vector<double> achieved;
+  for (const auto& candidate : candidates)
+    achieved.push_back(achieved_ratio(ranks_of(candidate, config, options), config));
+  const double reached = (std::min)(ratio, *std::ranges::max_element(achieved));
+  std::vector<ressvd::layer_candidate> kept;
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    if (achieved[i] >= reached - ratio_tolerance) kept.push_back(candidates[i]);
+  }
+  return kept;
+}
+
+} // namespace
+
 std::vector<ressvd::layer_candidate> last_layer_choices(const compress_options& options,
                                                         const model_config& config, double ratio) {
   const auto counts = layer_parameters(config);
@@ -53,7 +72,9 @@ std::vector<ressvd::layer_candidate> last_layer_choices(const compress_options& 
       return {{config.layers, ratio}};
     case allocation::last_layers:
       if (!options.last_layers) {
-        return ressvd::last_layer_candidates(counts, ratio, {.step = options.step});
+        return closest_to_ratio(
+            ressvd::last_layer_candidates(counts, ratio, {.step = options.step}), ratio, config,
+            options);
       }
       return {{*options.last_layers, ressvd::layer_ratio(counts, ratio, *options.last_layers)}};
     case allocation::importance:

@@ -54,7 +54,8 @@ double matrix_ratio(const compress_options& options, const model_config& config,
                     const checkpoint& source);
 
 // The values of k that a run may choose, each with the ratio of its layers. One for a fixed k and
-// for uniform ratios; none where ranks come from importances or sensitivities.
+// for uniform ratios; none where ranks come from importances or sensitivities. A search leaves out
+// what misses the ratio while another choice reaches it, or comes closer.
 std::vector<ressvd::layer_candidate> last_layer_choices(const compress_options& options,
                                                         const model_config& config, double ratio);
 
@@ -70,6 +71,12 @@ model_ranks ranks_of(const std::vector<double>& layer_ratios, const model_config
 // asked for later: the largest useful one alone.
 candidate_ranks ranks_of_all(const std::vector<ressvd::layer_candidate>& candidates,
                              const model_config& config, const compress_options& options);
+
+// By how much less than the ratio may be removed without missing it: half a percentage point. Ranks
+// rounded down never remove less. What does is a matrix whose rank is raised to one multiple, or
+// that stays dense because one multiple saves nothing; a small one of these does not show in the
+// whole percents in which ratios are given.
+constexpr double ratio_tolerance = 0.005;
 
 // The share of the layers' matrix parameters that the ranks remove.
 double achieved_ratio(const model_ranks& ranks, const model_config& config);

@@ -37,26 +37,20 @@ std::int64_t samples_needed(const compress_options& o) {
 }
 
 std::string fingerprint(const compress_options& o) {
-  const nlohmann::ordered_json fields{
+  nlohmann::ordered_json fields{
       {"model", std::filesystem::weakly_canonical(o.model).string()},
       {"ratio", o.ratio},
       {"count_all", o.count_all},
       {"method", o.method},
       {"allocation", name_of(o.allocation)},
-      {"last_layers", o.last_layers.value_or(0)},
       {"step", o.step},
       {"beta", o.beta},
       {"asvd_alpha", o.asvd_alpha},
-      {"power", o.power.value_or(-1)},
-      {"fisher", o.fisher.string()},
-      {"grams", o.grams.string()},
       {"update", o.update},
       {"retruncate", o.retruncate},
       {"update_target", target_mix(o)},
       {"ridge", o.ridge},
       {"adasvd_iterations", o.adasvd_iterations},
-      {"minimum_retention", o.minimum_retention},
-      {"calibration", o.calibration.string()},
       {"windows", o.windows == window_choice::random ? "random" : "first"},
       {"samples", o.samples},
       {"seqlen", o.seqlen},
@@ -68,8 +62,15 @@ std::string fingerprint(const compress_options& o) {
       {"backend", o.backend == backend_choice::cpu ? "cpu" : "cuda"},
       {"rank_multiple", o.rank_multiple},
       {"format", o.format == output_format::factored ? "factored" : "dense"},
-      {"type", o.type ? std::string(name_of(*o.type)) : "as stored"},
       {"seed", o.seed}};
+  // What is not given is not there.
+  if (o.last_layers) fields["last_layers"] = *o.last_layers;
+  if (o.power) fields["power"] = *o.power;
+  if (o.minimum_retention) fields["minimum_retention"] = *o.minimum_retention;
+  if (o.type) fields["type"] = std::string(name_of(*o.type));
+  if (!o.fisher.empty()) fields["fisher"] = o.fisher.string();
+  if (!o.grams.empty()) fields["grams"] = o.grams.string();
+  if (!o.calibration.empty()) fields["calibration"] = o.calibration.string();
   return fields.dump();
 }
 

@@ -46,7 +46,7 @@ struct compress_options {
   std::optional<double> update_target;
   double ridge = 0.01; // of the new truncation, towards the original matrix
   int adasvd_iterations = 3;
-  double minimum_retention = 0.0; // adasvd's mrr
+  std::optional<double> minimum_retention; // adasvd's mrr; absent: 0.8 of the mean
 
   std::filesystem::path calibration; // empty: the model's own samples
   window_choice windows = window_choice::random;
@@ -81,7 +81,7 @@ inline double target_mix(const compress_options& o) {
 // samples that the choice of ranks and the fits ask for.
 std::int64_t samples_needed(const compress_options& options);
 
-// All options that the output's bytes depend on, as one line of text.
+// All options that the output's bytes depend on, as one line of JSON; those not given are absent.
 std::string fingerprint(const compress_options& options);
 
 } // namespace ressvd_llm

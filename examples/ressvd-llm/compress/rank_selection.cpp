@@ -51,8 +51,7 @@ rank_selection by_importance(const model_config& config, const factored_model& f
   std::vector<double> importances;
   for (std::int64_t layer = 0; layer < config.layers; ++layer)
     importances.push_back((std::max)(factored.summary(layer).similarity, 0.0));
-  const double retention =
-      options.minimum_retention > 0 ? options.minimum_retention : 0.8 * (1 - ratio);
+  const double retention = options.minimum_retention.value_or(0.8 * (1 - ratio));
   const auto ratios = ressvd::ratios_from_importances(importances, layer_parameters(config), ratio,
                                                       {.minimum_retention = retention});
   rank_selection result;

@@ -2,6 +2,7 @@
 #include "compress/sensitivity.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -56,7 +57,8 @@ class sensitivity_allocation {
   rank_selection select(double ratio) {
     rank_selection result;
     result.how.probes = probe();
-    const std::int64_t budget = ressvd::uniform_budget(problem_, ratio);
+    const std::int64_t budget =
+        (std::max)(ressvd::uniform_budget(problem_, ratio), least_parameters());
     ressvd::allocation solution;
     if (options_.rounds > 1) {
       auto refined = refine(budget);
@@ -88,6 +90,20 @@ class sensitivity_allocation {
     for (std::size_t j = 0; j < places_.size(); ++j)
       ranks[places_[j].layer].push_back(stored[j]);
     return ranks;
+  }
+
+  // What the smallest ranks keep. It exceeds the budget where multiples of a rank are too coarse;
+  // the run then removes what it can.
+  std::int64_t least_parameters() const {
+    const double almost_all = std::nextafter(1.0, 0.0);
+    std::int64_t sum = 0;
+    for (const ressvd::allocation_matrix& m : problem_) {
+      const auto smallest = m.max_rank > 0 ? ressvd::rank_for_ratio(m.rows, m.cols, almost_all,
+                                                                    {.multiple = m.rank_multiple})
+                                           : ressvd::keep_dense(m.rows, m.cols);
+      sum += ressvd::kept_parameters(m.rows, m.cols, smallest);
+    }
+    return sum;
   }
 
   double divergence(const sample_set& samples, const hidden_states& original,

@@ -26,4 +26,10 @@ class usage_error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A request that was carried out, but not to the extent asked for; the program ends with status 3.
+class unmet_request : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 } // namespace ressvd_llm

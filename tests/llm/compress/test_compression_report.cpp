@@ -34,13 +34,12 @@ compression_report whole_report() {
   r.power_curve = {{0.4, 0.2}, {0.6, 0.1}};
   const whitening_summary singular{"eigenvalues", 1e-9, 1e-10,
                                    std::numeric_limits<double>::infinity()};
-  r.matrices = {
-      {"layers.0.q_proj", 8, 6, std::nullopt},
-      {"layers.0.o_proj", 8, 6,
-       factors_report{
-           3, 2, loss_report{1.5, 0.1}, loss_report{2.5, 0.2}, {"cholesky", 0, 0, 12.5}, 6, 0.25}},
-      {"layers.1.q_proj", 8, 6,
-       factors_report{3, 3, std::nullopt, std::nullopt, singular, 4, 0.5}}};
+  r.matrices = {{"layers.0.q_proj", 8, 6, std::nullopt},
+                {"layers.0.o_proj", 8, 6,
+                 factors_report{3, 2, loss_report{1.5, 0.1}, loss_report{2.5, 0.2},
+                                whitening_summary{"cholesky", 0, 0, 12.5}, 6, 0.25}},
+                {"layers.1.q_proj", 8, 6,
+                 factors_report{3, 3, std::nullopt, std::nullopt, singular, 4, 0.5}}};
   r.heldout = {4, 64, 20.5, 21.5, 0.125};
   r.seconds = {{"factoring", 1.5}, {"sampling", 0.5}};
   r.memory = {.program = 10, .estimate = 20, .peak = 30};
@@ -75,7 +74,7 @@ TEST_CASE("a report survives its JSON form", "[report]") {
   CHECK(again.method == "tempered");
   CHECK(again.allocation == "sensitivity");
   CHECK(again.total_seconds() == 2.0);
-  CHECK(again.matrices.at(2).factors->whitening.condition ==
+  CHECK(again.matrices.at(2).factors->whitening->condition ==
         std::numeric_limits<double>::infinity());
 }
 
@@ -104,10 +103,27 @@ TEST_CASE("reports without the keys that came later are read", "[report]") {
     json.erase(key);
   json["allocation"].erase("loss_bound");
   json["matrices"][1].erase("whitening");
+  json["matrices"][2]["whitening"]["path"] = ""; // as plain SVD had it
   const auto report = compression_report_from_json(json);
   CHECK(report.parameters == 1000);
   CHECK(report.choice.loss->predicted == 0.1);
   CHECK(report.matrices.at(1).factors->rank == 3);
+  CHECK_FALSE(report.matrices.at(2).factors->whitening);
+}
+
+TEST_CASE("a report says how the factors were fitted and what is missing to the ratio",
+          "[report]") {
+  compression_report report = whole_report();
+  CHECK(report.refit().empty());
+  report.options = R"({"allocation":"uniform","method":"svd-llm","retruncate":true})";
+  CHECK(report.refit() == "retruncate");
+  report.options = R"({"allocation":"uniform","method":"svd-llm","update":true})";
+  CHECK(report.refit() == "update");
+  CHECK_FALSE(to_json(report).contains("ratio_shortfall"));
+  report.shortfall = 0.25;
+  const auto json = nlohmann::json::parse(to_json(report).dump());
+  CHECK(json["ratio_shortfall"] == 0.25);
+  CHECK(compression_report_from_json(json).shortfall == 0.25);
 }
 
 TEST_CASE("what is no report is refused", "[report]") {

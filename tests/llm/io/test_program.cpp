@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "commands/program.hpp"
-
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
@@ -10,7 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/checkpoint.hpp"
-#include "llm/io/limits.hpp"
+#include "llm/io/run_command.hpp"
 #include "llm/io/temporary.hpp"
 #include "support/catch.hpp"
 
@@ -18,25 +16,6 @@ namespace fs = std::filesystem;
 using namespace llm_test;
 
 namespace {
-
-struct outcome {
-  int status = -1;
-  std::string out;
-  std::string err;
-};
-
-outcome run(const std::vector<std::string>& arguments) {
-  std::vector<const char*> argv{"ressvd-llm"};
-  for (const std::string& argument : arguments)
-    argv.push_back(argument.c_str());
-  outcome result;
-  result.err = output_of(2, [&] {
-    result.out = output_of(1, [&] {
-      result.status = ressvd_llm::run_program(static_cast<int>(argv.size()), argv.data());
-    });
-  });
-  return result;
-}
 
 /// A LLaMA of one layer: hidden size 4, two heads, MLP of 6, vocabulary of 3; q_proj in two
 /// factors of rank 1.
@@ -92,7 +71,7 @@ TEST_CASE("inspect reports shapes, ranks and parameters", "[program]") {
   const temporary_directory directory;
   write_model(directory / "model");
   const std::string report = (directory / "report.json").string();
-  const outcome result = run({"inspect", (directory / "model").string(), "--json", report});
+  const outcome result = run_command({"inspect", (directory / "model").string(), "--json", report});
   CHECK(result.status == 0);
   CHECK(result.err.empty());
   CHECK_THAT(result.out, contains_text("LlamaForCausalLM, 1 layers"));
@@ -157,8 +136,8 @@ TEST_CASE("a file that cannot be used ends the program with status 2 and one lin
     expected = "x/report.json.tmp: cannot be written: No such file or directory";
   }
   const auto before = tree(directory.path());
-  const outcome result =
-      run({"inspect", model.string(), "--json", (directory / "x" / "report.json").string()});
+  const outcome result = run_command(
+      {"inspect", model.string(), "--json", (directory / "x" / "report.json").string()});
   CHECK(result.status == 2);
   CHECK_THAT(result.err, contains_text("ressvd-llm: ") && contains_text(expected));
   CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
@@ -166,15 +145,63 @@ TEST_CASE("a file that cannot be used ends the program with status 2 and one lin
 }
 
 TEST_CASE("a command line that cannot be understood ends with status 2", "[program]") {
-  CHECK(run({}).status == 2);
-  CHECK(run({"inspect"}).status == 2);
-  CHECK(run({"inspect", "x", "--unknown"}).status == 2);
-  CHECK_THAT(run({"inspect"}).err, contains_text("MODEL is required"));
-  CHECK(run({"--help"}).status == 0);
-  CHECK(run({"inspect", "--help"}).status == 0);
-  CHECK_THAT(run({"--help"}).out, contains_text("inspect"));
-  CHECK(run({"--version"}).status == 0);
-  const outcome method = run({"compress", "x", "y", "--method", "pca"});
+  CHECK(run_command({}).status == 2);
+  CHECK(run_command({"inspect"}).status == 2);
+  CHECK(run_command({"inspect", "x", "--unknown"}).status == 2);
+  CHECK_THAT(run_command({"inspect"}).err, contains_text("MODEL is required"));
+  CHECK(run_command({"--help"}).status == 0);
+  CHECK(run_command({"inspect", "--help"}).status == 0);
+  CHECK_THAT(run_command({"--help"}).out, contains_text("inspect"));
+  CHECK(run_command({"--version"}).status == 0);
+  const outcome method = run_command({"compress", "x", "y", "--method", "pca"});
   CHECK(method.status == 2);
   CHECK_THAT(method.err, contains_text("there is no method 'pca'") && contains_text("svd-llm"));
+}
+
+TEST_CASE("a value out of range is refused with what is expected, before anything is written",
+          "[program]") {
+  const temporary_directory directory;
+  write_model(directory / "model");
+  const std::string model = (directory / "model").string();
+  const auto before = tree(directory.path());
+  const auto refused = [&](std::vector<std::string> arguments, const std::string& message) {
+    INFO(arguments.front() << " " << message);
+    const outcome result = run_command(arguments);
+    CHECK(result.status == 2);
+    CHECK_THAT(result.err, contains_text(message));
+    CHECK(result.err.size() < 200);
+    CHECK(tree(directory.path()) == before);
+  };
+  const auto compress = [&](const std::string& option, const std::string& value,
+                            const std::string& message) {
+    refused({"compress", model, (directory / "out").string(), option, value}, message);
+  };
+  compress("--step", "0", "--step: expected a whole number from 1 on, not 0");
+  compress("--step", "1.5", "not 1.5");
+  compress("--probe-ranks", "3", "expected a whole number from 1 to 2, not 3");
+  compress("--ridge", "-1", "expected a number from 0 on, not -1");
+  compress("--update-target", "2", "expected a number from 0 to 1, not 2");
+  compress("--method", "frob", "there is no method 'frob'");
+  compress("--method", "3", "there is no method '3'");
+  for (const char* option : {"--backend", "--format", "--windows", "--allocation", "--preset"}) {
+    compress(option, "1", std::string(option) + ": 1 not in {");
+    compress(option, "frob", std::string(option) + ": frob not in {");
+  }
+  compress("--ratio", "20",
+           "--ratio: expected a share of at least 0 and below 1, not 20; 20 % is 0.2");
+  compress("--ratio", "1", "1 % is 0.01");
+  compress("--ratio", "-0.1", "below 1, not -0.1");
+  const std::vector<std::vector<std::string>> threaded{
+      {"compress", model, (directory / "out").string()},
+      {"perplexity", model, "--text", "x.txt"},
+      {"compare", model, model},
+      {"generate", model, "--prompt", "x"},
+      {"sample", model, (directory / "out.u16").string()}};
+  for (std::vector<std::string> arguments : threaded) {
+    arguments.insert(arguments.end(), {"--threads", ""});
+    for (const char* count : {"100000", "0", "-3"}) {
+      arguments.back() = count;
+      refused(arguments, std::string("--threads: expected a whole number from 1 to "));
+    }
+  }
 }

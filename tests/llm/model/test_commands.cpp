@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
-#include "commands/program.hpp"
 #include "fixture.hpp"
 #include "io/checkpoint_writer.hpp"
-#include "llm/io/limits.hpp"
+#include "llm/io/run_command.hpp"
 #include "llm/io/temporary.hpp"
 #include "model/generation.hpp"
 #include "support/catch.hpp"
@@ -12,25 +11,10 @@
 using namespace ressvd_llm;
 using namespace ressvd_llm::testing;
 
+using llm_test::outcome;
+using llm_test::run_command;
+
 namespace {
-
-struct outcome {
-  int status = -1;
-  std::string out;
-  std::string err;
-};
-
-outcome run_command(const std::vector<std::string>& arguments) {
-  std::vector<const char*> argv{"ressvd-llm"};
-  for (const std::string& argument : arguments)
-    argv.push_back(argument.c_str());
-  outcome result;
-  result.err = llm_test::output_of(2, [&] {
-    result.out = llm_test::output_of(
-        1, [&] { result.status = run_program(static_cast<int>(argv.size()), argv.data()); });
-  });
-  return result;
-}
 
 nlohmann::json read_json(const std::filesystem::path& file) {
   return nlohmann::json::parse(llm_test::read(file));
@@ -117,11 +101,43 @@ TEST_CASE("perplexity refuses what it cannot measure, in one line") {
   };
   refused({"perplexity", model, "--tokens", tokens, "--seqlen", "81"},
           "80 tokens, fewer than one window of 81");
+  refused({"generate", model, "--prompt-tokens", tokens, "--tokens", "3"},
+          "a prompt of 80 tokens and --tokens 3: 82 positions, and the model has learned 64");
   refused({"perplexity", model, "--tokens", tokens, "--seqlen", "80", "--overlap", "0"},
           "learned 64 positions");
   refused({"perplexity", model, "--text", (scratch / "none.txt").string()}, "tokenizer");
   CHECK(run_command({"perplexity", model}).status == 2);
   CHECK(run_command({"perplexity", model, "--tokens", tokens, "--overlap", "2"}).status == 2);
+}
+
+TEST_CASE("positions beyond the context that a model can compute are told") {
+  const fixture f("llama");
+  const std::string model = f.directory.string();
+  const std::string tokens = (f.directory / "tokens.u16").string();
+  const auto warned = [&](const std::vector<std::string>& arguments) {
+    const outcome result = run_command(arguments);
+    CHECK(result.status == 0);
+    return result.err;
+  };
+  CHECK(warned({"perplexity", model, "--tokens", tokens, "--seqlen", "64"}).empty());
+  CHECK_THAT(warned({"perplexity", model, "--tokens", tokens, "--seqlen", "65"}),
+             contains_text("--seqlen 65: 65 positions, and the model's context is 64"));
+  CHECK_THAT(warned({"compare", model, model, "--tokens", tokens, "--seqlen", "70"}),
+             contains_text("--seqlen 70: 70 positions, and the model's context is 64"));
+  CHECK_THAT(warned({"generate", model, "--prompt-tokens", tokens, "--tokens", "2"}),
+             contains_text("81 positions, and the model's context is 64"));
+}
+
+TEST_CASE("options that a text or token ids leave without effect are refused") {
+  const fixture f("llama");
+  const std::string model = f.directory.string();
+  const std::string tokens = (f.directory / "tokens.u16").string();
+  for (const char* option : {"--samples", "--seed"}) {
+    CHECK_THAT(run_command({"compare", model, model, "--tokens", tokens, option, "2"}).err,
+               contains_text(std::string("--tokens excludes ") + option));
+  }
+  CHECK_THAT(run_command({"generate", model, "--prompt-tokens", tokens, "--no-bos"}).err,
+             contains_text("--no-bos excludes --prompt-tokens"));
 }
 
 TEST_CASE("generate continues tokens and texts") {
@@ -146,6 +162,7 @@ TEST_CASE("generate continues tokens and texts") {
         generate(language_model::open(f.directory), f.tokens,
                  {.tokens = 12, .sampling = {.temperature = 0.8, .seed = 5}});
     CHECK(read_json(report)["tokens"].get<std::vector<std::int32_t>>() == expected);
+    CHECK_FALSE(read_json(report).contains("top_k"));
     CHECK(run_command(arguments).out == result.out);
   }
   SECTION("bytes") {

@@ -13,11 +13,10 @@
 
 #include <nlohmann/json.hpp>
 
-#include "commands/program.hpp"
 #include "compress/scratch_file.hpp"
 #include "io/checkpoint.hpp"
 #include "io/error.hpp"
-#include "llm/io/limits.hpp"
+#include "llm/io/run_command.hpp"
 #include "llm/io/temporary.hpp"
 #include "llm/model/fixture.hpp"
 #include "support/catch.hpp"
@@ -27,25 +26,10 @@ namespace fs = std::filesystem;
 using llm_test::temporary_directory;
 using ressvd_llm::testing::fixture;
 
+using llm_test::outcome;
+using llm_test::run_command;
+
 namespace {
-
-struct outcome {
-  int status = -1;
-  std::string out;
-  std::string err;
-};
-
-outcome run_command(const std::vector<std::string>& arguments) {
-  std::vector<const char*> argv{"ressvd-llm"};
-  for (const std::string& argument : arguments)
-    argv.push_back(argument.c_str());
-  outcome result;
-  result.err = llm_test::output_of(2, [&] {
-    result.out = llm_test::output_of(
-        1, [&] { result.status = run_program(static_cast<int>(argv.size()), argv.data()); });
-  });
-  return result;
-}
 
 /// The model with the MLP's output of one layer scaled.
 language_model changed(const language_model& original, std::int64_t layer) {
@@ -186,6 +170,19 @@ TEST_CASE("samples, reports and tables on the command line", "[compare]") {
   CHECK(read_tokens(file("s.u16"), f.config.vocab, nullptr) ==
         read_tokens(file("s.u32"), f.config.vocab, nullptr));
   CHECK(run_command({"sample", model, file("s.txt")}).status == 2);
+
+  const std::string before = llm_test::read(file("s.u16"));
+  const std::vector<std::string> again{"sample", model,      file("s.u16"), "--samples",
+                                       "1",      "--seqlen", "16"};
+  const outcome kept = run_command(again);
+  CHECK(kept.status == 2);
+  CHECK_THAT(kept.err, contains_text("s.u16: exists already; --overwrite replaces it"));
+  CHECK(llm_test::read(file("s.u16")) == before);
+  std::vector<std::string> replacing = again;
+  replacing.emplace_back("--overwrite");
+  CHECK(run_command(replacing).status == 0);
+  CHECK(fs::file_size(file("s.u16")) == 16 * 2);
+  llm_test::write(file("s.u16"), before);
 
   for (const char* layers : {"all", "auto"}) {
     const outcome result =

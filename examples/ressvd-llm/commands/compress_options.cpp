@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "commands/compress_options.hpp"
+
+#include <array>
+#include <cstdint>
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include <ressvd/methods/any_method.hpp>
+
+#include "commands/checks.hpp"
+#include "commands/threads_option.hpp"
+#include "io/error.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+constexpr std::array presets{
+    preset{
+        "best", "tempered", allocation::sensitivity, true,
+        "the closest to the original (docs/results.md); --preset fast takes a quarter of the time"},
+    preset{"fast", "svd-llm", allocation::last_layers, false,
+           "neither probes nor fits; --preset best is closer to the original"},
+    preset{"ressvd", "ressvd", allocation::last_layers, false, "as in arXiv 2505.20112"},
+    preset{"svd-llm", "svd-llm", allocation::uniform, false, "as in arXiv 2403.07378"}};
+
+bool retruncates(const compress_options& o) {
+  return o.method == "svd-llm" || o.method == "tempered";
+}
+
+bool searches_layers(const compress_options& o) {
+  return o.allocation == allocation::last_layers && !o.last_layers;
+}
+
+bool by_sensitivity(const compress_line& line) {
+  return line.options.allocation == allocation::sensitivity;
+}
+
+// Which options go together: an option that `applies` denies has no effect on the run.
+struct option_rule {
+  const char* option;
+  const char* goes_with;
+  bool (*applies)(const compress_line&);
+};
+
+constexpr std::array rules{
+    option_rule{"--beta", "--method ressvd",
+                [](const compress_line& l) { return l.options.method == "ressvd"; }},
+    option_rule{"--alpha", "--method asvd",
+                [](const compress_line& l) { return l.options.method == "asvd"; }},
+    option_rule{"--power", "--method tempered",
+                [](const compress_line& l) { return l.options.method == "tempered"; }},
+    option_rule{"--fisher", "--method fwsvd",
+                [](const compress_line& l) { return l.options.method == "fwsvd"; }},
+    option_rule{"--iterations", "--method adasvd",
+                [](const compress_line& l) { return l.options.method == "adasvd"; }},
+    option_rule{"--update", "every method but adasvd, which always updates",
+                [](const compress_line& l) { return l.options.method != "adasvd"; }},
+    option_rule{"--retruncate", "--method svd-llm or tempered",
+                [](const compress_line& l) { return retruncates(l.options); }},
+    option_rule{"--update-target", "--update, --retruncate or --method adasvd",
+                [](const compress_line& l) { return refits(l.options); }},
+    option_rule{"--ridge", "--retruncate",
+                [](const compress_line& l) { return l.options.retruncate; }},
+    option_rule{"--last-layers", "--allocation last-layers",
+                [](const compress_line& l) {
+                  return l.options.allocation == allocation::last_layers ||
+                         (l.options.allocation == allocation::uniform && l.last_layers == "all");
+                }},
+    option_rule{"--step", "--last-layers auto",
+                [](const compress_line& l) { return searches_layers(l.options); }},
+    option_rule{"--search-samples", "--last-layers auto",
+                [](const compress_line& l) { return searches_layers(l.options); }},
+    option_rule{
+        "--minimum-retention", "--allocation importance",
+        [](const compress_line& l) { return l.options.allocation == allocation::importance; }},
+    option_rule{"--probe-samples", "--allocation sensitivity", by_sensitivity},
+    option_rule{"--probe-ranks", "--allocation sensitivity", by_sensitivity},
+    option_rule{"--rounds", "--allocation sensitivity", by_sensitivity},
+    option_rule{"--windows", "--calibration FILE",
+                [](const compress_line& l) { return !l.options.calibration.empty(); }},
+    option_rule{
+        "--seed", "the model's own samples and --windows random", [](const compress_line& l) {
+          return l.options.calibration.empty() || l.options.windows == window_choice::random;
+        }}};
+
+// Method, allocation and fit as options would state them.
+std::string stated(const compress_options& o) {
+  std::string text = "--method " + o.method;
+  const bool fixed = o.allocation == allocation::last_layers && o.last_layers;
+  text += fixed ? " --last-layers " + std::to_string(*o.last_layers)
+                : std::string(" --allocation ") + name_of(o.allocation);
+  if (o.retruncate) text += " --retruncate";
+  if (o.update) text += " --update";
+  return text;
+}
+
+std::int64_t parse_count(const std::string& text, const char* option) {
+  std::size_t end = 0;
+  std::int64_t value = 0;
+  try {
+    value = std::stoll(text, &end);
+  } catch (const std::exception&) {
+    end = 0;
+  }
+  if (end != text.size() || value < 1) {
+    throw usage_error(std::string(option) + " " + text +
+                      ": expected auto, all or a number from 1 on");
+  }
+  return value;
+}
+
+double parse_power(const std::string& text) {
+  std::size_t end = 0;
+  double value = 0;
+  try {
+    value = std::stod(text, &end);
+  } catch (const std::exception&) {
+    end = 0;
+  }
+  if (end != text.size() || !(value >= 0 && value <= 1)) {
+    throw usage_error("--power " + text + ": expected auto or a number in [0, 1]");
+  }
+  return value;
+}
+
+void add_choices_of_method(CLI::App& command, compress_line& line) {
+  compress_options& o = line.options;
+  std::vector<std::pair<std::string, const preset*>> named;
+  for (const preset& p : presets)
+    named.emplace_back(p.name, &p);
+  add_choice(command, "--preset", line.preset, named,
+             "best: closest to the original (default where no --method is named); fast: a quarter "
+             "of its time; ressvd and svd-llm: as in the papers. Other options replace its parts")
+      ->group("Presets");
+
+  const std::string group = "Method and ratio";
+  command
+      .add_option("--ratio", o.ratio,
+                  "Share of the layers' matrix parameters to remove; exit status 3 where no ranks "
+                  "reach it")
+      ->check(share_below_one())
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_flag("--count-all", o.count_all,
+                "The ratio is one of all parameters, embeddings and head included")
+      ->group(group);
+  const auto known = [](const std::string& name) {
+    try {
+      ressvd::method_named(name);
+    } catch (const std::invalid_argument& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  command
+      .add_option("--method", o.method,
+                  "svd, fwsvd, asvd, svd-llm, adasvd, ressvd or tempered (default: the preset's)")
+      ->check(CLI::Validator(known, ""))
+      ->group(group);
+  add_choice(command, "--allocation", line.allocation,
+             {{"uniform", allocation::uniform},
+              {"last-layers", allocation::last_layers},
+              {"importance", allocation::importance},
+              {"sensitivity", allocation::sensitivity}},
+             "How the ratio is spread (default: the preset's; where only a method is named "
+             "last-layers, for adasvd importance)")
+      ->group(group);
+  command
+      .add_flag("--retruncate", o.retruncate,
+                "svd-llm, tempered: truncate each matrix anew, fitted to the inputs that the "
+                "compressed layers before it produce")
+      ->group(group);
+  command
+      .add_flag("--update", o.update,
+                "Fit the factors to those inputs in closed form, in place of --retruncate")
+      ->excludes("--retruncate")
+      ->group(group);
+  command.add_option("--rank-multiple", o.rank_multiple, "Ranks are multiples of this")
+      ->check(whole_number(1))
+      ->capture_default_str()
+      ->group(group);
+}
+
+void add_details(CLI::App& command, compress_line& line) {
+  compress_options& o = line.options;
+  const std::string group = "Of one method, allocation or fit";
+  command
+      .add_option("--last-layers", line.last_layers,
+                  "last-layers: how many to compress, auto (smallest final-layer error), all, or a "
+                  "number")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--step", o.step, "last-layers auto: step of the search")
+      ->check(whole_number(1))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--search-samples", o.search_samples, "last-layers auto: samples that judge")
+      ->check(whole_number(1))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--probe-samples", o.probe_samples, "sensitivity: samples of the probes")
+      ->check(whole_number(1))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--probe-ranks", o.probe_ranks,
+                  "sensitivity: ranks at which a matrix is probed; 2 fit a curvature")
+      ->check(whole_number(1, 2))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--rounds", o.rounds,
+                  "sensitivity: rounds of probes, the later ones at the ranks found so far and "
+                  "kept only where held-out samples improve")
+      ->check(whole_number(1, 1000))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--minimum-retention", o.minimum_retention,
+                  "importance: share of parameters that an unimportant layer keeps (default 0.8 "
+                  "of the mean)")
+      ->check(number(0, 1))
+      ->group(group);
+  command.add_option("--power", line.power, "tempered: power of the Gram, auto or in [0, 1]")
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--beta", o.beta,
+                  "ressvd: residual rank, as a share of the break-even rank mn/(m+n)")
+      ->check(number(0, 1))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--alpha", o.asvd_alpha, "asvd: exponent of the channel means")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--iterations", o.adasvd_iterations, "adasvd: alternating updates")
+      ->check(whole_number(0, 1000))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--fisher", o.fisher, "fwsvd: safetensors file of mean squared gradients")
+      ->group(group);
+  command
+      .add_option("--update-target", o.update_target,
+                  "update, retruncate, adasvd: 0 the outputs for the compressed inputs, 1 the "
+                  "original outputs, or a mix (default 0; retruncate 0.5)")
+      ->check(number(0, 1))
+      ->group(group);
+  command.add_option("--ridge", o.ridge, "retruncate: pull towards the original matrix")
+      ->check(number(0))
+      ->capture_default_str()
+      ->group(group);
+}
+
+void add_samples(CLI::App& command, compress_line& line) {
+  compress_options& o = line.options;
+  const std::string group = "Samples";
+  command
+      .add_option("--calibration", line.calibration,
+                  "self (the model writes its samples), or a .txt, .npy, .u16 or .u32 file")
+      ->capture_default_str()
+      ->group(group);
+  add_choice(command, "--windows", o.windows,
+             {{"random", window_choice::random}, {"first", window_choice::first}},
+             "Windows of a calibration file (default random)")
+      ->group(group);
+  command.add_option("--samples", o.samples, "Calibration samples")
+      ->check(whole_number(1))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--seqlen", o.seqlen, "Tokens of a sample, at most the model's context")
+      ->check(whole_number(2))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--heldout-samples", o.heldout_samples, "Samples kept for the evaluation")
+      ->check(whole_number(0))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--seed", o.seed, "Of samples and random windows")
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--grams", o.grams,
+                  "Safetensors file of the Grams of the matrices' inputs, in place of those of "
+                  "calibration samples")
+      ->group(group);
+}
+
+void add_output_and_machine(CLI::App& command, compress_line& line) {
+  compress_options& o = line.options;
+  add_choice(command, "--format", o.format,
+             {{"factored", output_format::factored}, {"dense", output_format::dense}},
+             "factored (default): two matrices in place of one; dense: their product")
+      ->group("Output");
+  add_choice(command, "--dtype", o.type,
+             {{"f32", dtype::f32}, {"f16", dtype::f16}, {"bf16", dtype::bf16}},
+             "Type of the tensors (default: the model's own)")
+      ->group("Output");
+  command.add_option("--json", line.json, "Write a report into this file")->group("Output");
+  command.add_flag("--resume", o.resume, "Go on from an interrupted run with the same options")
+      ->group("Output");
+  add_choice(command, "--backend", o.backend,
+             {{"cpu", backend_choice::cpu}, {"cuda", backend_choice::cuda}},
+             "Where Grams, factoring and fits run (default cpu)")
+      ->group("Machine");
+  add_threads_option(command)->group("Machine");
+}
+
+} // namespace
+
+void add_compress_options(CLI::App& command, compress_line& line) {
+  command.set_help_flag(); // added again at the end: presets come first
+  command.add_option("MODEL", line.options.model, "Model directory")->required();
+  command.add_option("OUT", line.options.output, "Directory to create")->required();
+  add_choices_of_method(command, line);
+  add_details(command, line);
+  add_samples(command, line);
+  add_output_and_machine(command, line);
+  command.set_help_flag("-h,--help", "Print this help message and exit")->group("Other");
+}
+
+void resolve(const CLI::App& command, compress_line& line) {
+  compress_options& o = line.options;
+  const auto given = [&](const char* option) { return command.get_option(option)->count() > 0; };
+  const bool method_given = given("--method");
+  const preset* base = line.preset;
+  if (base == nullptr && !method_given) base = &presets.front();
+
+  if (line.calibration != "self") o.calibration = line.calibration;
+  if (line.power != "auto") o.power = parse_power(line.power);
+  if (base != nullptr) {
+    if (!method_given) o.method = base->method;
+    o.allocation = base->allocation;
+    if (base->retruncate && retruncates(o) && !o.update) o.retruncate = true;
+  } else if (o.method == "adasvd") {
+    o.allocation = allocation::importance;
+  }
+  if (line.allocation) {
+    o.allocation = *line.allocation;
+  } else if (given("--last-layers")) {
+    o.allocation = allocation::last_layers;
+  }
+  if (line.last_layers == "all") {
+    if (o.allocation == allocation::last_layers) o.allocation = allocation::uniform;
+  } else if (line.last_layers != "auto") {
+    o.last_layers = parse_count(line.last_layers, "--last-layers");
+  }
+
+  for (const option_rule& rule : rules) {
+    if (!given(rule.option) || rule.applies(line)) continue;
+    throw usage_error(std::string(rule.option) + " has no effect with " + stated(o) +
+                      "; it goes with " + rule.goes_with);
+  }
+  if (o.method == "tempered" && !o.power && o.heldout_samples == 0) {
+    throw usage_error(
+        "--heldout-samples 0 leaves --power auto nothing to judge by; give --power a number");
+  }
+
+  line.choice = stated(o);
+  if (base == nullptr) return;
+  const bool changed = o.method != base->method || o.allocation != base->allocation ||
+                       o.last_layers || o.retruncate != base->retruncate || o.update;
+  line.choice = "preset " + std::string(base->name) + (changed ? ", changed: " : ": ") +
+                line.choice + (changed ? "" : ", " + std::string(base->reason));
+}
+
+} // namespace ressvd_llm

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The command line of compress: presets, options, and which options go together.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "compress/options.hpp"
+
+namespace CLI {
+class App;
+}
+
+namespace ressvd_llm {
+
+// A choice of method, allocation and fit under one name.
+struct preset {
+  std::string_view name;
+  std::string_view method;
+  ressvd_llm::allocation allocation = allocation::uniform;
+  bool retruncate = false;
+  std::string_view reason; // why one would take it
+};
+
+struct compress_line {
+  compress_options options; // complete after resolve()
+  std::filesystem::path json;
+  std::string choice; // what runs and why, in one line
+
+  // As given, for resolve().
+  const ressvd_llm::preset* preset = nullptr;
+  std::optional<ressvd_llm::allocation> allocation;
+  std::string last_layers = "auto";
+  std::string calibration = "self";
+  std::string power = "auto";
+};
+
+void add_compress_options(CLI::App& command, compress_line& line);
+
+// Fills in what the preset leaves to it and refuses options that have no effect together. The
+// preset is the one named; without a name it is the first, `best`, unless a method is named.
+// Explicit options replace parts of it. Throws usage_error.
+void resolve(const CLI::App& command, compress_line& line);
+
+} // namespace ressvd_llm
