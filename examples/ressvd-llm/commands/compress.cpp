@@ -8,6 +8,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -104,17 +105,32 @@ void print(const compression_report& report) {
   }
 }
 
+// The report may lie in the output, which is not there yet.
+void check_json(const command_line& line) {
+  if (line.json.empty()) return;
+  const auto folder = [](const std::filesystem::path& file) {
+    return std::filesystem::absolute(file).lexically_normal().parent_path();
+  };
+  if (folder(line.json) != folder(line.options.output / "")) require_writable(line.json);
+}
+
 void run(command_line& line) {
   resolve(line);
+  check_json(line);
   const compression_report report = compress(line.options);
-  if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
   print(report);
+  if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
+  if (report.evaluation_error) {
+    throw std::runtime_error(
+        report.output + " is complete, but its evaluation failed: " + *report.evaluation_error);
+  }
 }
 
 } // namespace
 
-void add_compress(CLI::App& app) {
+void add_compress(CLI::App& app, std::string resume_command) {
   const auto line = std::make_shared<command_line>();
+  line->options.resume_command = std::move(resume_command);
   compress_options& o = line->options;
   CLI::App* const command = app.add_subcommand("compress", "Compress a model into a new directory");
   command->add_option("MODEL", o.model, "Model directory")->required();
