@@ -271,19 +271,20 @@ TEST_CASE("A shared embedding is read under the head's name and written under it
     llm_test::write(model / "model.safetensors", file);
     CHECK(relative_difference(logits_of(model, f), logits_of(f.directory, f)) == 0);
 
-    auto o = options_for(f.directory, dir / "expected");
-    compress(o);
-    o.model = model;
-    o.output = dir / "out";
     for (const std::optional<dtype> type : {std::optional(dtype::f32), std::optional<dtype>()}) {
       INFO("type given: " << type.has_value());
+      const std::string suffix = type ? "f32" : "as stored";
+      auto o = options_for(f.directory, dir / ("expected " + suffix));
       o.type = type;
       compress(o);
+      const auto expected = o.output;
+      o.model = model;
+      o.output = dir / ("out " + suffix);
+      compress(o);
       const checkpoint written = checkpoint::open(o.output);
-      CHECK(written.names() == checkpoint::open(dir / "expected").names());
+      CHECK(written.names() == checkpoint::open(expected).names());
       CHECK(written.contains(name));
-      CHECK(relative_difference(logits_of(o.output, f), logits_of(dir / "expected", f)) == 0);
-      o.output = dir / "as stored";
+      CHECK(relative_difference(logits_of(o.output, f), logits_of(expected, f)) == 0);
     }
   }
 }
