@@ -5,9 +5,8 @@
 //                           Xgesvdp
 //   gesvd                   exact by cuSOLVER's Xgesvd (cuda_svd::qr_iteration)
 //   gesvdj                  cuSOLVER's SVD by Jacobi's method in float
-//   syevd                   the eigenproblem of a given AAᵀ in double (eigh): the route of
-//   Swift-SVD
-//                           without its product
+//   syevd                   eigh of a given AAᵀ in double: the route of Swift-SVD without its
+//                           product
 //   gram_sum                Gram accumulation; of_gemm: its rate (both triangles, 2n²t flops) over
 //                           that of a product of bfloat16, 8192³, in the same process
 //   llama_7b                the 224 matrices of a model of LLaMA-7B's shape at 20 %, with their 128

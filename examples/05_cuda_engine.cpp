@@ -165,8 +165,8 @@ void run() {
   ressvd::calibration input(be, std::move(gram));
   const auto result = input.compress(w, ressvd::methods::ressvd{}, ressvd::at_ratio(0.5));
   layer.rank = result.factors.rank();
-  be.copy(result.factors.u.ref(), ressvd::cuda_row_major(layer.u(), out, layer.rank));
-  be.copy(result.factors.v.ref(), ressvd::cuda_row_major(layer.v(), layer.rank, in));
+  ressvd::export_to(be, result.factors, ressvd::cuda_row_major(layer.u(), out, layer.rank),
+                    ressvd::cuda_row_major(layer.v(), layer.rank, in));
 
   // The same input through the two thin products.
   const buffer thin(tokens * out);

@@ -110,6 +110,8 @@ const char* name_of(ressvd::whitening_path path) {
       return "qr";
     case ressvd::whitening_path::power:
       return "power";
+    case ressvd::whitening_path::plain:
+      return "plain";
     case ressvd::whitening_path::eigenvalues:
       break;
   }
@@ -165,11 +167,7 @@ const ressvd::low_rank<float>& factors_of(const ressvd_matrix* matrix) {
 void export_to(backend be, const ressvd::matrix<float>& factor, const ressvd_buffer* out,
                const char* name) {
   if (out == nullptr) return;
-  with_elements(*out, [&](const auto& view) {
-    ressvd::detail::check_view(view, name);
-    ressvd::detail::check_shape(view, factor.rows(), factor.cols(), name);
-    be.copy(factor.ref(), view);
-  });
+  with_elements(*out, [&](const auto& view) { ressvd::export_to(be, factor, view, name); });
 }
 
 } // namespace
@@ -344,25 +342,12 @@ ressvd_status ressvd_apply(const ressvd_matrix* matrix, const ressvd_view* x, co
   return guarded([&] {
     const auto& factors = factors_of(matrix);
     backend be = matrix->be;
-    auto frame = be.frame();
-    const auto inputs = [&] {
-      ressvd::block<float> transposed; // in × tokens
-      with_elements(existing(x, "x"), [&](const auto& view) {
-        ressvd::detail::check_view(view, "x");
-        ressvd::detail::check_shape(view, view.rows, factors.cols(), "x");
-        transposed = be.scratch(view.cols, view.rows);
-        be.copy(view.transposed(), transposed);
+    const auto addend = bias == nullptr ? ressvd::matrix_view<const float>{}
+                                        : ressvd::col_major(bias, factors.rows(), 1);
+    with_elements(existing(x, "x"), [&](const auto& inputs) {
+      with_elements(existing(y, "y"), [&](const auto& outputs) {
+        ressvd::apply(be, factors, inputs.transposed(), outputs.transposed(), addend);
       });
-      return transposed;
-    }();
-    with_elements(existing(y, "y"), [&](const auto& view) {
-      ressvd::detail::check_view(view, "y");
-      ressvd::detail::check_shape(view, inputs.cols, factors.rows(), "y");
-      const auto outputs = be.scratch(factors.rows(), inputs.cols);
-      const auto addend = bias == nullptr ? ressvd::matrix_view<const float>{}
-                                          : ressvd::col_major(bias, factors.rows(), 1);
-      ressvd::apply(be, factors, inputs.view(), outputs.view(), addend);
-      be.copy(outputs, view.transposed());
     });
   });
 }

@@ -90,7 +90,7 @@ ressvd_status ressvd_calibration_create(ressvd_gram** gram, ressvd_calibration**
 void ressvd_calibration_destroy(ressvd_calibration* calibration);
 
 typedef struct ressvd_whitening {
-  const char* path;        /* "cholesky", "damped cholesky" or "eigenvalues" */
+  const char* path;        /* "cholesky", "damped cholesky", "eigenvalues" or, for X = 0, "plain" */
   double damping;          /* added to the diagonal of G */
   double relative_damping; /* the same over the mean of the diagonal; 0 when all is well */
   double condition;        /* an estimate for G, infinite for a singular one */

@@ -141,3 +141,22 @@ TEMPLATE_LIST_TEST_CASE("a refused call leaves the workspace as it was", "[matri
   CHECK(be.context()->scratch.mark().used == before.used);
   CHECK(values_of(be, mine) == dense(6, 6, 1.0));
 }
+
+TEST_CASE("a part outside of a view is refused with the numbers", "[matrix]") {
+  std::vector<float> values(12);
+  for (const auto view : {row_major(values.data(), 3, 4), col_major(values.data(), 3, 4)}) {
+    CHECK_NOTHROW(view.part(0, 0, 3, 4));
+    CHECK_NOTHROW(view.part(3, 4, 0, 0));
+    CHECK_THROWS_WITH(view.part(1, 0, 3, 4),
+                      contains_text("a part of 3 x 4 at (1, 0) is not within a matrix of 3 x 4"));
+    CHECK_THROWS_AS(view.part(0, 2, 1, 3), std::invalid_argument);
+    CHECK_THROWS_AS(view.part(-1, 0, 1, 1), std::invalid_argument);
+    CHECK_THROWS_AS(view.part(0, 0, 1, -1), std::invalid_argument);
+    CHECK_THROWS_AS(view.part(0, 0, std::numeric_limits<index_t>::max(), 1), std::invalid_argument);
+  }
+}
+
+TEST_CASE("a backend refuses a null context", "[matrix]") {
+  CHECK_THROWS_WITH(ressvd::eigen_backend<float>(std::shared_ptr<ressvd::host_context>()),
+                    contains_text("null context"));
+}

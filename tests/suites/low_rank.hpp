@@ -81,6 +81,68 @@ TEMPLATE_LIST_TEST_CASE("apply is U(Vx) + b for vectors and batches of any layou
   }
 }
 
+TEMPLATE_LIST_TEST_CASE("apply takes factors, inputs and outputs of any storage", "[low_rank]",
+                        test_backends) {
+  using namespace low_rank_suite;
+  auto be = make_backend<TestType>();
+  for_each_storage([&]<class U>(U) {
+    INFO(storage_name<U>());
+    const dense u = rounded<U>(random_normal(7, 3, 1));
+    const dense v = rounded<U>(random_normal(3, 9, 2));
+    const dense x = rounded<U>(random_normal(9, 5, 3));
+    const dense b = rounded<U>(random_normal(7, 1, 4));
+    const dense exact = u * (v * x) + b * dense(1, 5, 1.0);
+    const dense magnitude =
+        absolute(u) * (absolute(v) * absolute(x)) + absolute(b * dense(1, 5, 1.0));
+    // Sums of at most 9 + 3 terms of rounded inputs in the backend's scalar, and one rounding to
+    // the storage type.
+    const double stored = sizeof(U) == 2 ? 0x1p-7 : std::numeric_limits<float>::epsilon();
+    const dense bound = (20 * eps<TestType> + stored) * magnitude;
+    const placed<U, TestType> pu(be, u);
+    const placed<U, TestType> pv(be, v, layout::row_major, 2);
+    const placed<U, TestType> px(be, x, layout::row_major, 1);
+    const placed<U, TestType> pb(be, b);
+    placed<U, TestType> py(be, dense(7, 5), layout::row_major, 3);
+    ressvd::apply(be, pu.view(), pv.view(), px.view(), py.target(), pb.view());
+    CHECK(error_in_bounds(py.values(be), exact, bound) <= 1);
+    CHECK(py.surroundings_unchanged(be));
+    CHECK(px.unchanged(be));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("export_to writes factors in any layout and storage, and checks",
+                        "[low_rank]", test_backends) {
+  using namespace low_rank_suite;
+  auto be = make_backend<TestType>();
+  const dense u = random_normal(6, 2, 5);
+  const dense v = random_normal(2, 4, 6);
+  const auto pair = make_pair(be, u, v);
+  const auto held = values_of(be, pair);
+  for_each_storage([&]<class U>(U) {
+    for (const layout order : {layout::row_major, layout::col_major}) {
+      INFO(storage_name<U>());
+      placed<U, TestType> pu(be, dense(6, 2), order, 1);
+      placed<U, TestType> pv(be, dense(2, 4), order, 2);
+      ressvd::export_to(be, pair, pu.target(), pv.target());
+      CHECK(pu.values(be) == rounded<U>(held.u));
+      CHECK(pv.values(be) == rounded<U>(held.v));
+      CHECK(pu.surroundings_unchanged(be));
+      CHECK(pv.surroundings_unchanged(be));
+    }
+  });
+  using T = typename TestType::scalar;
+  using view = ressvd::matrix_view<T, typename TestType::space>;
+  placed<T, TestType> pu(be, dense(6, 2));
+  placed<T, TestType> swapped(be, dense(4, 2));
+  CHECK_THROWS_WITH(ressvd::export_to(be, pair, pu.target(), swapped.target()),
+                    contains_text("v is 4 x 2, expected 2 x 4"));
+  CHECK(pu.unchanged(be)); // checked before anything is written
+  CHECK_THROWS_WITH(ressvd::export_to(be, pair.u, swapped.target()),
+                    contains_text("out is 4 x 2, expected 6 x 2"));
+  CHECK_THROWS_WITH(ressvd::export_to(be, pair.u, view{nullptr, 6, 2, 2}, "the engine's U"),
+                    contains_text("the engine's U (6 x 2) has a null data pointer"));
+}
+
 TEMPLATE_LIST_TEST_CASE("apply to an empty batch does nothing", "[low_rank]", test_backends) {
   using namespace low_rank_suite;
   using T = typename TestType::scalar;

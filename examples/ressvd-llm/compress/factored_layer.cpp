@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "compress/factored_layer.hpp"
 
-#include <algorithm>
-#include <cstddef>
+#include <optional>
 
 namespace ressvd_llm {
 namespace {
@@ -17,24 +16,17 @@ const char* name_of_path(ressvd::whitening_path path) {
       return "eigenvalues";
     case ressvd::whitening_path::qr:
       return "qr";
+    case ressvd::whitening_path::plain:
+      return "plain";
     case ressvd::whitening_path::power:
       return "power";
   }
   return "";
 }
 
-using stage = ressvd::residual_stage<std::vector<float>>;
-
-const stage* stage_for(const ressvd::factored_state<float>& state, std::int64_t rank) {
-  const auto found = std::ranges::find(state.stages, rank, &stage::rank);
-  return found == state.stages.end() ? nullptr : &*found;
-}
-
-// The loss at a rank, less what a residual stage takes off.
-loss_report loss_at(const std::vector<double>& losses, std::int64_t rank, double energy) {
-  const double total = losses.front();
-  const double lost = (std::max)(losses[static_cast<std::size_t>(rank)] - energy, 0.0);
-  return {.absolute = lost, .relative = total > 0 ? lost / total : 0.0};
+std::optional<loss_report> report_of(const std::optional<ressvd::loss>& loss) {
+  if (!loss) return std::nullopt;
+  return loss_report{.absolute = loss->absolute, .relative = loss->relative};
 }
 
 } // namespace
@@ -44,7 +36,6 @@ matrix_report report_of(const factored_module& m, const ressvd::rank_choice& cho
   matrix_report report{m.module.prefix, m.module.out, m.module.in, std::nullopt};
   if (choice.dense) return report;
   const ressvd::factored_state<float>& state = m.state;
-  const stage* second = stage_for(state, choice.rank);
   factors_report& factors = report.factors.emplace();
   factors.rank = choice.rank;
   factors.intermediate_rank = choice.rank;
@@ -53,14 +44,9 @@ matrix_report report_of(const factored_module& m, const ressvd::rank_choice& cho
     plan.rank = choice.rank;
     factors.intermediate_rank = ressvd::intermediate_rank(m.module.out, m.module.in, plan);
   }
-  if (!refits(options) && (!state.residual || second != nullptr)) {
-    const double weight = second != nullptr ? second->weight_energy : 0;
-    factors.weight_loss = loss_at(state.weight_losses, factors.intermediate_rank, weight);
-    if (!state.activation_losses.empty()) {
-      const double activation = second != nullptr ? second->activation_energy.value_or(0) : 0;
-      factors.activation_loss =
-          loss_at(state.activation_losses, factors.intermediate_rank, activation);
-    }
+  if (!refits(options)) {
+    factors.weight_loss = report_of(state.weight_loss(choice));
+    factors.activation_loss = report_of(state.activation_loss(choice));
   }
   if (state.whitening) {
     factors.whitening = {.path = name_of_path(state.whitening->path),

@@ -58,7 +58,9 @@ class cuda_backend {
   /// Owns a context on the current device.
   cuda_backend() : context_(cuda_context::owning()) {}
   /// Computes on a given context.
-  explicit cuda_backend(std::shared_ptr<cuda_context> context) : context_(std::move(context)) {}
+  explicit cuda_backend(std::shared_ptr<cuda_context> context) : context_(std::move(context)) {
+    detail::require(context_ != nullptr, "a backend was given a null context");
+  }
   /// The same context in another precision.
   template <compute_scalar U>
   cuda_backend(const cuda_backend<U>& other) : context_(other.context()) {}

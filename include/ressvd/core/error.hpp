@@ -15,6 +15,8 @@
 #include <string>
 #include <utility>
 
+#include "ressvd/core/language.hpp"
+
 namespace ressvd {
 inline namespace v0 {
 

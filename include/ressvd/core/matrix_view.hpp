@@ -36,7 +36,12 @@ struct matrix_view {
   index_t size() const { return rows * cols; }
   bool empty() const { return rows == 0 || cols == 0; }
 
+  /// Throws std::invalid_argument for a part that is not within.
   matrix_view part(index_t row, index_t col, index_t row_count, index_t col_count) const {
+    detail::require(row >= 0 && col >= 0 && row_count >= 0 && col_count >= 0 &&
+                        row <= rows - row_count && col <= cols - col_count,
+                    "a part of ", row_count, " x ", col_count, " at (", row, ", ", col,
+                    ") is not within a matrix of ", rows, " x ", cols);
     const index_t offset = order == layout::row_major ? row * ld + col : row + col * ld;
     return {data + offset, row_count, col_count, ld, order};
   }

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "ressvd/core/language.hpp"
+
 namespace ressvd {
 inline namespace v0 {
 

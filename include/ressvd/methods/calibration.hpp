@@ -105,12 +105,14 @@ class calibration {
   const ressvd::whitening<B>& whitening(const char* reader = "this call") {
     detail::require(whitening_ || has_gram(), reader,
                     " needs the Gram of the calibration inputs, or a whitening factor of it");
-    return *shared_whitening();
+    used_ = shared_whitening()->report;
+    return *whitening_;
   }
   /// A factor of the Gram's power p (tempered whitening). The last power asked for is kept.
   const ressvd::whitening<B>& whitening_power(double power, const char* reader = "this call") {
     if (!tempered_ || tempered_->report.power != power)
       tempered_ = whiten_power(be_, gram(reader), power);
+    used_ = tempered_->report;
     return *tempered_;
   }
 
@@ -124,8 +126,9 @@ class calibration {
     index_t first = 0; // the largest rank of the first stage
     for (const index_t rank : ranks)
       first = (std::max)(first, plan ? first_rank(*w, *plan, rank) : rank);
+    used_.reset();
     auto basis = method.basis(be_, *w, *this, first);
-    factored_matrix<B> result(be_, std::move(w), std::move(basis), shared_whitening());
+    factored_matrix<B> result(be_, std::move(w), std::move(basis), shared_whitening(), used_);
     if (plan) result.compensate(*plan, std::move(ranks));
     result.seconds = watch.seconds();
     return result;
@@ -197,6 +200,7 @@ class calibration {
   matrix<double, space> means_;
   std::shared_ptr<const ressvd::whitening<B>> whitening_;
   std::optional<ressvd::whitening<B>> tempered_;
+  std::optional<whitening_report> used_; ///< by the method that runs
 };
 
 } // namespace v0

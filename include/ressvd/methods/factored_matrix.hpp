@@ -39,6 +39,39 @@ struct residual_stage {
   std::optional<double> activation_energy = std::nullopt; ///< off the activation loss, where known
 };
 
+namespace detail {
+
+/// What `losses`, the curve of a first stage, says at `leading` when a second one takes `energy`
+/// off.
+inline loss loss_left(const std::vector<double>& losses, index_t leading, double energy) {
+  const double lost = (std::max)(losses[static_cast<std::size_t>(leading)] - energy, 0.0);
+  return {lost, losses.front() > 0 ? lost / losses.front() : 0};
+}
+
+/// The stage of a rank among those that were prepared, or null.
+template <class Stages>
+auto find_stage(const Stages& stages, index_t rank) -> decltype(stages.data()) {
+  const auto found =
+      std::ranges::find_if(stages, [&](const auto& stage) { return stage.rank == rank; });
+  return found == stages.end() ? nullptr : &*found;
+}
+
+/// Both losses at a rank, from the curves of the first stage and the rank's second one, or null.
+template <class Stage>
+loss weight_loss_of(const std::vector<double>& losses, index_t rank, const Stage* stage) {
+  return stage ? loss_left(losses, stage->intermediate_rank, stage->weight_energy)
+               : loss_left(losses, rank, 0);
+}
+template <class Stage>
+std::optional<loss> activation_loss_of(const std::vector<double>& losses, index_t rank,
+                                       const Stage* stage) {
+  if (losses.empty() || (stage && !stage->activation_energy)) return std::nullopt;
+  return stage ? loss_left(losses, stage->intermediate_rank, *stage->activation_energy)
+               : loss_left(losses, rank, 0);
+}
+
+} // namespace detail
+
 /// A factored matrix on the host, to be kept in a file or on another machine. Matrices are
 /// column-major and packed.
 template <compute_scalar T>
@@ -57,6 +90,20 @@ struct factored_state {
   std::optional<whitening_report> whitening;
   svd_report svd;
   double seconds = 0;
+
+  /// As factored_matrix's; nothing for a rank whose residual stage was not prepared.
+  std::optional<loss> weight_loss(const rank_choice& choice) const {
+    if (choice.dense) return loss{};
+    const auto* stage = detail::find_stage(stages, choice.rank);
+    if (residual && stage == nullptr) return std::nullopt;
+    return detail::weight_loss_of(weight_losses, choice.rank, stage);
+  }
+  std::optional<loss> activation_loss(const rank_choice& choice) const {
+    if (choice.dense && !activation_losses.empty()) return loss{};
+    const auto* stage = detail::find_stage(stages, choice.rank);
+    if (choice.dense || (residual && stage == nullptr)) return std::nullopt;
+    return detail::activation_loss_of(activation_losses, choice.rank, stage);
+  }
 };
 
 template <backend B>
@@ -66,33 +113,35 @@ class factored_matrix {
   using space = typename B::space;
   using state_type = factored_state<scalar>;
 
-  /// From a basis of `w`. `reference` is a whitening factor of the Gram of W's input, or null: then
-  /// activation losses are not known. calibration::factor is how a caller comes here.
+  /// From a basis of `w`, in a metric that came about as `metric_report` says. `reference` is a
+  /// whitening factor of the Gram of W's input, or null: then activation losses are not known.
+  /// calibration::factor is how a caller comes here.
   factored_matrix(B be, std::shared_ptr<const weight<B>> w, svd_basis<B> basis,
-                  std::shared_ptr<const whitening<B>> reference)
+                  std::shared_ptr<const whitening<B>> reference,
+                  std::optional<whitening_report> metric_report = std::nullopt)
       : be_(std::move(be)),
         w_(std::move(w)),
         reference_(std::move(reference)),
+        whitening_(std::move(metric_report)),
         acts_(basis.acts),
+        rank_(basis.rank()),
         nested_(slice(be_, *w_, basis, basis.rank())),
         singular_values_(std::move(basis.singular_values)),
         svd_(std::move(basis.report)) {
     weight_losses_ = truncation_losses(be_, *w_, nested_.u.ref(), nested_.v.ref(), kind());
     if (reference_) {
-      whitening_ = reference_->report;
+      if (!whitening_) whitening_ = reference_->report;
       activation_losses_ = truncation_losses(be_, *w_, nested_.u.ref(), nested_.v.ref(), kind(),
                                              reference_->metric());
-      // The losses under G from those under G + δI.
       for (std::size_t r = 0; r < activation_losses_.size(); ++r)
-        activation_losses_[r] =
-            (std::max)(activation_losses_[r] - whitening_->damping * weight_losses_[r], 0.0);
+        activation_losses_[r] = undamped(activation_losses_[r], weight_losses_[r]);
     }
   }
 
-  index_t rows() const { return nested_.rows(); }
-  index_t cols() const { return nested_.cols(); }
+  index_t rows() const { return w_->rows(); }
+  index_t cols() const { return w_->cols(); }
   /// The largest rank that can be cut without a residual stage.
-  index_t rank() const { return nested_.rank(); }
+  index_t rank() const { return rank_; }
   /// All singular values of the weighted matrix, descending (see svd_basis).
   const std::vector<double>& singular_values() const { return singular_values_; }
   const weight<B>& original() const { return *w_; }
@@ -131,8 +180,9 @@ class factored_matrix {
     }
     const auto stage = stage_for(choice.rank);
     report.intermediate_rank = stage ? stage->intermediate_rank : choice.rank;
-    report.weight_loss = weight_loss_at(choice.rank, stage);
-    report.activation_loss = activation_loss_at(choice.rank, stage);
+    report.weight_loss = detail::weight_loss_of(weight_losses_, choice.rank, stage.get());
+    report.activation_loss =
+        detail::activation_loss_of(activation_losses_, choice.rank, stage.get());
     result.factors = cut(choice.rank, stage);
     report.seconds = seconds + watch.seconds();
     return result;
@@ -143,12 +193,15 @@ class factored_matrix {
 
   /// ‖W−Ŵ‖_F² at a rank.
   loss weight_loss(const rank_choice& choice) const {
-    return choice.dense ? loss{} : weight_loss_at(choice.rank, stage_for(choice.rank));
+    if (choice.dense) return {};
+    return detail::weight_loss_of(weight_losses_, choice.rank, stage_for(choice.rank).get());
   }
   /// ‖(W−Ŵ)X‖_F² at a rank, where it is known.
   std::optional<loss> activation_loss(const rank_choice& choice) const {
     if (choice.dense && !activation_losses_.empty()) return loss{};
-    return choice.dense ? std::nullopt : activation_loss_at(choice.rank, stage_for(choice.rank));
+    if (choice.dense) return std::nullopt;
+    return detail::activation_loss_of(activation_losses_, choice.rank,
+                                      stage_for(choice.rank).get());
   }
 
   /// The report's losses of other factors of the same matrix, formed from their residual.
@@ -156,10 +209,10 @@ class factored_matrix {
     report.weight_loss = weighted_loss(be_, *w_, pair);
     report.activation_loss.reset();
     if (!reference_) return;
-    const double delta = reference_->report.damping;
-    const double lost = weighted_loss(be_, *w_, pair, reference_->metric()).absolute;
-    report.activation_loss = relative_to(
-        (std::max)(lost - delta * report.weight_loss.absolute, 0.0), activation_losses_.front());
+    const double lost = undamped(weighted_loss(be_, *w_, pair, reference_->metric()).absolute,
+                                 report.weight_loss.absolute);
+    const double total = activation_losses_.front();
+    report.activation_loss = {lost, total > 0 ? lost / total : 0};
   }
 
   double seconds = 0; ///< that factoring took
@@ -203,6 +256,7 @@ class factored_matrix {
         w_(std::move(w)),
         whitening_(s.whitening),
         acts_(s.acts),
+        rank_(s.rank),
         singular_values_(s.singular_values),
         weight_losses_(s.weight_losses),
         activation_losses_(s.activation_losses),
@@ -215,16 +269,26 @@ class factored_matrix {
                         (s.activation_losses.empty() || s.activation_losses.size() == losses),
                     "the factored state of rank ", s.rank, " has ", s.weight_losses.size(), " and ",
                     s.activation_losses.size(), " losses");
-    svd_basis<B> basis;
-    basis.acts = s.acts;
-    basis.q = to_device(s.q, s.acts == projection::right ? s.cols : s.rows, s.rank);
-    if (s.acts == projection::both) basis.p = to_device(s.p, s.rank, s.cols);
-    nested_ = slice(be_, *w_, basis, s.rank);
+    // The other factor of a projection follows from W, as far as it is asked for.
+    auto q = to_device(s.q, acts_ == projection::right ? s.cols : s.rows, rank_);
+    if (acts_ == projection::right) {
+      nested_.v = be_.allocate(rank_, s.cols);
+      be_.copy(q.transposed(), nested_.v.ref());
+    } else {
+      nested_.u = std::move(q);
+    }
+    if (acts_ == projection::both) nested_.v = to_device(s.p, rank_, s.cols);
     for (const auto& stage : s.stages) {
       stages_.push_back({stage.rank, stage.intermediate_rank,
                          to_device(stage.q, s.rows, stage.rank - stage.intermediate_rank),
                          stage.weight_energy, stage.activation_energy});
     }
+  }
+
+  /// A loss or an energy under G from those under G + δI and under I. Nothing is lost of X = 0.
+  double undamped(double damped, double plain) const {
+    if (reference_->report.path == whitening_path::plain) return 0;
+    return (std::max)(damped - reference_->report.damping * plain, 0.0);
   }
 
   nesting kind() const {
@@ -276,8 +340,7 @@ class factored_matrix {
     };
     stage.weight_energy = energy({});
     if (reference_) {
-      stage.activation_energy =
-          energy(reference_->metric()) - reference_->report.damping * stage.weight_energy;
+      stage.activation_energy = undamped(energy(reference_->metric()), stage.weight_energy);
     }
     return stage;
   }
@@ -297,42 +360,28 @@ class factored_matrix {
                       " cannot be cut from factors of rank ", this->rank());
       return nullptr;
     }
-    for (const stage_type& stage : stages_) {
-      if (stage.rank == rank) return {std::shared_ptr<void>(), &stage};
+    if (const stage_type* stage = detail::find_stage(stages_, rank)) {
+      return {std::shared_ptr<void>(), stage};
     }
     return std::make_shared<const stage_type>(single_stage(rank));
   }
 
-  static loss relative_to(double lost, double total) {
-    return {lost, total > 0 ? lost / total : 0};
-  }
-
   using stage_pointer = std::shared_ptr<const stage_type>;
-
-  /// The loss at a rank from `losses`, less what its stage takes off.
-  static loss loss_at(const std::vector<double>& losses, index_t rank, double energy) {
-    const double lost = losses[static_cast<std::size_t>(rank)] - energy;
-    return relative_to((std::max)(lost, 0.0), losses.front());
-  }
-  loss weight_loss_at(index_t rank, const stage_pointer& stage) const {
-    return stage ? loss_at(weight_losses_, stage->intermediate_rank, stage->weight_energy)
-                 : loss_at(weight_losses_, rank, 0);
-  }
-  std::optional<loss> activation_loss_at(index_t rank, const stage_pointer& stage) const {
-    if (activation_losses_.empty() || (stage && !stage->activation_energy)) return std::nullopt;
-    return stage ? loss_at(activation_losses_, stage->intermediate_rank, *stage->activation_energy)
-                 : loss_at(activation_losses_, rank, 0);
-  }
 
   low_rank<scalar, space> cut(index_t rank, const stage_pointer& stage) const {
     const index_t leading = stage ? stage->intermediate_rank : rank;
     low_rank<scalar, space> pair{be_.allocate(rows(), rank), be_.allocate(rank, cols())};
-    be_.copy(nested_.u.ref().left_cols(leading), pair.u.ref().left_cols(leading));
-    be_.copy(nested_.v.ref().top_rows(leading), pair.v.ref().top_rows(leading));
+    const auto u = pair.u.ref().left_cols(leading);
+    const auto v = pair.v.ref().top_rows(leading);
+    const auto unit = static_cast<scalar>(w_->unit);
+    if (!nested_.u.empty()) be_.copy(nested_.u.ref().left_cols(leading), u);
+    if (!nested_.v.empty()) be_.copy(nested_.v.ref().top_rows(leading), v);
+    if (nested_.u.empty()) be_.gemm(op::none, op::transpose, unit, w_->values, v, scalar{0}, u);
+    if (nested_.v.empty()) be_.gemm(op::transpose, op::none, unit, u, w_->values, scalar{0}, v);
     if (leading < rank) {
       be_.copy(stage->q, pair.u.ref().col_range(leading, rank - leading));
-      be_.gemm(op::transpose, op::none, static_cast<scalar>(w_->unit), stage->q, w_->values,
-               scalar{0}, pair.v.ref().part(leading, 0, rank - leading, cols()));
+      be_.gemm(op::transpose, op::none, unit, stage->q, w_->values, scalar{0},
+               pair.v.ref().part(leading, 0, rank - leading, cols()));
     }
     return pair;
   }
@@ -362,7 +411,8 @@ class factored_matrix {
   std::shared_ptr<const whitening<B>> reference_;
   std::optional<whitening_report> whitening_;
   projection acts_;
-  low_rank<scalar, space> nested_;
+  index_t rank_;
+  low_rank<scalar, space> nested_; ///< one of the two may be empty: it follows from W
   std::vector<double> singular_values_;
   std::vector<double> weight_losses_;
   std::vector<double> activation_losses_;

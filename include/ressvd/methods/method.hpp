@@ -52,7 +52,8 @@ struct method_report {
   loss weight_loss = {};         ///< ‖W−Ŵ‖_F²
   /// ‖(W−Ŵ)X‖_F², where the Gram of X or a factor of it is known.
   std::optional<loss> activation_loss = std::nullopt;
-  std::optional<whitening_report> whitening = std::nullopt; ///< of the Gram, where it was needed
+  /// Of the metric that the method used, else of the Gram's factor behind the activation loss.
+  std::optional<whitening_report> whitening = std::nullopt;
   svd_report svd = {};
   std::optional<index_t> update_rank = std::nullopt; ///< rank of the last closed-form update
   double seconds = 0;                                ///< to factor the matrix and to cut this rank

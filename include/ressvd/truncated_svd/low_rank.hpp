@@ -9,11 +9,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/finite.hpp"
+#include "ressvd/detail/scaling.hpp"
 #include "ressvd/whitening/metric.hpp"
 
 namespace ressvd {
@@ -53,55 +55,102 @@ void product(B& be, matrix_view<const typename B::scalar, typename B::space> a,
   be.gemm(x.o, y.o, typename B::scalar{1}, x.a, y.a, beta, as_operand(c).a);
 }
 
-} // namespace detail
-
-/// y = U(V·x) + bias for borrowed factors of either layout, as they lie in a checkpoint.
-///   u: m × r, v: r × n, x: n × b, y: m × b (one column a vector, b = 1 for a single one),
-///   bias: m × 1 or a default-constructed view. Tokens × features buffers in row-major order are
-///   features × tokens in column-major order: pass row_major(x, b, n).transposed().
-/// y must not overlap the inputs. Workspace r·b scalars; does not block.
-/// Throws std::invalid_argument for shapes that do not fit.
+/// y ← U(V·x) + bias, all in the backend's scalar.
 template <backend B>
 void apply(B& be, matrix_view<const typename B::scalar, typename B::space> u,
            matrix_view<const typename B::scalar, typename B::space> v,
            matrix_view<const typename B::scalar, typename B::space> x,
            matrix_view<typename B::scalar, typename B::space> y,
-           matrix_view<const typename B::scalar, typename B::space> bias = {}) {
+           matrix_view<const typename B::scalar, typename B::space> bias, bool biased) {
   using T = typename B::scalar;
-  detail::check_pair(u, v);
-  detail::check_view(x, "x");
-  detail::check_view(y, "y");
-  detail::check_shape(x, v.cols, x.cols, "x");
-  detail::check_shape(y, u.rows, x.cols, "y");
-  const bool biased = bias.data != nullptr || !bias.empty();
-  if (biased) {
-    detail::check_view(bias, "bias");
-    detail::check_shape(bias, u.rows, 1, "bias");
-  }
-  if (x.cols == 0) return;
-  auto frame = be.frame();
   T keep{0};
   if (biased) {
     const auto ones = be.scratch(1, x.cols);
     be.fill(ones, T{1});
-    detail::product(be, bias, const_view(ones), T{0}, y);
+    product(be, bias, const_view(ones), T{0}, y);
     keep = T{1};
   }
   // The inner product in the layout of x, so that both gemms read along memory.
   const bool by_rows = x.order == layout::row_major;
   const auto held = by_rows ? be.scratch(x.cols, v.rows) : be.scratch(v.rows, x.cols);
   const auto t = by_rows ? held.view().transposed() : held.view();
-  detail::product(be, v, x, T{0}, t);
-  detail::product(be, u, matrix_view<const T, typename B::space>(t), keep, y);
+  product(be, v, x, T{0}, t);
+  product(be, u, matrix_view<const T, typename B::space>(t), keep, y);
+}
+
+} // namespace detail
+
+/// y = U(V·x) + bias for borrowed factors of either layout, as they lie in a checkpoint.
+///   u: m × r, v: r × n, x: n × b, y: m × b (one column a vector, b = 1 for a single one),
+///   bias: m × 1 or a default-constructed view. Tokens × features buffers in row-major order are
+///   features × tokens in column-major order: pass row_major(x, b, n).transposed().
+/// Every matrix may be of any storage type: what is not of the backend's scalar is converted in
+/// scratch. y must not overlap the inputs. Workspace r·b scalars and the conversions; does not
+/// block. Throws std::invalid_argument for shapes that do not fit.
+template <backend B, readable_matrix<typename B::space> U, readable_matrix<typename B::space> V,
+          readable_matrix<typename B::space> X, class Y,
+          readable_matrix<typename B::space> Bias =
+              matrix_view<const typename B::scalar, typename B::space>>
+void apply(B& be, const U& u, const V& v, const X& x, matrix_view<Y, typename B::space> y,
+           const Bias& bias = {}) {
+  using T = typename B::scalar;
+  const auto left = const_view(u);
+  const auto right = const_view(v);
+  const auto inputs = const_view(x);
+  const auto addend = const_view(bias);
+  detail::check_pair(left, right);
+  detail::check_view(inputs, "x");
+  detail::check_view(y, "y");
+  detail::check_shape(inputs, right.cols, inputs.cols, "x");
+  detail::check_shape(y, left.rows, inputs.cols, "y");
+  const bool biased = addend.data != nullptr || !addend.empty();
+  if (biased) {
+    detail::check_view(addend, "bias");
+    detail::check_shape(addend, left.rows, 1, "bias");
+  }
+  if (inputs.cols == 0) return;
+  auto frame = be.frame();
+  if constexpr (std::is_same_v<Y, T>) {
+    detail::apply<B>(be, detail::in_scalar(be, left), detail::in_scalar(be, right),
+                     detail::in_scalar(be, inputs), y, detail::in_scalar(be, addend), biased);
+  } else {
+    const auto outputs = be.scratch(y.rows, y.cols);
+    detail::apply<B>(be, detail::in_scalar(be, left), detail::in_scalar(be, right),
+                     detail::in_scalar(be, inputs), outputs.view(), detail::in_scalar(be, addend),
+                     biased);
+    be.copy(outputs, y);
+  }
 }
 
 /// The same for an owned pair.
-template <backend B>
-void apply(B& be, const low_rank<typename B::scalar, typename B::space>& pair,
-           matrix_view<const typename B::scalar, typename B::space> x,
-           matrix_view<typename B::scalar, typename B::space> y,
-           matrix_view<const typename B::scalar, typename B::space> bias = {}) {
-  apply(be, pair.u.view(), pair.v.view(), x, y, bias);
+template <backend B, readable_matrix<typename B::space> X, class Y,
+          readable_matrix<typename B::space> Bias =
+              matrix_view<const typename B::scalar, typename B::space>>
+void apply(B& be, const low_rank<typename B::scalar, typename B::space>& pair, const X& x,
+           matrix_view<Y, typename B::space> y, const Bias& bias = {}) {
+  apply(be, pair.u, pair.v, x, y, bias);
+}
+
+/// Writes a factor into the caller's memory, in any layout and storage type. `name` stands in the
+/// message. Throws std::invalid_argument for a view that cannot describe memory or has another
+/// shape.
+template <backend B, readable_matrix<typename B::space> M, class U>
+void export_to(B& be, const M& factor, matrix_view<U, typename B::space> out,
+               const char* name = "out") {
+  const auto source = const_view(factor);
+  detail::check_view(out, name);
+  detail::check_shape(out, source.rows, source.cols, name);
+  be.copy(as_operand(source).a, as_operand(source).o == op::none ? out : out.transposed());
+}
+
+/// Writes both factors: u: m × r, v: r × n.
+template <backend B, class U, class V>
+void export_to(B& be, const low_rank<typename B::scalar, typename B::space>& pair,
+               matrix_view<U, typename B::space> u, matrix_view<V, typename B::space> v) {
+  detail::check_view(v, "v");
+  detail::check_shape(v, pair.rank(), pair.cols(), "v"); // before anything is written
+  export_to(be, pair.u, u, "u");
+  export_to(be, pair.v, v, "v");
 }
 
 /// out ← U·V in the caller's buffer, any layout and storage type. Workspace mn scalars.

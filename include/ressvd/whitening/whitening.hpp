@@ -9,11 +9,12 @@
 //   QR             S = Rᵀ from a qr_accumulator: never squares the condition number.
 //   power          F = V·(Λ/μ)^(p/2)·√μ with μ = tr(G)/n: the metric Gᵖ scaled to the trace of G
 //                  (tempered whitening). p = 1 is G itself, p = 0 is plain SVD.
+//   plain          F = I where G = 0: inputs that are all zero do not say which directions count.
 //
 // No inverse is formed, here or anywhere: the projector form needs only W·F.
 //
 //   cost        Cholesky n³/3 flops an attempt; eigenvalues and powers about 5n³; double always
-//   memory      8n² bytes for the factor; scratch 8n² for a copy of G
+//   memory      8n² bytes for the factor; scratch 16n² for copies of G
 //   blocks      yes (each attempt reports its outcome to the host)
 //   source      SVD-LLM, arXiv 2403.07378, section 3.1; QR: COALA, arXiv 2507.07580
 #pragma once
@@ -33,7 +34,14 @@
 namespace ressvd {
 inline namespace v0 {
 
-enum class whitening_path : std::uint8_t { cholesky, damped_cholesky, eigenvalues, qr, power };
+enum class whitening_path : std::uint8_t {
+  cholesky,
+  damped_cholesky,
+  eigenvalues,
+  qr,
+  power,
+  plain ///< G is 0, which says nothing of X: the metric is the identity
+};
 
 struct whitening_options {
   double damping = 1e-12;    ///< first δ after a failure, relative to mean(diag G)
@@ -105,6 +113,34 @@ void check_gram(const matrix_view<U, typename W::space>& g) {
   require(g.rows == g.cols, "the Gram is ", g.rows, " x ", g.cols, ", expected a square matrix");
 }
 
+/// Refuses a G whose triangles differ by more than the rounding of float products.
+template <backend W>
+void check_symmetric(W& be, const_block_of<W> g) {
+  auto frame = be.frame();
+  const auto difference = be.scratch(g.rows, g.cols);
+  be.copy(g.transposed(), difference);
+  be.add(-1.0, g, difference);
+  const double asymmetry = be.max_abs(difference);
+  const double largest = be.max_abs(g);
+  require(asymmetry <= 1e-5 * largest,
+          "the Gram is not symmetric: opposite elements differ by up to ", asymmetry,
+          ", the largest element is ", largest);
+}
+
+/// For G = 0: the identity, which is G + I.
+template <backend B>
+whitening<B> plain_whitening(wide_backend<B>& be64, index_t features) {
+  whitening<B> result{.factor = be64.allocate(features, features)};
+  be64.fill(result.factor.ref(), 0.0);
+  be64.shift_diagonal(result.factor.ref(), 1.0);
+  result.report.path = whitening_path::plain;
+  result.report.damping = 1;
+  result.report.relative_damping = std::numeric_limits<double>::infinity();
+  result.report.condition = std::numeric_limits<double>::infinity();
+  result.report.rank = 0;
+  return result;
+}
+
 /// F = V·f(Λ) and the report's eigenvalue fields.
 template <backend W, class F>
 void eigenvalue_factor(W& be, const_block_of<W> g, block_of<W> factor, whitening_report& report,
@@ -158,6 +194,8 @@ whitening<B> whiten(B& be, const G& gram_matrix, const whitening_options& option
   const auto g = be64.scratch(gram.rows, gram.cols);
   be64.copy(gram, g);
   const double mean = detail::checked_mean_diagonal<wide>(be64, g);
+  detail::check_symmetric<wide>(be64, g);
+  if (mean == 0) return detail::plain_whitening<B>(be64, g.rows);
   // No diagonal element grows beyond this.
   const double largest =
       mean * (static_cast<double>(g.rows) + options.ridge + 2 * options.max_damping);
@@ -184,7 +222,6 @@ whitening<B> whiten(B& be, const G& gram_matrix, const whitening_options& option
       report.condition = detail::pivot_condition(pivots);
       return result;
     }
-    if (mean == 0) break;
   }
   report.path = whitening_path::eigenvalues;
   result.kind = metric_kind::dense;
@@ -226,12 +263,14 @@ whitening<B> whiten_power(B& be, const G& gram_matrix, double power) {
   const auto g = be64.scratch(gram.rows, gram.cols);
   be64.copy(gram, g);
   const double mean = detail::checked_mean_diagonal<wide>(be64, g);
+  detail::check_symmetric<wide>(be64, g);
+  if (mean == 0) return detail::plain_whitening<B>(be64, g.rows);
 
   whitening<B> result{.factor = be64.allocate(g.rows, g.cols), .kind = metric_kind::dense};
   result.report.path = whitening_path::power;
   result.report.power = power;
   detail::eigenvalue_factor<wide>(be64, g, result.factor, result.report, [&](double v) {
-    return mean == 0 ? 0.0 : std::sqrt(mean * std::pow(v / mean, power));
+    return std::sqrt(mean * std::pow(v / mean, power));
   });
   return result;
 }

@@ -31,7 +31,9 @@ class host_backend {
   using space = host_space;
 
   host_backend() : context_(std::make_shared<host_context>()) {}
-  explicit host_backend(std::shared_ptr<host_context> context) : context_(std::move(context)) {}
+  explicit host_backend(std::shared_ptr<host_context> context) : context_(std::move(context)) {
+    detail::require(context_ != nullptr, "a backend was given a null context");
+  }
 
   const std::shared_ptr<host_context>& context() const { return context_; }
 
