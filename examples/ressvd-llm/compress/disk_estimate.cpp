@@ -57,7 +57,8 @@ disk_estimate estimate_disk(const compress_options& options, const model_config&
   const ressvd::any_method method = method_of(options);
   const auto stored = [&](const std::string& name) {
     const checkpoint::description tensor = source.describe(name);
-    return options.type ? bytes(tensor.elements, size_of(*options.type)) : tensor.bytes;
+    if (!options.type) return tensor.bytes;
+    return static_cast<std::uint64_t>(tensor.elements) * size_of(*options.type);
   };
   const double kept_share = 1 - ratio;
   disk_estimate estimate;
