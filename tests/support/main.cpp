@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The entry point of the test programs, for Catch2 2 and 3. Where a program's requirement is not met
-// it names the tests it skipped and returns 4, which ctest reports as skipped, never as passed.
+// The entry point of the test programs, for Catch2 2 and 3. Where a program's requirement is not
+// met it names the tests it skipped and returns 4, which ctest reports as skipped, never as passed.
 #include <cstdio>
 #include <string>
 

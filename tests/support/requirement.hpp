@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a test program needs of the machine that it runs on, such as a device. Where it is missing no
-// test runs, and the program says so.
+// What a test program needs of the machine that it runs on, such as a device. Where it is missing
+// no test runs, and the program says so.
 #pragma once
 
 #include <string>

@@ -138,6 +138,7 @@ void print(const comparison_report& report) {
 }
 
 void run(const compare_command& line) {
+  if (!line.json.empty()) require_writable(line.json);
   std::vector<language_model> models{language_model::open(line.original)};
   comparison_report report{
       .names = {printable(line.original.string())}, .texts = {}, .figures = {}};

@@ -3,8 +3,11 @@
 
 #include <array>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <stdexcept>
 #include <string>
+#include <utility>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -50,19 +53,34 @@ std::string shortfall_message(const compression_report& report, const compress_o
   return text.data();
 }
 
+// The report may lie in the output, which is not there yet.
+void check_json(const compress_line& line) {
+  if (line.json.empty()) return;
+  const auto folder = [](const std::filesystem::path& file) {
+    return std::filesystem::absolute(file).lexically_normal().parent_path();
+  };
+  if (folder(line.json) != folder(line.options.output / "")) require_writable(line.json);
+}
+
 void run(const CLI::App& command, compress_line& line) {
   resolve(command, line);
+  check_json(line);
   std::fprintf(stderr, "%s\n", line.choice.c_str());
   const compression_report report = compress(line.options);
-  if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
   print(report);
+  if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
+  if (report.evaluation_error) {
+    throw std::runtime_error(
+        report.output + " is complete, but its evaluation failed: " + *report.evaluation_error);
+  }
   if (report.shortfall) throw unmet_request(shortfall_message(report, line.options));
 }
 
 } // namespace
 
-void add_compress(CLI::App& app) {
+void add_compress(CLI::App& app, std::string resume_command) {
   const auto line = std::make_shared<compress_line>();
+  line->options.resume_command = std::move(resume_command);
   CLI::App* const command = app.add_subcommand("compress", "Compress a model into a new directory");
   add_compress_options(*command, *line);
   command->callback([command, line] { run(*command, *line); });

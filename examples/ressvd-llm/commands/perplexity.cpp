@@ -71,6 +71,7 @@ void print(const perplexity_report& report) {
 }
 
 void run(const perplexity_command& line) {
+  if (!line.json.empty()) require_writable(line.json);
   const language_model model = language_model::open(line.model);
   const model_config& config = model.config();
   const std::filesystem::path& file = line.text.empty() ? line.tokens : line.text;

@@ -2,10 +2,13 @@
 #include "commands/program.hpp"
 
 #include <csignal>
+#include <cstddef>
 #include <cstdio>
 #include <exception>
 #include <new>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 #include <ressvd/version.hpp>
@@ -27,6 +30,29 @@ int report(const char* what, int status) {
   return status;
 }
 
+// A word as a shell reads it.
+std::string quoted(const std::string& word) {
+  constexpr const char* plain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,+@%";
+  if (!word.empty() && word.find_first_not_of(plain) == word.npos) return word;
+  std::string text = "'";
+  for (const char c : word)
+    text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return text + "'";
+}
+
+// The same command, going on from an interrupted run.
+std::string resume_command(int argc, const char* const* argv) {
+  const std::vector<std::string> words(argv, argv + argc);
+  std::string text;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "--resume") continue;
+    text += (i == 0 ? "" : " ") + quoted(words[i]);
+    if (i == 1) text += " --resume";
+  }
+  return text;
+}
+
 } // namespace
 
 int run_program(int argc, const char* const* argv) {
@@ -36,7 +62,7 @@ int run_program(int argc, const char* const* argv) {
   CLI::App app{"Compresses language models by singular value decomposition", "ressvd-llm"};
   app.set_version_flag("--version", RESSVD_VERSION_STRING);
   app.require_subcommand(1);
-  add_compress(app);
+  add_compress(app, resume_command(argc, argv));
   add_perplexity(app);
   add_compare(app);
   add_generate(app);

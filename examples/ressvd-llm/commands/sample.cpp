@@ -58,6 +58,7 @@ void run(const sample_command& line) {
   }
   const language_model model = language_model::open(line.model);
   const int bytes = bytes_of_id(line.output, model.config().vocab);
+  require_writable(line.output);
   sample_options options = line.samples;
   options.length = std::min(options.length, model.config().max_positions);
   std::vector<std::int32_t> ids;

@@ -3,6 +3,8 @@
 
 #include <chrono>
 #include <cstdio>
+#include <exception>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <utility>
@@ -10,8 +12,10 @@
 
 #include <ressvd/version.hpp>
 
+#include "compress/disk_estimate.hpp"
 #include "compress/factored_model.hpp"
 #include "compress/gram_file.hpp"
+#include "compress/kept_results.hpp"
 #include "compress/memory_estimate.hpp"
 #include "compress/model_passes.hpp"
 #include "compress/model_ranks.hpp"
@@ -24,6 +28,7 @@
 #include "io/checkpoint_writer.hpp"
 #include "io/error.hpp"
 #include "model/comparison.hpp"
+#include "ui/interruption.hpp"
 #include "ui/progress.hpp"
 
 namespace ressvd_llm {
@@ -43,6 +48,16 @@ class stage_clock {
   std::vector<stage_time> seconds_;
 };
 
+void require_heldout(const compress_options& options, std::int64_t samples) {
+  if (samples > 0) return;
+  if (options.method == "tempered" && !options.power) {
+    throw usage_error("--power auto needs held-out samples; the calibration text is too short");
+  }
+  if (options.allocation == allocation::sensitivity && options.rounds > 1) {
+    throw usage_error("--rounds above 1 needs held-out samples to judge the rounds");
+  }
+}
+
 void check(const compress_options& options, const language_model& model) {
   const auto refuse = [](const std::string& what) { throw usage_error(what); };
   (void)method_of(options); // throws for a name that no method has
@@ -59,19 +74,41 @@ void check(const compress_options& options, const language_model& model) {
   if (!(options.ratio >= 0 && options.ratio < 1)) {
     refuse("--ratio " + std::to_string(options.ratio) + " is outside [0, 1)");
   }
+  if (model.config().max_positions < 2) {
+    throw file_error(model.config().file,
+                     "a context of 1 token leaves nothing to predict, nor to judge a model by");
+  }
+  require_heldout(options, options.heldout_samples);
 }
 
 // The output, new or where an interrupted run left it.
 checkpoint_writer open_output(const compress_options& options) {
   checkpoint_writer writer(options.output, options.model, {.resume = options.resume});
-  const std::string run = fingerprint(options);
-  if (!writer.resumed_state()) {
-    writer.mark(run_state{.options = run}.to_text());
-  } else if (run_state::from_text(*writer.resumed_state()).options != run) {
+  if (writer.resumed_state() &&
+      run_state::from_text(*writer.resumed_state()).options != fingerprint(options)) {
     throw usage_error(options.output.string() +
                       ": the interrupted run had other options; start without --resume");
   }
   return writer;
+}
+
+std::string how_to_resume(const compress_options& options, const std::filesystem::path& partial) {
+  const std::string command = options.resume_command;
+  return partial.string() + " keeps what is done; " +
+         (command.empty() ? "the same with --resume goes on from there"
+                          : "to go on:\n  " + command);
+}
+
+// With the samples, the run has something to keep. Until then a request may turn out to be none.
+calibration_samples samples_of_run(checkpoint_writer& writer, const compress_options& options,
+                                   const language_model& model) {
+  const auto file = writer.scratch() / "samples.json";
+  if (writer.resumed_state()) return load_samples(file, model.config());
+  calibration_samples samples = make_samples(options, model);
+  require_heldout(options, samples.heldout.count());
+  save_samples(file, samples);
+  writer.mark(run_state{.options = fingerprint(options)}.to_text());
+  return samples;
 }
 
 std::int64_t count_parameters(const checkpoint& source) {
@@ -148,9 +185,84 @@ std::optional<heldout_report> evaluate(const language_model& original,
                         .divergence = figures[1].divergence};
 }
 
-void print_memory(const char* what, std::uint64_t bytes) {
+void print_size(const char* what, std::uint64_t bytes) {
   constexpr double mebi = 1024.0 * 1024.0;
   std::fprintf(stderr, "%s: %.0f MiB\n", what, static_cast<double>(bytes) / mebi);
+}
+
+struct run_plan {
+  double ratio = 0; // of the layers' matrices
+  std::vector<ressvd::layer_candidate> candidates;
+  candidate_ranks wanted;
+};
+
+run_plan plan_for(const compress_options& options, const language_model& model) {
+  const model_config& config = model.config();
+  run_plan plan;
+  plan.ratio = matrix_ratio(options, config, model.source());
+  plan.candidates = last_layer_choices(options, config, plan.ratio);
+  plan.wanted = ranks_of_all(plan.candidates, config, options);
+  if (!options.grams.empty()) gram_file(options.grams).require(config, plan.wanted);
+  return plan;
+}
+
+void estimate(const checkpoint_writer& writer, const compress_options& options,
+              const language_model& model, const run_plan& plan, compression_report& report) {
+  const model_config& config = model.config();
+  report.memory.estimate =
+      report.memory.program +
+      estimate_memory(options, config, model.storage() == weight_storage::float32,
+                      static_cast<std::uint64_t>(count_parameters(model.source())))
+          .total();
+  print_size("estimated peak memory", report.memory.estimate);
+  report.disk_estimate =
+      estimate_disk(options, config, model.source(), plan.wanted, plan.ratio).total();
+  print_size("estimated disk", report.disk_estimate);
+  require_disk(writer.partial(), report.disk_estimate);
+}
+
+// From the samples to the finished output. Returns the held-out samples.
+sample_set write_output(checkpoint_writer& writer, const language_model& model,
+                        const compress_options& options, const run_plan& plan,
+                        compression_report& report, stage_clock& clock) {
+  calibration_samples samples = samples_of_run(writer, options, model);
+  kept_results kept(writer.scratch() / "measured.jsonl");
+  clock.finish("sampling");
+
+  model_passes passes(model);
+  const auto engine = make_factoring_engine(options);
+  compress_options chosen = options; // with the power of tempered whitening
+  if (options.method == "tempered" && !options.power) {
+    const power_choice power =
+        search_power(passes, *engine, options, plan.ratio, samples, writer.scratch(), kept);
+    chosen.power = power.power;
+    report.power_curve = power.curve;
+    clock.finish("power search");
+  }
+  if (options.method == "tempered") report.power = chosen.power;
+  const factored_model factored =
+      factor_model(passes, *engine, chosen, samples.calibration, plan.wanted, writer.scratch());
+  clock.finish("factoring");
+
+  rank_selection selection =
+      select_ranks(passes, factored, options, plan.ratio, plan.candidates, samples, kept);
+  clock.finish("choosing ranks");
+
+  report.achieved_ratio = achieved_ratio(selection.ranks, model.config());
+  const double missing = plan.ratio - report.achieved_ratio;
+  if (missing > ratio_tolerance) report.shortfall = missing;
+  report.matrices = report_matrices(factored, model.config(), selection.ranks, options);
+  write_layers(writer, passes, factored, options, selection.ranks, samples.calibration);
+  write_description(writer, model, selection.ranks, options, report.achieved_ratio);
+  writer.commit();
+  clock.finish("writing");
+
+  report.samples = {.count = samples.calibration.count(),
+                    .length = samples.calibration.length,
+                    .source = options.calibration.empty() ? "self" : options.calibration.string()};
+  report.choice = std::move(selection.how);
+  report.fallbacks = engine->fallbacks();
+  return std::move(samples.heldout);
 }
 
 } // namespace
@@ -161,49 +273,27 @@ compression_report compress(const compress_options& options) {
   report.memory.program = peak_memory(); // and its libraries: CUDA's alone take 200 MiB
   const language_model model = language_model::open(options.model);
   check(options, model);
-  const model_config& config = model.config();
-  const double ratio = matrix_ratio(options, config, model.source());
-  const auto candidates = last_layer_choices(options, config, ratio);
-  const candidate_ranks wanted = ranks_of_all(candidates, config, options);
-  if (!options.grams.empty()) gram_file(options.grams).require(config, wanted);
+  const run_plan plan = plan_for(options, model);
   checkpoint_writer writer = open_output(options);
-  report.memory.estimate =
-      report.memory.program +
-      estimate_memory(options, config, model.storage() == weight_storage::float32,
-                      static_cast<std::uint64_t>(count_parameters(model.source())))
-          .total();
-  print_memory("estimated peak memory", report.memory.estimate);
+  estimate(writer, options, model, plan, report);
 
-  const calibration_samples samples = make_samples(options, model);
-  clock.finish("sampling");
-
-  model_passes passes(model);
-  const auto engine = make_factoring_engine(options);
-  compress_options chosen = options; // with the power of tempered whitening
-  if (options.method == "tempered" && !options.power) {
-    const power_choice power =
-        search_power(passes, *engine, options, ratio, samples, writer.scratch());
-    chosen.power = power.power;
-    report.power_curve = power.curve;
-    clock.finish("power search");
+  const interruption_notice notice(
+      "interrupted: " + how_to_resume(options, writer.partial()), options.output / "config.json",
+      "interrupted in the evaluation: " + options.output.string() + " is complete");
+  sample_set heldout;
+  try {
+    heldout = write_output(writer, model, options, plan, report, clock);
+  } catch (...) {
+    if (writer.resumable()) {
+      std::fprintf(stderr, "%s\n", how_to_resume(options, writer.partial()).c_str());
+    }
+    throw;
   }
-  const factored_model factored =
-      factor_model(passes, *engine, chosen, samples.calibration, wanted, writer.scratch());
-  clock.finish("factoring");
-
-  rank_selection selection = select_ranks(passes, factored, options, ratio, candidates, samples);
-  clock.finish("choosing ranks");
-
-  report.achieved_ratio = achieved_ratio(selection.ranks, config);
-  const double missing = ratio - report.achieved_ratio;
-  if (missing > ratio_tolerance) report.shortfall = missing;
-  report.matrices = report_matrices(factored, config, selection.ranks, options);
-  write_layers(writer, passes, factored, options, selection.ranks, samples.calibration);
-  write_description(writer, model, selection.ranks, options, report.achieved_ratio);
-  writer.commit();
-  clock.finish("writing");
-
-  report.heldout = evaluate(model, options, samples.heldout);
+  try {
+    report.heldout = evaluate(model, options, heldout);
+  } catch (const std::exception& error) {
+    report.evaluation_error = error.what();
+  }
   clock.finish("evaluation");
 
   report.program = "ressvd-llm " RESSVD_VERSION_STRING;
@@ -212,14 +302,8 @@ compression_report compress(const compress_options& options) {
   report.method = options.method;
   report.allocation = name_of(options.allocation);
   report.options = fingerprint(options);
-  report.samples = {.count = samples.calibration.count(),
-                    .length = samples.calibration.length,
-                    .source = options.calibration.empty() ? "self" : options.calibration.string()};
   report.requested_ratio = options.ratio;
-  report.choice = std::move(selection.how);
-  if (options.method == "tempered") report.power = chosen.power;
   report.seconds = clock.seconds();
-  report.fallbacks = engine->fallbacks();
   const checkpoint written = checkpoint::open(options.output);
   report.parameters = count_parameters(written);
   report.bytes = written.file_bytes();
@@ -228,7 +312,7 @@ compression_report compress(const compress_options& options) {
     std::fprintf(stderr, "%lld decompositions by a second routine, the last: %s\n",
                  static_cast<long long>(report.fallbacks.count), report.fallbacks.last.c_str());
   }
-  print_memory("peak memory", report.memory.peak);
+  print_size("peak memory", report.memory.peak);
   return report;
 }
 

@@ -170,12 +170,14 @@ ordered_json to_json(const compression_report& r) {
                     {"compressed_perplexity", r.heldout->compressed_perplexity},
                     {"divergence", r.heldout->divergence}};
   }
+  if (r.evaluation_error) j["evaluation_error"] = *r.evaluation_error;
   j["seconds"] = ordered_json::object();
   for (const stage_time& s : r.seconds)
     j["seconds"][s.stage] = s.seconds;
   j["memory"] = {{"program_bytes", r.memory.program},
                  {"estimate_bytes", r.memory.estimate},
                  {"peak_bytes", r.memory.peak}};
+  j["disk"] = {{"estimate_bytes", r.disk_estimate}};
   if (r.fallbacks.count > 0) {
     j["fallbacks"] = {{"count", r.fallbacks.count}, {"last", r.fallbacks.last}};
   }
@@ -210,6 +212,7 @@ compression_report compression_report_from_json(const json& j) {
     r.heldout = {h.value("windows", std::int64_t{0}), h.value("tokens", std::int64_t{0}),
                  h.at("original_perplexity"), h.at("compressed_perplexity"), h.at("divergence")};
   }
+  if (j.contains("evaluation_error")) r.evaluation_error = j["evaluation_error"].get<std::string>();
   for (const auto& [stage, seconds] : j.at("seconds").items())
     r.seconds.push_back({stage, seconds});
   if (j.contains("memory")) {
@@ -217,6 +220,7 @@ compression_report compression_report_from_json(const json& j) {
     r.memory = {m.value("program_bytes", std::uint64_t{0}), m.at("estimate_bytes"),
                 m.at("peak_bytes")};
   }
+  if (j.contains("disk")) r.disk_estimate = j["disk"].at("estimate_bytes");
   if (j.contains("fallbacks")) {
     r.fallbacks = {j["fallbacks"].at("count"), j["fallbacks"].at("last")};
   }

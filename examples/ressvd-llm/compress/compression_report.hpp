@@ -131,12 +131,14 @@ struct compression_report {
   std::vector<power_trial> power_curve; // where it was searched
   std::vector<matrix_report> matrices;
   std::optional<heldout_report> heldout;
+  std::optional<std::string> evaluation_error; // the output is complete, its evaluation failed
   std::vector<stage_time> seconds;
   struct {
     std::uint64_t program = 0; // before the run
     std::uint64_t estimate = 0;
     std::uint64_t peak = 0;
-  } memory; // bytes
+  } memory;                        // bytes
+  std::uint64_t disk_estimate = 0; // bytes, in the partial output
   fallback_report fallbacks;
   std::int64_t parameters = 0; // of the output
   std::uint64_t bytes = 0;     // of its tensors' files

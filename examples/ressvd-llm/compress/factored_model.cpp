@@ -83,12 +83,18 @@ factored_model factor_model(model_passes& passes, factoring_engine& engine,
   std::optional<gram_file> grams;
   if (!options.grams.empty()) grams.emplace(options.grams);
   const bool similarity = options.allocation == allocation::importance;
-  const bool pass = !grams || similarity;
+  const auto missing = [&](std::int64_t layer) {
+    return !std::ranges::all_of(wanted[layer], &rank_list::empty) && !store.contains(layer);
+  };
+  std::int64_t end = config.layers; // no layer from here on is to be factored
+  while (end > 0 && !missing(end - 1))
+    --end;
+  const bool pass = end > 0 && (!grams || similarity);
   hidden_states hidden = pass ? passes.embed(samples) : hidden_states{};
-  progress bar("factoring", config.layers);
-  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+  progress bar("factoring", end);
+  for (std::int64_t layer = 0; layer < end; ++layer) {
     const auto& ranks = wanted[layer];
-    if (std::ranges::all_of(ranks, &rank_list::empty) || store.contains(layer)) {
+    if (!missing(layer)) {
       if (pass) passes.run_original(layer, hidden, samples.length);
     } else {
       const auto factoring = engine.begin_layer(config, layer, method);

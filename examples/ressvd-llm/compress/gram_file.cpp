@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "io/error.hpp"
+#include "ui/progress.hpp"
 
 namespace ressvd_llm {
 
@@ -33,6 +34,12 @@ void gram_file::require(const model_config& config, const candidate_ranks& wante
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     for (const input_group group : wanted_inputs(config, layer, wanted[layer]))
       require(config, layer, group);
+  }
+  progress bar("checking the Grams", config.layers);
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    for (const input_group group : wanted_inputs(config, layer, wanted[layer]))
+      (void)read(config, layer, group);
+    bar.advance();
   }
 }
 

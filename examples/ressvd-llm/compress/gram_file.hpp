@@ -26,7 +26,8 @@ class gram_file {
   // Throws file_error.
   explicit gram_file(const std::filesystem::path& file) : source_(checkpoint::open_file(file)) {}
 
-  // Throws file_error unless every wanted input's tensors are there and have the model's shapes.
+  // Throws file_error unless every wanted input's tensors are there, have the model's shapes, and
+  // hold what read() takes for a Gram: reads all of them once, so that no run fails on them later.
   void require(const model_config& config, const candidate_ranks& wanted) const;
 
   // The sums of one input. Throws file_error, naming file and tensor, also for values that are not

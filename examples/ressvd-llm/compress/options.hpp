@@ -64,6 +64,7 @@ struct compress_options {
   std::optional<dtype> type; // absent: the model's
   std::uint64_t seed = 0;
   bool resume = false;
+  std::string resume_command; // that goes on from where this run is interrupted; for messages
 };
 
 const char* name_of(allocation a);

@@ -9,6 +9,7 @@
 
 #include "compress/compression_report.hpp"
 #include "compress/factoring.hpp"
+#include "compress/kept_results.hpp"
 #include "compress/model_passes.hpp"
 #include "compress/options.hpp"
 #include "compress/samples.hpp"
@@ -20,10 +21,11 @@ struct power_choice {
   std::vector<power_trial> curve; // empty where the options name the power
 };
 
-// Factors once for each power, in a folder of its own below `scratch` that is removed again. Throws
-// usage_error without held-out samples.
+// Factors once for each power, in a folder of its own below `scratch` that is removed again. Needs
+// held-out samples.
 power_choice search_power(model_passes& passes, factoring_engine& engine,
                           const compress_options& options, double ratio,
-                          const calibration_samples& samples, const std::filesystem::path& scratch);
+                          const calibration_samples& samples, const std::filesystem::path& scratch,
+                          kept_results& kept);
 
 } // namespace ressvd_llm

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 
 #include <ressvd/layer_ratio/importance.hpp>
 
@@ -15,7 +16,7 @@ namespace {
 rank_selection search_last_layers(model_passes& passes, const factored_model& factored,
                                   const compress_options& options,
                                   const std::vector<ressvd::layer_candidate>& candidates,
-                                  const sample_set& samples) {
+                                  const sample_set& samples, kept_results& kept) {
   const model_config& config = passes.config();
   rank_selection result;
   if (candidates.size() == 1 && samples.count() == 0) {
@@ -23,20 +24,29 @@ rank_selection search_last_layers(model_passes& passes, const factored_model& fa
     result.how.last_layers = candidates.front().layers;
     return result;
   }
-  const hidden_states original = passes.final_original(samples);
+  hidden_states original;
   // Candidates come in descending k, so the state before the first compressed layer only moves
   // forward.
-  hidden_states before = passes.embed(samples);
+  hidden_states before;
   std::int64_t reached = 0;
   progress bar("searching", static_cast<std::int64_t>(candidates.size()));
-  const auto error = [&](const ressvd::layer_candidate& candidate) {
+  const auto measure = [&](const ressvd::layer_candidate& candidate) {
+    if (original.empty()) {
+      original = passes.final_original(samples);
+      before = passes.embed(samples);
+    }
     const std::int64_t first = config.layers - candidate.layers;
     for (; reached < first; ++reached)
       passes.run_original(reached, before, samples.length);
     const auto compressed =
         factored.run(before, first, samples.length, ranks_of(candidate, config, options));
-    bar.advance();
     return relative_error(original, compressed);
+  };
+  const auto error = [&](const ressvd::layer_candidate& candidate) {
+    const double value = kept.value("last layers " + std::to_string(candidate.layers),
+                                    [&] { return measure(candidate); });
+    bar.advance();
+    return value;
   };
   const auto selection = ressvd::select_last_layers(candidates, error);
   result.ranks = ranks_of(selection.chosen, config, options);
@@ -65,7 +75,7 @@ rank_selection by_importance(const model_config& config, const factored_model& f
 rank_selection select_ranks(model_passes& passes, const factored_model& factored,
                             const compress_options& options, double ratio,
                             const std::vector<ressvd::layer_candidate>& candidates,
-                            const calibration_samples& samples) {
+                            const calibration_samples& samples, kept_results& kept) {
   switch (options.allocation) {
     case allocation::uniform:
     case allocation::last_layers:
@@ -73,10 +83,10 @@ rank_selection select_ranks(model_passes& passes, const factored_model& factored
     case allocation::importance:
       return by_importance(passes.config(), factored, options, ratio);
     case allocation::sensitivity:
-      return select_by_sensitivity(passes, factored, options, ratio, samples);
+      return select_by_sensitivity(passes, factored, options, ratio, samples, kept);
   }
   return search_last_layers(passes, factored, options, candidates,
-                            samples.calibration.first(options.search_samples));
+                            samples.calibration.first(options.search_samples), kept);
 }
 
 } // namespace ressvd_llm

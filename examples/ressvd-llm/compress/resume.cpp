@@ -7,6 +7,7 @@
 
 #include "compress/scratch_file.hpp"
 #include "io/checkpoint.hpp"
+#include "io/error.hpp"
 
 namespace ressvd_llm {
 
@@ -42,6 +43,10 @@ void load_factors(const std::filesystem::path& file, const model_config& config,
     l = make_linear(weight_matrix(u[0], u[1], read_f32(source, module.u_name(), u)),
                     weight_matrix(v[0], v[1], read_f32(source, module.v_name(), v)), l.bias);
   }
+}
+
+void fail_damaged(const std::filesystem::path& file) {
+  throw file_error(file, "is damaged; start again without --resume");
 }
 
 } // namespace ressvd_llm

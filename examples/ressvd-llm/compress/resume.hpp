@@ -29,4 +29,7 @@ void save_factors(const std::filesystem::path& file, const model_config& config,
 void load_factors(const std::filesystem::path& file, const model_config& config, std::int64_t layer,
                   layer_weights& weights);
 
+// Throws the file_error for an intermediate file that is not what a run wrote.
+[[noreturn]] void fail_damaged(const std::filesystem::path& file);
+
 } // namespace ressvd_llm

@@ -6,8 +6,14 @@
 #include <memory>
 #include <random>
 #include <span>
+#include <utility>
 
+#include <nlohmann/json.hpp>
+
+#include "compress/resume.hpp"
 #include "io/error.hpp"
+#include "io/output_file.hpp"
+#include "io/paths.hpp"
 #include "io/tokenizer.hpp"
 #include "io/tokens.hpp"
 #include "model/generation.hpp"
@@ -102,6 +108,37 @@ calibration_samples make_samples(const compress_options& options, const language
                                         .progress = std::ref(bar)});
   const auto split = ids.begin() + needed * length;
   return {{length, {ids.begin(), split}}, {length, {split, ids.end()}}};
+}
+
+void save_samples(const std::filesystem::path& file, const calibration_samples& samples) {
+  const nlohmann::ordered_json json{{"length", samples.calibration.length},
+                                    {"calibration", samples.calibration.ids},
+                                    {"heldout", samples.heldout.ids}};
+  write_whole_file(file, json.dump());
+}
+
+calibration_samples load_samples(const std::filesystem::path& file, const model_config& config) {
+  constexpr std::uint64_t largest = std::uint64_t{1} << 32;
+  calibration_samples samples;
+  try {
+    const auto json = nlohmann::json::parse(read_text(file, largest));
+    for (const auto& [name, set] :
+         {std::pair{"calibration", &samples.calibration}, std::pair{"heldout", &samples.heldout}}) {
+      set->length = json.at("length");
+      set->ids = json.at(name).get<std::vector<std::int32_t>>();
+    }
+  } catch (const nlohmann::json::exception&) {
+    fail_damaged(file);
+  }
+  for (const sample_set* set : {&samples.calibration, &samples.heldout}) {
+    if (set->length < 1 || set->length > config.max_positions ||
+        set->tokens() != set->count() * set->length ||
+        std::ranges::any_of(set->ids,
+                            [&](std::int32_t id) { return id < 0 || id >= config.vocab; })) {
+      fail_damaged(file);
+    }
+  }
+  return samples;
 }
 
 } // namespace ressvd_llm

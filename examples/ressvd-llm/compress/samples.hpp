@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <vector>
 
 #include "compress/options.hpp"
@@ -34,5 +35,10 @@ struct calibration_samples {
 // with its first windows in use, from what follows them.
 // Throws file_error when the file is too short.
 calibration_samples make_samples(const compress_options& options, const language_model& model);
+
+// For a resumed run: the samples in a file of their own, and read back. Throws file_error for ids
+// that the model does not have.
+void save_samples(const std::filesystem::path& file, const calibration_samples& samples);
+calibration_samples load_samples(const std::filesystem::path& file, const model_config& config);
 
 } // namespace ressvd_llm

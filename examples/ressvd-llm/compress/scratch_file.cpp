@@ -22,15 +22,12 @@ void write_scratch(const std::filesystem::path& file, const std::vector<scratch_
   }
   const std::string text = header.dump();
   const auto length = std::bit_cast<std::array<std::byte, 8>>(std::uint64_t{text.size()});
-  const std::filesystem::path partial = file.string() + ".tmp";
-  output_file out(partial);
-  out.write(length);
-  out.write(text);
-  for (const scratch_matrix& m : list)
-    out.write(std::as_bytes(std::span(m.values)));
-  out.sync();
-  out.close();
-  std::filesystem::rename(partial, file);
+  write_whole_file(file, [&](output_file& out) {
+    out.write(length);
+    out.write(text);
+    for (const scratch_matrix& m : list)
+      out.write(std::as_bytes(std::span(m.values)));
+  });
 }
 
 } // namespace ressvd_llm

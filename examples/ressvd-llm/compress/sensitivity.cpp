@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -14,7 +15,6 @@
 #include <ressvd/layer_ratio/rank_allocation.hpp>
 #include <ressvd/layer_ratio/refine_allocation.hpp>
 
-#include "io/error.hpp"
 #include "ui/progress.hpp"
 
 namespace ressvd_llm {
@@ -25,12 +25,14 @@ namespace {
 class sensitivity_allocation {
  public:
   sensitivity_allocation(model_passes& passes, const factored_model& factored,
-                         const compress_options& options, const calibration_samples& samples)
+                         const compress_options& options, const calibration_samples& samples,
+                         kept_results& kept)
       : passes_(passes),
         factored_(factored),
         options_(options),
-        samples_(samples.calibration.first(options.probe_samples)),
-        heldout_(samples.heldout) {
+        kept_(kept),
+        probes_{"probe samples", samples.calibration.first(options.probe_samples), {}},
+        heldout_{"held-out samples", samples.heldout, {}} {
     const model_config& config = passes_.config();
     for (std::int64_t layer = 0; layer < config.layers; ++layer) {
       layers_.push_back(factored_.summary(layer));
@@ -51,7 +53,6 @@ class sensitivity_allocation {
                           .max_rank = m.state.rank,
                           .rank_multiple = options_.rank_multiple});
     }
-    original_ = passes_.final_original(samples_);
   }
 
   rank_selection select(double ratio) {
@@ -71,7 +72,7 @@ class sensitivity_allocation {
     result.ranks = model_ranks_of(solution.ranks);
     result.how.loss = {.predicted = solution.loss,
                        .bound = solution.loss_bound,
-                       .measured = divergence(samples_, original_, result.ranks)};
+                       .measured = divergence(probes_, result.ranks)};
     return result;
   }
 
@@ -79,6 +80,13 @@ class sensitivity_allocation {
   struct place {
     std::int64_t layer = 0;
     std::size_t module = 0;
+  };
+
+  // Samples and, once a measurement asks for them, the original model's final states.
+  struct judged_samples {
+    std::string name;
+    sample_set samples;
+    hidden_states original;
   };
 
   const factored_module& matrix(std::size_t j) const {
@@ -106,33 +114,57 @@ class sensitivity_allocation {
     return sum;
   }
 
-  double divergence(const sample_set& samples, const hidden_states& original,
-                    const model_ranks& ranks) {
-    return passes_.mean_divergence(original, factored_.run(samples, ranks));
+  const hidden_states& original(judged_samples& judged) {
+    if (judged.original.empty()) judged.original = passes_.final_original(judged.samples);
+    return judged.original;
+  }
+
+  // The name of a measurement at these ranks.
+  std::string name_at(const judged_samples& judged, const model_ranks& ranks) const {
+    std::string name = judged.name + " at";
+    for (std::int64_t layer = 0; layer < passes_.config().layers; ++layer) {
+      for (const ressvd::rank_choice& r : ranks[layer])
+        name += r.dense ? std::string(" dense") : " " + std::to_string(r.rank);
+    }
+    return name;
+  }
+
+  double divergence(judged_samples& judged, const model_ranks& ranks) {
+    return kept_.value(name_at(judged, ranks), [&] {
+      return passes_.mean_divergence(original(judged), factored_.run(judged.samples, ranks));
+    });
   }
 
   // Every matrix alone, in the otherwise intact model.
   std::vector<probe_report> probe() {
     const model_config& config = passes_.config();
     const bool curved = options_.probe_ranks > 1;
-    hidden_states before = passes_.embed(samples_);
+    const sample_set& samples = probes_.samples;
+    hidden_states before;
     std::int64_t reached = 0;
     factored_layer probed; // the layer of the last probe
     progress bar("probing", static_cast<std::int64_t>(places_.size()) * options_.probe_ranks);
-    const auto evaluate = [&](std::int64_t j, std::int64_t rank) {
+    const auto measure = [&](std::int64_t j, std::int64_t rank) {
       const auto [layer, module] = places_[static_cast<std::size_t>(j)];
+      if (before.empty()) before = passes_.embed(samples);
       for (; reached < layer; ++reached)
-        passes_.run_original(reached, before, samples_.length);
+        passes_.run_original(reached, before, samples.length);
       if (probed.matrices.empty() || probed.index != layer) probed = factored_.factored(layer);
       layer_weights weights = passes_.model().layer(layer);
       factored_.replace(weights, probed.matrices[module], {.rank = rank});
       hidden_states hidden = before;
-      passes_.run(weights, hidden, samples_.length);
+      passes_.run(weights, hidden, samples.length);
       for (std::int64_t later = layer + 1; later < config.layers; ++later) {
-        passes_.run_original(later, hidden, samples_.length);
+        passes_.run_original(later, hidden, samples.length);
       }
+      return passes_.mean_divergence(original(probes_), hidden);
+    };
+    const auto evaluate = [&](std::int64_t j, std::int64_t rank) {
+      const std::string& name = matrix(static_cast<std::size_t>(j)).module.prefix;
+      const double value = kept_.value("probe of " + name + " at " + std::to_string(rank),
+                                       [&] { return measure(j, rank); });
       bar.advance();
-      return passes_.mean_divergence(original_, hidden);
+      return value;
     };
     const auto probes = ressvd::probe_matrices(
         problem_, evaluate,
@@ -164,10 +196,7 @@ class sensitivity_allocation {
 
   // Further probes at the solution itself, accepted by the held-out samples.
   ressvd::refined_allocation refine(std::int64_t budget) {
-    if (heldout_.count() == 0) {
-      throw usage_error("--rounds above 1 needs held-out samples to judge the rounds");
-    }
-    const hidden_states heldout_original = passes_.final_original(heldout_);
+    const sample_set& samples = probes_.samples;
     model_ranks solution;
     hidden_states before;
     std::int64_t reached = 0;
@@ -178,19 +207,21 @@ class sensitivity_allocation {
       bar.advance();
       if (changed == ressvd::no_matrix) {
         solution = ranks;
-        before = passes_.embed(samples_);
+        before.clear();
         reached = 0;
-        return divergence(samples_, original_, ranks);
+        return divergence(probes_, ranks);
       }
-      const std::int64_t layer = places_[static_cast<std::size_t>(changed)].layer;
-      for (; reached < layer; ++reached) {
-        passes_.run(factored_.layer(reached, solution[reached]), before, samples_.length);
-      }
-      return passes_.mean_divergence(original_,
-                                     factored_.run(before, layer, samples_.length, ranks));
+      return kept_.value(name_at(probes_, ranks), [&] {
+        const std::int64_t layer = places_[static_cast<std::size_t>(changed)].layer;
+        if (before.empty()) before = passes_.embed(samples);
+        for (; reached < layer; ++reached)
+          passes_.run(factored_.layer(reached, solution[reached]), before, samples.length);
+        return passes_.mean_divergence(original(probes_),
+                                       factored_.run(before, layer, samples.length, ranks));
+      });
     };
     const auto validate = [&](std::span<const ressvd::rank_choice> stored) {
-      return divergence(heldout_, heldout_original, model_ranks_of(stored));
+      return divergence(heldout_, model_ranks_of(stored));
     };
     return ressvd::refine_allocation(problem_, budget, evaluate, validate,
                                      {.rounds = options_.rounds - 1});
@@ -199,9 +230,9 @@ class sensitivity_allocation {
   model_passes& passes_;
   const factored_model& factored_;
   const compress_options& options_;
-  sample_set samples_;
-  const sample_set& heldout_;
-  hidden_states original_; // final states of the probe samples
+  kept_results& kept_;
+  judged_samples probes_;
+  judged_samples heldout_;
   std::vector<factored_layer> layers_;
   std::vector<std::vector<double>> spectra_;
   std::vector<place> places_; // of each matrix
@@ -212,8 +243,8 @@ class sensitivity_allocation {
 
 rank_selection select_by_sensitivity(model_passes& passes, const factored_model& factored,
                                      const compress_options& options, double ratio,
-                                     const calibration_samples& samples) {
-  return sensitivity_allocation(passes, factored, options, samples).select(ratio);
+                                     const calibration_samples& samples, kept_results& kept) {
+  return sensitivity_allocation(passes, factored, options, samples, kept).select(ratio);
 }
 
 } // namespace ressvd_llm

@@ -8,9 +8,9 @@
 
 namespace ressvd_llm {
 
-// Throws usage_error for several rounds without held-out samples.
+// Several rounds need held-out samples.
 rank_selection select_by_sensitivity(model_passes& passes, const factored_model& factored,
                                      const compress_options& options, double ratio,
-                                     const calibration_samples& samples);
+                                     const calibration_samples& samples, kept_results& kept);
 
 } // namespace ressvd_llm

@@ -48,11 +48,13 @@ void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
     }
   }
   const checkpoint& source = model.source();
+  const std::string embedding = embedding_name(source, model.config());
   for (const std::string& name : source.names()) {
     if (replaced.contains(name)) continue;
-    const tensor_view& tensor = source.at(name);
+    tensor_view tensor = source.at(name);
+    if (name == embedding) tensor.name = canonical_embedding_name(model.config());
     if (options.type && *options.type != tensor.type) {
-      writer.add(name, tensor.shape, read_f32(source, name, tensor.shape), *options.type);
+      writer.add(tensor.name, tensor.shape, read_f32(source, name, tensor.shape), *options.type);
     } else {
       writer.add(tensor);
     }

@@ -137,7 +137,7 @@ struct checkpoint_writer::state {
   writer_options options;
   std::optional<directory_lock> lock;
   std::optional<std::string> resumed;
-  bool changed = false;
+  bool marked = false;
   bool committed = false;
   std::vector<written_tensor> tensors;
   std::set<std::string, std::less<>> names;
@@ -148,10 +148,16 @@ struct checkpoint_writer::state {
   state(const state&) = delete;
   state& operator=(const state&) = delete;
 
-  // A resumed run that fails before it adds anything leaves the interrupted one as it was.
+  // What can be resumed stays. Shards put together so far are made again then.
   ~state() {
     data.reset();
-    if (lock && !committed && (changed || !resumed)) remove_partial();
+    if (!lock || committed) return;
+    if (marked) {
+      std::error_code ignored;
+      fs::remove_all(finished(), ignored);
+    } else {
+      remove_partial();
+    }
   }
 
   fs::path data_file(std::size_t shard) const {
@@ -277,6 +283,7 @@ checkpoint_writer::checkpoint_writer(const fs::path& output, const fs::path& inp
     state_->require_usable_output(input);
     state_->take_partial();
     if (options.resume && fs::exists(state_->journal())) {
+      state_->marked = true;
       state_->resumed.emplace();
       state_->read_journal();
     } else {
@@ -299,7 +306,6 @@ void checkpoint_writer::state::begin_tensor(std::string_view name, dtype type,
   if (!names.emplace(name).second) {
     throw std::invalid_argument("tensor " + std::string(name) + " is written twice");
   }
-  changed = true;
   const tensor_view extents{std::string(name), type, shape, nullptr};
   const std::uint64_t bytes = extents.bytes();
   if (shard_bytes.empty() ||
@@ -363,13 +369,21 @@ void checkpoint_writer::state::write_journal(std::string_view text) const {
 }
 
 void checkpoint_writer::mark(std::string_view text) {
-  state_->changed = true;
   if (state_->data) state_->data->sync();
   state_->write_journal(text);
+  state_->marked = true;
 }
 
 const std::optional<std::string>& checkpoint_writer::resumed_state() const {
   return state_->resumed;
+}
+
+bool checkpoint_writer::resumable() const {
+  return state_->marked;
+}
+
+const fs::path& checkpoint_writer::partial() const {
+  return state_->partial;
 }
 
 fs::path checkpoint_writer::scratch() const {
@@ -377,7 +391,6 @@ fs::path checkpoint_writer::scratch() const {
 }
 
 void checkpoint_writer::add_file(std::string_view name, std::string_view content) {
-  state_->changed = true;
   output_file file(state_->finished() / name);
   file.write(content);
   file.sync();
@@ -433,7 +446,6 @@ void checkpoint_writer::state::write_index() const {
 
 void checkpoint_writer::commit() {
   state& s = *state_;
-  s.changed = true;
   if (s.shard_bytes.empty()) throw std::invalid_argument("a checkpoint without tensors");
   s.data->close();
   s.data.reset();

@@ -24,8 +24,9 @@ struct writer_options {
 
 // Writes a model directory tensor by tensor, without keeping tensors in memory. Everything goes to
 // the sibling directory "OUTPUT.partial" and appears as OUTPUT at commit(), by one rename. An
-// object that is destroyed without commit() (an error) removes what it wrote; a process that is
-// killed leaves OUTPUT.partial, which the next run resumes or discards.
+// object that is destroyed without commit() (an error) removes what it wrote, unless there is a
+// mark to resume from; a process that is killed leaves OUTPUT.partial in any case. The next run
+// resumes or discards it.
 class checkpoint_writer {
  public:
   // Throws usage_error when output is the input, when it exists and is not an empty directory, or
@@ -45,14 +46,18 @@ class checkpoint_writer {
   // Appends a tensor as it is, for example one of the original checkpoint.
   void add(const tensor_view& tensor);
 
-  // Makes everything added so far survive a kill; state is the caller's own note (any text) of
-  // how far it got.
+  // Makes everything added so far, and the files in scratch(), survive an error or a kill; state is
+  // the caller's own note (any text) of how far it got.
   void mark(std::string_view state);
 
   // The text of the last mark when resuming an interrupted run; nothing when starting afresh.
   const std::optional<std::string>& resumed_state() const;
 
-  // A directory for the caller's own intermediate files; kept until commit() or failure.
+  // Whether there is a mark, of this run or of the one it resumes: an error leaves partial().
+  bool resumable() const;
+  const std::filesystem::path& partial() const;
+
+  // A directory for the caller's own intermediate files.
   std::filesystem::path scratch() const;
 
   // A small file beside the weights (config.json), and a copy of an existing one (tokenizer.model).

@@ -18,6 +18,10 @@ namespace {
   throw file_error(file, "cannot be written: " + std::generic_category().message(errno));
 }
 
+std::filesystem::path temporary_of(std::filesystem::path file) {
+  return file += ".tmp";
+}
+
 } // namespace
 
 output_file::output_file(const std::filesystem::path& file, open_mode mode)
@@ -61,12 +65,12 @@ void output_file::close() {
   if (::close(std::exchange(descriptor_, -1)) != 0) fail(file_);
 }
 
-void write_whole_file(const std::filesystem::path& file, std::string_view content) {
-  std::filesystem::path temporary = file;
-  temporary += ".tmp";
+void write_whole_file(const std::filesystem::path& file,
+                      const std::function<void(output_file&)>& fill) {
+  const std::filesystem::path temporary = temporary_of(file);
   try {
     output_file out(temporary);
-    out.write(content);
+    fill(out);
     out.sync();
     out.close();
     std::error_code error;
@@ -77,6 +81,18 @@ void write_whole_file(const std::filesystem::path& file, std::string_view conten
     std::filesystem::remove(temporary, ignored);
     throw;
   }
+}
+
+void write_whole_file(const std::filesystem::path& file, std::string_view content) {
+  write_whole_file(file, [&](output_file& out) { out.write(content); });
+}
+
+void require_writable(const std::filesystem::path& file) {
+  if (std::filesystem::is_directory(file)) {
+    throw file_error(file, "cannot be written: " + std::generic_category().message(EISDIR));
+  }
+  output_file(temporary_of(file)).close();
+  std::filesystem::remove(temporary_of(file));
 }
 
 } // namespace ressvd_llm

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string_view>
 
@@ -36,6 +37,11 @@ class output_file {
 
 // Writes a whole file through a temporary one beside it and a rename: readers see the old content
 // or the new, and a failure leaves neither a half file nor the temporary one.
+void write_whole_file(const std::filesystem::path& file,
+                      const std::function<void(output_file&)>& fill);
 void write_whole_file(const std::filesystem::path& file, std::string_view content);
+
+// Throws the file_error that write_whole_file would end in, before there is anything to write.
+void require_writable(const std::filesystem::path& file);
 
 } // namespace ressvd_llm

@@ -33,7 +33,9 @@ std::filesystem::path file_inside(const std::filesystem::path& directory, std::s
   const bool in_cache = root.parent_path().filename() == "snapshots" &&
                         lies_in(target, root.parent_path().parent_path() / "blobs");
   if (!lies_in(target, root) && !in_cache) {
-    throw file_error(file, "is a symbolic link out of the model directory");
+    throw file_error(file, "is a symbolic link out of the model directory, to '" +
+                               printable(target.string()) +
+                               "'; replace it by a copy of the file (cp -L) or a hard link");
   }
   if (!std::filesystem::is_regular_file(target, error)) {
     throw file_error(file, "is not a regular file");

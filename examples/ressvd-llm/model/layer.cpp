@@ -12,6 +12,8 @@ namespace ressvd_llm {
 
 namespace {
 
+constexpr const char* head_name = "lm_head.weight";
+
 bool is_opt(const model_config& config) {
   return config.family == model_family::opt;
 }
@@ -154,9 +156,19 @@ std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_modul
   return rank;
 }
 
+std::string canonical_embedding_name(const model_config& config) {
+  return is_opt(config) ? "model.decoder.embed_tokens.weight" : "model.embed_tokens.weight";
+}
+
+std::string embedding_name(const checkpoint& source, const model_config& config) {
+  std::string name = canonical_embedding_name(config);
+  const bool head_alone =
+      config.tied_embeddings && !source.contains(name) && source.contains(head_name);
+  return head_alone ? head_name : name;
+}
+
 void require_matrices(const checkpoint& source, const model_config& config) {
-  const std::string start = is_opt(config) ? "model.decoder." : "model.";
-  require_shape(source, start + "embed_tokens.weight", {config.vocab, config.hidden_size});
+  require_shape(source, embedding_name(source, config), {config.vocab, config.hidden_size});
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     for (const linear_module& module : linear_modules(config, layer))
       rank_of(source, module);
@@ -185,16 +197,16 @@ outer_weights load_outer(const checkpoint& source, const model_config& config,
                          weight_storage storage) {
   const std::string start = is_opt(config) ? "model.decoder." : "model.";
   outer_weights result;
-  result.embedding =
-      load_matrix(source, start + "embed_tokens.weight", config.vocab, config.hidden_size, storage);
+  result.embedding = load_matrix(source, embedding_name(source, config), config.vocab,
+                                 config.hidden_size, storage);
   if (is_opt(config))
     result.positions = load_matrix(source, start + "embed_positions.weight",
                                    config.max_positions + 2, config.hidden_size, storage);
   result.final_norm =
       load_norm(source, config, start + (is_opt(config) ? "final_layer_norm" : "norm"));
-  result.head = config.tied_embeddings ? result.embedding
-                                       : load_matrix(source, "lm_head.weight", config.vocab,
-                                                     config.hidden_size, storage);
+  result.head = config.tied_embeddings
+                    ? result.embedding
+                    : load_matrix(source, head_name, config.vocab, config.hidden_size, storage);
   return result;
 }
 

@@ -76,6 +76,12 @@ enum class weight_storage : std::uint8_t { float32, mapped };
 // module's.
 std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_module& module);
 
+// The tensor that holds the embedding: "model.embed_tokens.weight", or the head's name where the
+// two are one tensor and the checkpoint stores it under that name alone.
+std::string embedding_name(const checkpoint& source, const model_config& config);
+// The name under which transformers looks for it.
+std::string canonical_embedding_name(const model_config& config);
+
 // Throws file_error unless the embedding and the matrices of all layers have the shapes that the
 // config says. What is computed from the config is then bounded by what the files hold.
 void require_matrices(const checkpoint& source, const model_config& config);

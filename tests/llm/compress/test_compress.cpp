@@ -251,6 +251,44 @@ TEST_CASE("The residual stage serves ranks that no candidate has", "[compress]")
   CHECK(compared > 0);
 }
 
+TEST_CASE("A shared embedding is read under the head's name and written under its own",
+          "[compress]") {
+  for (const std::string family : {"llama3", "opt", "qwen2"}) {
+    INFO(family);
+    const fixture f(family);
+    REQUIRE(f.config.tied_embeddings);
+    const temporary_directory dir;
+    const auto model = dir / "model";
+    std::filesystem::copy(f.directory, model);
+    // The name in the header, which may hold spaces, is exchanged without moving any data.
+    const std::string name = canonical_embedding_name(f.config);
+    std::string file = llm_test::read(model / "model.safetensors");
+    const std::size_t at = file.find("\"" + name + "\"");
+    REQUIRE(at != file.npos);
+    std::string other = "\"lm_head.weight\"";
+    other.resize(name.size() + 2, ' ');
+    file.replace(at, other.size(), other);
+    llm_test::write(model / "model.safetensors", file);
+    CHECK(relative_difference(logits_of(model, f), logits_of(f.directory, f)) == 0);
+
+    for (const std::optional<dtype> type : {std::optional(dtype::f32), std::optional<dtype>()}) {
+      INFO("type given: " << type.has_value());
+      const std::string suffix = type ? "f32" : "as stored";
+      auto o = options_for(f.directory, dir / ("expected " + suffix));
+      o.type = type;
+      compress(o);
+      const auto expected = o.output;
+      o.model = model;
+      o.output = dir / ("out " + suffix);
+      compress(o);
+      const checkpoint written = checkpoint::open(o.output);
+      CHECK(written.names() == checkpoint::open(expected).names());
+      CHECK(written.contains(name));
+      CHECK(relative_difference(logits_of(o.output, f), logits_of(expected, f)) == 0);
+    }
+  }
+}
+
 TEST_CASE("The ratio may count the parameters that stay", "[compress]") {
   const fixture f("llama");
   const temporary_directory dir;

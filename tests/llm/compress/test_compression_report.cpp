@@ -83,7 +83,7 @@ TEST_CASE("the keys of a report are those that files already have", "[report]") 
   using names = std::vector<std::string>;
   CHECK(keys_of(json) == names{"program", "model", "output", "options", "samples",
                                "requested_ratio", "achieved_ratio", "allocation", "power",
-                               "power_curve", "matrices", "heldout", "seconds", "memory",
+                               "power_curve", "matrices", "heldout", "seconds", "memory", "disk",
                                "fallbacks", "parameters", "bytes"});
   CHECK(keys_of(json["allocation"]) == names{"last_layers", "search", "layer_ratios", "probes",
                                              "predicted_loss", "loss_bound", "measured_loss",
@@ -98,8 +98,8 @@ TEST_CASE("the keys of a report are those that files already have", "[report]") 
 
 TEST_CASE("reports without the keys that came later are read", "[report]") {
   auto json = nlohmann::json::parse(to_json(whole_report()).dump());
-  for (const char* key :
-       {"program", "samples", "achieved_ratio", "power", "power_curve", "memory", "fallbacks"})
+  for (const char* key : {"program", "samples", "achieved_ratio", "power", "power_curve", "memory",
+                          "disk", "fallbacks"})
     json.erase(key);
   json["allocation"].erase("loss_bound");
   json["matrices"][1].erase("whitening");

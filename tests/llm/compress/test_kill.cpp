@@ -12,8 +12,11 @@
 #include <thread>
 #include <vector>
 
+#include <fcntl.h>
 #include <spawn.h>
 #include <sys/wait.h>
+
+#include <nlohmann/json.hpp>
 
 #include "llm/io/temporary.hpp"
 #include "support/catch.hpp"
@@ -26,7 +29,7 @@ namespace {
 namespace fs = std::filesystem;
 using steady_clock = std::chrono::steady_clock;
 
-pid_t start(std::vector<std::string> words, bool resume) {
+pid_t start(std::vector<std::string> words, bool resume, const std::string& errors = "/dev/null") {
   if (resume) words.push_back("--resume");
   std::vector<char*> arguments;
   for (std::string& word : words)
@@ -35,7 +38,7 @@ pid_t start(std::vector<std::string> words, bool resume) {
   posix_spawn_file_actions_t quiet;
   posix_spawn_file_actions_init(&quiet);
   posix_spawn_file_actions_addopen(&quiet, 1, "/dev/null", 1, 0);
-  posix_spawn_file_actions_addopen(&quiet, 2, "/dev/null", 1, 0);
+  posix_spawn_file_actions_addopen(&quiet, 2, errors.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
   pid_t child = 0;
   const int error =
       posix_spawn(&child, words[0].c_str(), &quiet, nullptr, arguments.data(), environ);
@@ -131,6 +134,76 @@ TEST_CASE("compress killed at random moments leaves nothing or what resumes to t
   }
   // Most moments lie between the first file and the last.
   CHECK(resumable > 0);
+}
+
+TEST_CASE("a run that Ctrl-C or SIGTERM interrupts tells the command that completes it",
+          "[compress][kill]") {
+  const llm_test::temporary_directory directory;
+  const fs::path broken = directory / "broken";
+  const auto command = [&](const fs::path& output) {
+    return std::vector<std::string>{RESSVD_LLM_PROGRAM,
+                                    "compress",
+                                    (fs::path(RESSVD_LLM_FIXTURES) / "llama3").string(),
+                                    output.string(),
+                                    "--ratio=0.4",
+                                    "--method=tempered",
+                                    "--allocation=sensitivity",
+                                    "--rounds=2",
+                                    "--retruncate",
+                                    "--samples=12",
+                                    "--seqlen=16",
+                                    "--heldout-samples=4",
+                                    "--probe-samples=2",
+                                    "--threads=1",
+                                    "--json=" + output.string() + ".json"};
+  };
+  const auto found = [](const fs::path& output) {
+    const auto json = nlohmann::json::parse(llm_test::read(output.string() + ".json"));
+    return nlohmann::json{json.at("allocation"), json.at("power_curve"), json.at("heldout")};
+  };
+  const fs::path whole = directory / "whole";
+  const pid_t uninterrupted = start(command(whole), false);
+  wait_for_output(whole);
+  const auto began = steady_clock::now();
+  REQUIRE(finish(uninterrupted) == 0);
+  const std::chrono::duration<double> running = steady_clock::now() - began;
+  const auto expected = llm_test::tree(whole);
+
+  std::mt19937_64 random(4);
+  std::uniform_real_distribution<double> share(0, 1);
+  const std::string errors = directory / "errors";
+  int interrupted = 0;
+  for (int i = 0; i < (RESSVD_LLM_KILLS + 4) / 5; ++i) {
+    INFO("moment " << i);
+    const pid_t run = start(command(broken), false, errors);
+    wait_for_output(broken);
+    std::this_thread::sleep_for(share(random) * running);
+    ::kill(run, i % 2 == 0 ? SIGINT : SIGTERM);
+    const int status = finish(run);
+    const std::string told = llm_test::read(errors);
+    INFO(told);
+    const std::string before_command = "broken.partial keeps what is done; to go on:\n  ";
+    if (const auto at = told.find(before_command); at != told.npos) {
+      ++interrupted;
+      CHECK(status == 130);
+      CHECK_FALSE(fs::exists(broken));
+      const std::string resuming = told.substr(at + before_command.size());
+      CHECK_THAT(resuming, contains_text(" compress --resume "));
+      REQUIRE(finish(start({"/bin/sh", "-c", resuming}, false)) == 0);
+    } else {
+      // The moment came before the output was begun, or after it was complete.
+      CHECK((status == 0 || status == 130 || status == -1));
+      if (!fs::exists(broken)) continue;
+    }
+    REQUIRE(llm_test::tree(broken) == expected);
+    CHECK_FALSE(fs::exists(partial_of(broken)));
+    if (fs::exists(broken.string() + ".json")) {
+      CHECK(found(broken) == found(whole));
+      fs::remove(broken.string() + ".json");
+    }
+    fs::remove_all(broken);
+  }
+  CHECK(interrupted > 0);
 }
 
 } // namespace ressvd_llm

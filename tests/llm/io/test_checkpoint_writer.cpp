@@ -215,7 +215,7 @@ TEST_CASE("two processes cannot write the same output", "[checkpoint_writer]") {
   CHECK(checkpoint::open(directory / "out").names().size() == 2);
 }
 
-TEST_CASE("an error while writing leaves nothing behind", "[checkpoint_writer]") {
+TEST_CASE("an error before the first mark leaves nothing behind", "[checkpoint_writer]") {
   const temporary_directory directory;
   const fs::path output = directory / "out";
   SECTION("in the caller") {
@@ -223,7 +223,6 @@ TEST_CASE("an error while writing leaves nothing behind", "[checkpoint_writer]")
         [&] {
           checkpoint_writer writer(output, {});
           add_layer(writer, 0);
-          writer.mark("1");
           write(writer.scratch() / "basis", "x");
           throw std::runtime_error("no convergence");
         }(),
@@ -267,6 +266,39 @@ TEST_CASE("an error while writing leaves nothing behind", "[checkpoint_writer]")
   }
   fs::remove(directory / "tokenizer.model");
   CHECK(fs::is_empty(directory.path()));
+}
+
+TEST_CASE("an error after a mark keeps what can be resumed", "[checkpoint_writer]") {
+  const temporary_directory directory;
+  const fs::path output = directory / "out", partial = directory / "out.partial";
+  run(directory / "whole", {});
+  const auto whole = tree(directory / "whole");
+  const auto fail_after = [&](int layer, const writer_options& options) {
+    checkpoint_writer writer(output, {}, options);
+    CHECK(writer.resumable() == writer.resumed_state().has_value());
+    for (int i = writer.resumed_state() ? std::stoi(*writer.resumed_state()) : 0; i < layer; ++i) {
+      add_layer(writer, i);
+      writer.mark(std::to_string(i + 1));
+      CHECK(writer.resumable());
+    }
+    write(writer.scratch() / "basis", "x");
+    throw std::runtime_error("no convergence");
+  };
+  CHECK_THROWS_AS(fail_after(2, {}), std::runtime_error);
+  CHECK(tree(partial).contains("journal.json"));
+  CHECK(tree(partial).contains("scratch/basis"));
+  CHECK_THROWS_AS(fail_after(3, {.resume = true}), std::runtime_error);
+  // A disk that is full at the very end, when shards are put together.
+  {
+    const file_size_limit limit(whole.at("model.safetensors").size() - 1);
+    CHECK_THAT(file_error_of([&] { run(output, {.resume = true}); }),
+               contains_text("model.safetensors: cannot be written: File too large"));
+  }
+  CHECK_FALSE(fs::exists(partial / "checkpoint"));
+  CHECK_FALSE(fs::exists(output));
+  run(output, {.resume = true});
+  CHECK(tree(output) == whole);
+  CHECK_FALSE(fs::exists(partial));
 }
 
 TEST_CASE("values without a finite form in the type are refused", "[checkpoint_writer]") {
@@ -435,6 +467,20 @@ TEST_CASE("a whole file is replaced or left as it was", "[output_file]") {
   CHECK(names_in(directory.path()) == std::vector<std::string>{"report.json"});
   CHECK_THAT(file_error_of([&] { ressvd_llm::write_whole_file(directory / "gone" / "x", "x"); }),
              contains_text("cannot be written: No such file or directory"));
+}
+
+TEST_CASE("whether a file can be written is found without writing it", "[output_file]") {
+  const temporary_directory directory;
+  ressvd_llm::require_writable(directory / "report.json");
+  CHECK(fs::is_empty(directory.path()));
+  write(directory / "report.json", "before");
+  ressvd_llm::require_writable(directory / "report.json");
+  CHECK(read(directory / "report.json") == "before");
+  CHECK_THAT(file_error_of([&] { ressvd_llm::require_writable(directory / "x" / "report.json"); }),
+             contains_text("cannot be written: No such file or directory"));
+  fs::create_directory(directory / "folder");
+  CHECK_THAT(file_error_of([&] { ressvd_llm::require_writable(directory / "folder"); }),
+             contains_text("folder: cannot be written: Is a directory"));
 }
 
 TEST_CASE("a device without space is told as such", "[output_file]") {

@@ -58,6 +58,91 @@ void write_byte_model(const std::filesystem::path& directory, const std::filesys
 
 } // namespace
 
+namespace {
+
+std::vector<std::string> short_compression(const std::filesystem::path& model,
+                                           const std::filesystem::path& output) {
+  return {"compress",    model.string(),      output.string(),      "--ratio=0.4",
+          "--samples=8", "--seqlen=16",       "--method=svd-llm",   "--search-samples=2",
+          "--threads=1", "--last-layers=all", "--heldout-samples=2"};
+}
+
+} // namespace
+
+TEST_CASE("a report that cannot be written is refused before the run") {
+  const fixture f("llama");
+  const llm_test::temporary_directory scratch;
+  const std::string model = f.directory.string();
+  const std::string tokens = (f.directory / "tokens.u16").string();
+  const std::string nowhere = scratch / "nodir" / "a.json";
+  auto compression = short_compression(f.directory, scratch / "out");
+  compression.insert(compression.end(), {"--json", nowhere});
+  for (const std::vector<std::string>& command :
+       {compression,
+        {"perplexity", model, "--tokens", tokens, "--seqlen", "16", "--json", nowhere},
+        {"compare", model, model, "--tokens", tokens, "--seqlen", "16", "--json", nowhere},
+        {"sample", model, scratch / "nodir" / "a.u16", "--samples", "2", "--seqlen", "16"}}) {
+    INFO(command.front());
+    const outcome result = run_command(command);
+    CHECK(result.status == 2);
+    CHECK(result.out.empty());
+    CHECK_THAT(result.err, contains_text("nodir/a.") &&
+                               contains_text("cannot be written: No such file or directory"));
+    CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
+    CHECK(std::filesystem::is_empty(scratch.path()));
+  }
+}
+
+TEST_CASE("a report may lie in the output") {
+  const fixture f("llama");
+  const llm_test::temporary_directory scratch;
+  auto compression = short_compression(f.directory, scratch / "out");
+  compression.insert(compression.end(), {"--json", scratch / "out" / "report.json"});
+  REQUIRE(run_command(compression).status == 0);
+  CHECK(read_json(scratch / "out" / "report.json").contains("heldout"));
+}
+
+TEST_CASE("an error that leaves a partial output says how to go on") {
+  const fixture f("llama");
+  const llm_test::temporary_directory scratch;
+  const auto command = short_compression(f.directory, scratch / "it's out");
+  REQUIRE(run_command(short_compression(f.directory, scratch / "whole")).status == 0);
+  const auto whole = llm_test::tree(scratch / "whole");
+  outcome result;
+  {
+    const llm_test::file_size_limit limit(whole.at("model.safetensors").size() - 1);
+    result = run_command(command);
+  }
+  CHECK(result.status == 2);
+  CHECK_THAT(result.err,
+             contains_text("it's out.partial keeps what is done; to go on:\n  ressvd-llm compress "
+                           "--resume " +
+                           f.directory.string() + " '") &&
+                 contains_text("it'\\''s out' --ratio=0.4"));
+  auto resumed = command;
+  resumed.push_back("--resume");
+  REQUIRE(run_command(resumed).status == 0);
+  CHECK(llm_test::tree(scratch / "it's out") == whole);
+}
+
+TEST_CASE("a failed evaluation ends with status 1 beside the output and its report") {
+  const fixture f("llama");
+  const llm_test::temporary_directory scratch;
+  std::filesystem::copy(f.directory, scratch / "model");
+  // A config just below the reader's limit, which the list of ranks takes beyond it.
+  nlohmann::json config = read_json(scratch / "model" / "config.json");
+  config["note"] = std::string(4'194'304 - config.dump().size() - 20, 'x');
+  llm_test::write(scratch / "model" / "config.json", config.dump());
+  auto command = short_compression(scratch / "model", scratch / "out");
+  command.insert(command.end(), {"--json", scratch / "report.json"});
+  const outcome result = run_command(command);
+  CHECK(result.status == 1);
+  CHECK_THAT(result.out, contains_text("% of the layers' matrix parameters removed"));
+  CHECK_THAT(result.err, contains_text("out is complete, but its evaluation failed: "));
+  CHECK(std::filesystem::exists(scratch / "out" / "model.safetensors"));
+  CHECK(read_json(scratch / "report.json")["heldout"].is_null());
+}
+
 TEST_CASE("perplexity reports what the library computes") {
   const fixture f("mistral");
   const llm_test::temporary_directory scratch;

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "compress/disk_estimate.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <system_error>
+#include <variant>
+
+#include "compress/factoring.hpp"
+#include "io/error.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+std::uint64_t bytes(std::int64_t count, std::int64_t size) {
+  return static_cast<std::uint64_t>(count) * static_cast<std::uint64_t>(size);
+}
+
+std::uint64_t bytes_below(const std::filesystem::path& directory) {
+  std::uint64_t sum = 0;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory, ignored)) {
+    if (entry.is_regular_file(ignored)) sum += entry.file_size(ignored);
+  }
+  return sum;
+}
+
+// The basis at the largest rank, the residual stage at each, and three numbers per rank as text.
+std::uint64_t basis_bytes(const linear_module& module, const rank_list& ranks,
+                          const ressvd::any_method& method) {
+  if (ranks.empty()) return 0;
+  // A metric of the rows alone makes a basis of the inputs' space.
+  const bool rows_alone = std::holds_alternative<ressvd::methods::fwsvd>(method.chosen);
+  std::int64_t vectors = (rows_alone ? module.in : module.out) * ranks.front();
+  if (const auto residual = method.residual()) {
+    for (const std::int64_t rank : ranks) {
+      ressvd::residual_options plan = residual->options;
+      plan.rank = rank;
+      vectors += module.out * (rank - ressvd::intermediate_rank(module.out, module.in, plan));
+    }
+  }
+  constexpr std::int64_t digits = 22;
+  return bytes(vectors, 4) + bytes(3 * (std::min)(module.out, module.in), digits);
+}
+
+std::string gibibytes(std::uint64_t count) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3f GiB", static_cast<double>(count) / (1 << 30));
+  return text;
+}
+
+} // namespace
+
+disk_estimate estimate_disk(const compress_options& options, const model_config& config,
+                            const checkpoint& source, const candidate_ranks& wanted, double ratio) {
+  const ressvd::any_method method = method_of(options);
+  const auto stored = [&](const std::string& name) {
+    const checkpoint::description tensor = source.describe(name);
+    if (!options.type) return tensor.bytes;
+    return static_cast<std::uint64_t>(tensor.elements) * size_of(*options.type);
+  };
+  const double kept_share = 1 - ratio;
+  disk_estimate estimate;
+  // With what the headers, the journal and the scratch files say of each tensor.
+  constexpr std::uint64_t description = 512;
+  for (const std::string& name : source.names())
+    estimate.tensors += stored(name) + description;
+  double removed = 0;
+  double factors = 0;
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    const auto modules = linear_modules(config, layer);
+    for (std::size_t i = 0; i < modules.size(); ++i) {
+      estimate.bases += basis_bytes(modules[i], wanted[layer][i], method);
+      removed += ratio * static_cast<double>(stored(modules[i].weight_name()));
+      factors += kept_share * static_cast<double>(bytes(matrix_parameters(modules[i]), 4));
+    }
+  }
+  if (options.format == output_format::factored)
+    estimate.tensors -= static_cast<std::uint64_t>(removed);
+  if (refits(options)) estimate.refits = static_cast<std::uint64_t>(factors);
+  return estimate;
+}
+
+void require_disk(const std::filesystem::path& partial, std::uint64_t needed) {
+  const std::uint64_t present = bytes_below(partial);
+  const std::uint64_t available = std::filesystem::space(partial).available;
+  if (needed <= present || needed - present <= available) return;
+  throw usage_error(partial.string() + ": the run needs an estimated " +
+                    gibibytes(needed - present) + " of disk, of which " + gibibytes(available) +
+                    " are free");
+}
+
+} // namespace ressvd_llm
