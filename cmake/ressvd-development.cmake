@@ -23,7 +23,7 @@ endif()
 # and sees overlapping and endless copies in std::string's own concatenation (GCC bug 105651).
 target_compile_options(ressvd_development INTERFACE
   -Wall -Wextra -Wpedantic -Wconversion -Wshadow
-  "$<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-uninitialized;-Wno-maybe-uninitialized;-Wno-restrict;-Wno-stringop-overflow>"
+  "$<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-uninitialized;-Wno-maybe-uninitialized;-Wno-restrict;-Wno-stringop-overflow;-Wno-stringop-overread;-Wno-array-bounds>"
   $<$<BOOL:${RESSVD_WARNINGS_AS_ERRORS}>:-Werror>
   $<$<BOOL:${RESSVD_NATIVE}>:-march=native>)
 

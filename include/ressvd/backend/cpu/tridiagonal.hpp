@@ -173,7 +173,8 @@ class divide_and_conquer {
 
   bool solve_leaf(index_t start, index_t n, block<T> q) {
     std::vector<double> d(d_.begin() + start, d_.begin() + start + n);
-    std::vector<double> e(e_.begin() + start, e_.begin() + start + n - 1);
+    const auto couplings = std::span(e_).subspan(at(start), at(n - 1)); // none for n = 1
+    std::vector<double> e(couplings.begin(), couplings.end());
     // All rows of the identity, or its first and last.
     const index_t rows = q.cols > 0 ? n : 2;
     std::vector<double> vectors(at(rows * n));
