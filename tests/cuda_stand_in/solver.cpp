@@ -313,11 +313,7 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t 
     T* const matrix = device_matrix<T>(a, n, n, lda, "potrf, A");
     enqueue(stream_of(handle), [=] {
       w.overwrite();
-      if constexpr (std::is_same_v<T, float>) {
-        *state = LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'L', to_int(n), matrix, to_int(lda));
-      } else {
-        *state = LAPACKE_dpotrf_work(LAPACK_COL_MAJOR, 'L', to_int(n), matrix, to_int(lda));
-      }
+      *state = late_cholesky(n, matrix, lda);
     });
   });
   return CUSOLVER_STATUS_SUCCESS;

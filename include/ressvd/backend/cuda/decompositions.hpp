@@ -106,12 +106,16 @@ void read_values(cuda_context& context, const int* info, const char* name, devic
                         norm);
 }
 
-/// The order of the first minor that is not positive, or 0.
+/// What an attempt at a Cholesky factorisation says.
+struct cholesky_outcome {
+  index_t minor = 0; ///< one that is not positive, perhaps not the first; 0: the factor is there
+  index_t suspected = 0; ///< where the matrix looks as if that was the first
+};
+
+/// Waits.
 template <compute_scalar T>
-index_t cholesky(cuda_context& context, device_block<T> c) {
-  if (c.empty()) return 0;
+cholesky_outcome try_cholesky(cuda_context& context, device_block<T> c, int* info) {
   const workspace_frame frame(context.scratch);
-  int* info = take_info(context);
   potrf(context, c, info);
   const double* diagonal = gather_diagonal(context, as_input(c));
   int minor = 0;
@@ -119,11 +123,39 @@ index_t cholesky(cuda_context& context, device_block<T> c) {
   context.copy_to_host(info, &minor, 1);
   context.read(diagonal, pivots.data(), c.rows);
   check_parameters(minor, "potrf");
-  if (minor > 0) return minor;
   // cuSOLVER does not promise to notice what is not a number.
   const auto bad = std::find_if(pivots.begin(), pivots.end(),
                                 [](double p) { return !(p > 0) || !std::isfinite(p); });
-  return bad == pivots.end() ? 0 : bad - pivots.begin() + 1;
+  const index_t seen = bad == pivots.end() ? c.rows : bad - pivots.begin() + 1;
+  if (minor > 0) return {minor, (std::min)(index_t{minor}, seen)};
+  if (bad != pivots.end()) return {c.rows, seen};
+  return {};
+}
+
+/// The order of the first minor that is not positive, or 0. Xpotrf may report a later one, and what
+/// it leaves of the block in which it failed is not documented. The first one is found by factoring
+/// leading minors of a copy: around the suspected one, then by bisection. Waits.
+template <compute_scalar T>
+index_t cholesky(cuda_context& context, device_block<T> c) {
+  if (c.empty()) return 0;
+  const workspace_frame frame(context.scratch);
+  const auto kept = scratch_block<T>(context, c.rows, c.cols);
+  int* info = take_info(context);
+  convert(context, as_input(c).view(), kept.view());
+  const cholesky_outcome whole = try_cholesky(context, c, info);
+  index_t good = 0; // the order of a positive minor
+  index_t bad = whole.minor;
+  while (bad - good > 1) {
+    const auto between = [&](index_t order) { return good < order && order < bad; };
+    const index_t order = between(whole.suspected - 1) ? whole.suspected - 1
+                          : between(whole.suspected)   ? whole.suspected
+                                                       : good + (bad - good) / 2;
+    const auto leading = c.part(0, 0, order, order);
+    convert(context, as_input(kept).part(0, 0, order, order).view(), leading.view());
+    const cholesky_outcome outcome = try_cholesky(context, leading, info);
+    (outcome.minor == 0 ? good : bad) = outcome.minor == 0 ? order : outcome.minor;
+  }
+  return bad;
 }
 
 template <compute_scalar T>
@@ -244,8 +276,8 @@ inline std::size_t total_bytes(std::initializer_list<std::size_t> pieces) {
 
 template <compute_scalar T>
 std::size_t cholesky_bytes(cuda_context& context, index_t n) {
-  return total_bytes(
-      {sizeof(int), potrf_size(context, shape<T>(n, n)).device, bytes_of<double>(n, 1)});
+  return total_bytes({bytes_of<T>(n, n), sizeof(int), potrf_size(context, shape<T>(n, n)).device,
+                      bytes_of<double>(n, 1)});
 }
 
 template <compute_scalar T>
