@@ -50,7 +50,8 @@ struct controls {
   double gesvdp_perturbation = 0;
   int compute_capability = 90;
   bool device_lost = false;
-  long waits = 0; ///< cudaStreamSynchronize calls
+  long waits = 0;        ///< cudaStreamSynchronize calls
+  long compilations = 0; ///< nvrtcCompileProgram calls
 };
 extern controls control;
 

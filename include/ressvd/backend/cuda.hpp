@@ -6,7 +6,7 @@
 //
 // Members that return numbers to the host, upload and download wait for the stream; thin_qr and
 // triangularize may, inside cuSOLVER; all others only queue work. The first call of a kernel also
-// compiles and loads it.
+// loads it, and compiles it where it is not in the cache yet.
 //
 // Scratch, each piece rounded up to workspace::alignment:
 //   add_gram, add_product   sums in double: 4 bytes × rows × min(cols, 2048) of the sum; sums in

@@ -2,7 +2,7 @@
 //
 // The context behind CUDA backends: a stream, library handles, scratch memory, kernels. Its factory
 // decides whether it owns them or borrows the engine's. All work goes to the one stream. No
-// globals; one context serves one thread at a time.
+// globals but the process's compiled kernels; one context serves one thread at a time.
 #pragma once
 
 #include <algorithm>
@@ -33,6 +33,9 @@ struct cuda_options {
   index_t tokens_per_product = 2048; ///< terms that a Gram product sums in float before it is
                                      ///< added to sums in double: more is faster, less more exact
   cuda_svd svd = cuda_svd::automatic;
+  /// Folder to keep compiled kernels in, made when it is missing; empty: they are kept in memory
+  /// alone. Whoever may write there decides what the device runs.
+  std::string kernel_cache = {};
 };
 
 /// The routines that decompositions ran, counted since the context was made.
@@ -185,8 +188,12 @@ class cuda_context {
 
   cuda_context(std::shared_ptr<detail::cuda::cuda_stream> stream, const cuda_handles& lent,
                const cuda_options& options)
-      : stream_(std::move(stream)), lent_(lent), options_(options), scratch(make_scratch()) {
-    detail::require(options.tokens_per_product >= 1, "tokens_per_product is ",
+      : stream_(std::move(stream)),
+        lent_(lent),
+        options_(options),
+        kernels_(options.kernel_cache),
+        scratch(make_scratch()) {
+    detail::require(options.tokens_per_product >= 0, "tokens_per_product is ",
                     options.tokens_per_product);
     detail::cuda::check(cudaGetDevice(&device_));
     if (lent_.cublas == nullptr) {
