@@ -49,6 +49,7 @@ struct controls {
   fault geqrf = fault::none;
   double gesvdp_perturbation = 0;
   int compute_capability = 90;
+  int double_ratio = 2; ///< the rate of arithmetic in float, of that in double
   bool device_lost = false;
   long waits = 0;        ///< cudaStreamSynchronize calls
   long compilations = 0; ///< nvrtcCompileProgram calls

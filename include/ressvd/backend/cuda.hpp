@@ -188,6 +188,10 @@ class cuda_backend {
 
   void synchronize() { context_->synchronize(); }
 
+  /// The rate of arithmetic in double, of that in float: 1/2 on cards for data centres, 1/32 or
+  /// 1/64 on most others. The choice among algorithms asks for it.
+  double double_speed() const { return context_->double_speed(); }
+
   /// Scratch of the decompositions, enough for whichever routine runs in the end.
   std::size_t potrf_bytes(index_t n) { return detail::cuda::cholesky_bytes<T>(*context_, n); }
   std::size_t thin_qr_bytes(index_t m, index_t n) {

@@ -82,6 +82,13 @@ class cuda_context {
   cudaStream_t stream() const { return stream_->get(); }
   int device() const { return device_; }
   const cuda_options& options() const { return options_; }
+  /// The device's rate of arithmetic in double, of that in float.
+  double double_speed() const {
+    int ratio = 0;
+    detail::cuda::check(
+        cudaDeviceGetAttribute(&ratio, cudaDevAttrSingleToDoublePrecisionPerfRatio, device_));
+    return 1.0 / (std::max)(ratio, 1);
+  }
   /// Device memory allocated by this context and by living matrices made with it.
   std::size_t bytes_in_use() const { return stream_->bytes_in_use(); }
 
