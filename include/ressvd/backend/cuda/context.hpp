@@ -30,8 +30,9 @@ struct cuda_options {
   std::size_t workspace_bytes = 0; ///< size of that buffer
   std::size_t memory_limit = 0;    ///< most device bytes to allocate at once; 0: no limit
   bool tf32 = false; ///< products of float may round their factors to TF32 (11 significant bits)
-  index_t tokens_per_product = 2048; ///< terms that a Gram product sums in float before it is
-                                     ///< added to sums in double: more is faster, less more exact
+  index_t tokens_per_product = 0; ///< terms that a Gram product sums in float before it is added to
+                                  ///< sums in double: more is faster, less more exact; 0: 8192 of
+                                  ///< 16-bit activations, 2048 of others
   cuda_svd svd = cuda_svd::automatic;
   /// Folder to keep compiled kernels in, made when it is missing; empty: they are kept in memory
   /// alone. Whoever may write there decides what the device runs.
