@@ -20,10 +20,10 @@ if(PROJECT_IS_TOP_LEVEL)
 endif()
 
 # g++ before 13 takes registers for uninitialised in its own AVX-512 intrinsics (GCC bug 105593)
-# and sees overlapping copies in std::string's own concatenation (GCC bug 105651).
+# and sees overlapping and endless copies in std::string's own concatenation (GCC bug 105651).
 target_compile_options(ressvd_development INTERFACE
   -Wall -Wextra -Wpedantic -Wconversion -Wshadow
-  "$<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-uninitialized;-Wno-maybe-uninitialized;-Wno-restrict>"
+  "$<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-uninitialized;-Wno-maybe-uninitialized;-Wno-restrict;-Wno-stringop-overflow>"
   $<$<BOOL:${RESSVD_WARNINGS_AS_ERRORS}>:-Werror>
   $<$<BOOL:${RESSVD_NATIVE}>:-march=native>)
 

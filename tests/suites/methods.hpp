@@ -704,6 +704,15 @@ TEMPLATE_LIST_TEST_CASE("one input serves several weights, and a stranger's meth
   check_report(be, k, input.compress(k.w(), methods::asvd{}, at_rank(3)), 3, x);
   check_report(be, q, input.compress(q.w(), reversed_rows{}, at_rank(4)), 4, x);
 
+  // Another context shares what was made, bit for bit.
+  auto other = make_backend<TestType>();
+  const ressvd::any_method tempering = ressvd::method_named("tempered");
+  input.prepare(tempering);
+  ressvd::calibration<TestType> copy(other, input);
+  CHECK(&copy.whitening() == &input.whitening());
+  CHECK(values_of(other, copy.compress(k.w(), tempering, at_rank(3)).factors).u ==
+        values_of(be, input.compress(k.w(), tempering, at_rank(3)).factors).u);
+
   for (const char* name : {"svd", "fwsvd", "asvd", "svd-llm", "adasvd", "ressvd", "tempered"}) {
     INFO(name);
     const auto method = ressvd::method_named(name);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "compress/compress.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <exception>
@@ -191,7 +192,8 @@ void print_size(const char* what, std::uint64_t bytes) {
 }
 
 struct run_plan {
-  double ratio = 0; // of the layers' matrices
+  double ratio = 0;      // of the layers' matrices, asked for
+  double kept_share = 1; // of them, at most
   std::vector<ressvd::layer_candidate> candidates;
   candidate_ranks wanted;
 };
@@ -202,6 +204,14 @@ run_plan plan_for(const compress_options& options, const language_model& model) 
   plan.ratio = matrix_ratio(options, config, model.source());
   plan.candidates = last_layer_choices(options, config, plan.ratio);
   plan.wanted = ranks_of_all(plan.candidates, config, options);
+  // Coarse multiples of a rank keep more than what is asked for.
+  plan.kept_share = 1 - plan.ratio;
+  auto possible = plan.candidates;
+  if (possible.empty()) possible.push_back({config.layers, plan.ratio});
+  for (const ressvd::layer_candidate& candidate : possible) {
+    const double removed = achieved_ratio(ranks_of(candidate, config, options), config);
+    plan.kept_share = (std::max)(plan.kept_share, 1 - removed);
+  }
   if (!options.grams.empty()) gram_file(options.grams).require(config, plan.wanted);
   return plan;
 }
@@ -216,7 +226,7 @@ void estimate(const checkpoint_writer& writer, const compress_options& options,
           .total();
   print_size("estimated peak memory", report.memory.estimate);
   report.disk_estimate =
-      estimate_disk(options, config, model.source(), plan.wanted, plan.ratio).total();
+      estimate_disk(options, config, model.source(), plan.wanted, plan.kept_share).total();
   print_size("estimated disk", report.disk_estimate);
   require_disk(writer.partial(), report.disk_estimate);
 }

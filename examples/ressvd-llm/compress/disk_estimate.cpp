@@ -53,14 +53,14 @@ std::string gibibytes(std::uint64_t count) {
 } // namespace
 
 disk_estimate estimate_disk(const compress_options& options, const model_config& config,
-                            const checkpoint& source, const candidate_ranks& wanted, double ratio) {
+                            const checkpoint& source, const candidate_ranks& wanted,
+                            double kept_share) {
   const ressvd::any_method method = method_of(options);
   const auto stored = [&](const std::string& name) {
     const checkpoint::description tensor = source.describe(name);
     if (!options.type) return tensor.bytes;
     return static_cast<std::uint64_t>(tensor.elements) * size_of(*options.type);
   };
-  const double kept_share = 1 - ratio;
   disk_estimate estimate;
   // With what the headers, the journal and the scratch files say of each tensor.
   constexpr std::uint64_t description = 512;
@@ -72,7 +72,7 @@ disk_estimate estimate_disk(const compress_options& options, const model_config&
     const auto modules = linear_modules(config, layer);
     for (std::size_t i = 0; i < modules.size(); ++i) {
       estimate.bases += basis_bytes(modules[i], wanted[layer][i], method);
-      removed += ratio * static_cast<double>(stored(modules[i].weight_name()));
+      removed += (1 - kept_share) * static_cast<double>(stored(modules[i].weight_name()));
       factors += kept_share * static_cast<double>(bytes(matrix_parameters(modules[i]), 4));
     }
   }

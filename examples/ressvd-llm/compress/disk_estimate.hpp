@@ -20,9 +20,10 @@ struct disk_estimate {
   std::uint64_t total() const { return bases + refits + 2 * tensors; }
 };
 
-// `wanted` as ranks_of_all gives it, `ratio` that of the layers' matrices.
+// `wanted` as ranks_of_all gives it; `kept_share` is what stays of the layers' matrices, at most.
 disk_estimate estimate_disk(const compress_options& options, const model_config& config,
-                            const checkpoint& source, const candidate_ranks& wanted, double ratio);
+                            const checkpoint& source, const candidate_ranks& wanted,
+                            double kept_share);
 
 // Throws usage_error, with both numbers, where a run that needs so many bytes does not fit beside
 // what `partial` holds of it already.

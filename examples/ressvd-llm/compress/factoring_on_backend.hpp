@@ -4,17 +4,20 @@
 // takes, names it for messages, and brings the answers to the host.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <ressvd/algorithms.hpp>
 
 #include "compress/factoring.hpp"
+#include "model/parallel.hpp"
 
 namespace ressvd_llm {
 
@@ -72,7 +75,7 @@ class factoring_on_backend final : public factoring_engine {
                      ressvd::gram_options{.name = name_ + std::string(name_of(group)),
                                           .channel_means = true});
       }
-      sums->add(engine_.uploaded(x, tokens, features).view().transposed());
+      sums->add(uploaded(engine_.be_, x, tokens, features).view().transposed());
     }
 
     void take(input_group group, const ressvd::gram_state& state) override {
@@ -83,20 +86,28 @@ class factoring_on_backend final : public factoring_engine {
     std::vector<factored_module> factor(const layer_weights& weights,
                                         const std::vector<rank_list>& wanted) override {
       std::vector<factored_module> result;
-      std::optional<ressvd::calibration<B>> input;
-      for (std::size_t i = 0; i < modules_.size(); ++i) {
-        const linear_module& module = modules_[i];
-        if (i > 0 && module.group != modules_[i - 1].group) input.reset();
+      for (const linear_module& module : modules_)
         result.push_back({module, {}});
-        if (wanted[i].empty()) continue;
-        if (!input) {
-          input.emplace(engine_.be_,
-                        std::move(sums_[static_cast<std::size_t>(module.group)].value()));
+      for (std::size_t first = 0; first < modules_.size();) {
+        std::vector<std::size_t> readers; // of the same input
+        std::size_t last = first;
+        for (; last < modules_.size() && modules_[last].group == modules_[first].group; ++last)
+          if (!wanted[last].empty()) readers.push_back(last);
+        if (!readers.empty()) {
+          auto& sums = sums_[static_cast<std::size_t>(modules_[first].group)];
+          ressvd::calibration<B> input(engine_.be_, std::move(sums.value()));
+          sums.reset();
+          input.prepare(method_);
+          engine_.for_each_small(modules_, readers, [&](B& be, std::size_t i) {
+            const linear_module& module = modules_[i];
+            const auto importance = engine_.row_importance(be, module);
+            auto w = weight_of(be, weights[module.kind]);
+            w.row_importance = importance.ref();
+            ressvd::calibration<B> mine(be, input);
+            result[i].state = mine.factor(std::move(w), method_, wanted[i]).state();
+          });
         }
-        const auto importance = engine_.row_importance(module);
-        auto w = engine_.weight_of(weights[module.kind]);
-        w.row_importance = importance.ref();
-        result.back().state = input->factor(std::move(w), method_, wanted[i]).state();
+        first = last;
       }
       return result;
     }
@@ -119,11 +130,11 @@ class factoring_on_backend final : public factoring_engine {
           input_(engine.be_, features, options) {}
 
     void observe(const float* x, const float* original, std::int64_t tokens) override {
-      const auto shifted = engine_.uploaded(x, tokens, features_);
+      const auto shifted = uploaded(engine_.be_, x, tokens, features_);
       if (original == nullptr) {
         input_.observe(shifted.view().transposed());
       } else {
-        const auto y = engine_.uploaded(original, tokens, features_);
+        const auto y = uploaded(engine_.be_, original, tokens, features_);
         input_.observe(shifted.view().transposed(), y.view().transposed());
       }
     }
@@ -135,7 +146,7 @@ class factoring_on_backend final : public factoring_engine {
     }
 
     linear truncate(const linear& original, const ressvd::rank_choice& choice) override {
-      return engine_.linear_of(input_.truncate(engine_.weight_of(original), method_, choice),
+      return engine_.linear_of(input_.truncate(weight_of(engine_.be_, original), method_, choice),
                                original);
     }
 
@@ -146,28 +157,51 @@ class factoring_on_backend final : public factoring_engine {
     ressvd::shifted_input<B> input_;
   };
 
+  // Calls body(backend, i) for each of `readers`. Matrices too small for threads inside go side by
+  // side, each on a context of its own.
+  template <class Body>
+  void for_each_small(const std::vector<linear_module>& modules,
+                      const std::vector<std::size_t>& readers, const Body& body) {
+    if constexpr (std::is_same_v<space, ressvd::host_space>) {
+      constexpr std::int64_t small = 512;
+      const bool all_small = std::ranges::all_of(readers, [&](std::size_t i) {
+        return (std::min)(modules[i].out, modules[i].in) <= small;
+      });
+      if (all_small && readers.size() > 1 && thread_count() > 1) {
+        parallel_each(std::ssize(readers), [&](std::int64_t i) {
+          B be(std::make_shared<ressvd::host_context>(ressvd::host_context_options{.threads = 1}));
+          body(be, readers[static_cast<std::size_t>(i)]);
+        });
+        return;
+      }
+    }
+    for (const std::size_t i : readers)
+      body(be_, i);
+  }
+
   // Row-major rows × cols values, held transposed and column-major.
-  ressvd::matrix<float, space> uploaded(const float* values, std::int64_t rows, std::int64_t cols) {
-    auto held = be_.allocate(cols, rows);
-    be_.upload({values, cols, rows, cols}, held);
+  static ressvd::matrix<float, space> uploaded(B& be, const float* values, std::int64_t rows,
+                                               std::int64_t cols) {
+    auto held = be.allocate(cols, rows);
+    be.upload({values, cols, rows, cols}, held);
     return held;
   }
 
-  ressvd::weight<B> weight_of(const linear& l) {
+  static ressvd::weight<B> weight_of(B& be, const linear& l) {
     const auto values = l.dense.values();
-    return {be_, uploaded(values.data(), l.out(), l.in()).view().transposed()};
+    return {be, uploaded(be, values.data(), l.out(), l.in()).view().transposed()};
   }
 
   ressvd::factored_matrix<B> restored(const factored_module& m, const linear& original) {
-    auto w = std::make_shared<const ressvd::weight<B>>(weight_of(original));
+    auto w = std::make_shared<const ressvd::weight<B>>(weight_of(be_, original));
     return ressvd::factored_matrix<B>::from_state(be_, std::move(w), m.state);
   }
 
-  ressvd::matrix<double, space> row_importance(const linear_module& module) {
+  ressvd::matrix<double, space> row_importance(B& be, const linear_module& module) const {
     if (!fisher_) return {};
     const auto f = read_f32(*fisher_, module.weight_name(), {module.out, module.in});
-    const auto held = uploaded(f.data(), module.out, module.in);
-    return ressvd::methods::fisher_row_importance(be_, held.view().transposed());
+    const auto held = uploaded(be, f.data(), module.out, module.in);
+    return ressvd::methods::fisher_row_importance(be, held.view().transposed());
   }
 
   // The factors as the linear layer that takes the place of `original`.

@@ -123,8 +123,10 @@ class sensitivity_allocation {
   std::string name_at(const judged_samples& judged, const model_ranks& ranks) const {
     std::string name = judged.name + " at";
     for (std::int64_t layer = 0; layer < passes_.config().layers; ++layer) {
-      for (const ressvd::rank_choice& r : ranks[layer])
-        name += r.dense ? std::string(" dense") : " " + std::to_string(r.rank);
+      for (const ressvd::rank_choice& r : ranks[layer]) {
+        name += ' ';
+        name += r.dense ? std::string("dense") : std::to_string(r.rank);
+      }
     }
     return name;
   }

@@ -22,6 +22,10 @@ struct adasvd {
 
   static constexpr std::string_view name = "adasvd";
   template <backend B>
+  void prepare(calibration<B>& input) const {
+    input.whitening("AdaSVD");
+  }
+  template <backend B>
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
     return truncated_svd(be, w, {}, input.whitening("AdaSVD").metric(), rank, options);
   }

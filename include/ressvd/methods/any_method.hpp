@@ -35,6 +35,10 @@ struct any_method {
   }
 
   template <backend B>
+  void prepare(calibration<B>& input) const {
+    std::visit([&](const auto& method) { input.prepare(method); }, chosen);
+  }
+  template <backend B>
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
     return std::visit([&](const auto& method) { return method.basis(be, w, input, rank); }, chosen);
   }

@@ -61,13 +61,17 @@ class calibration {
   calibration(B be, gram_accumulator<A> sums, const whitening_options& options = {})
       : be_(std::move(be)), options_(options) {
     detail::require(sums.tokens() > 0, sums.name(), ": no tokens were accumulated");
-    auto kept = std::make_shared<gram_accumulator<A>>(std::move(sums));
-    gram_ = kept->gram();
-    if (kept->has_channel_means()) {
-      means_ = kept->mean_abs();
-      mean_abs_ = std::as_const(means_).ref();
+    struct kept {
+      gram_accumulator<A> sums;
+      matrix<double, space> means;
+    };
+    const auto all = std::make_shared<kept>(kept{std::move(sums), {}});
+    gram_ = all->sums.gram();
+    if (all->sums.has_channel_means()) {
+      all->means = all->sums.mean_abs();
+      mean_abs_ = all->means.ref();
     }
-    owner_ = std::move(kept);
+    owner_ = all;
   }
 
   /// A Gram in the caller's memory, n × n, both triangles, and optionally mean_t |x_it|, n × 1.
@@ -81,6 +85,17 @@ class calibration {
   calibration(B be, ressvd::whitening<B> factor)
       : be_(std::move(be)),
         whitening_(std::make_shared<const ressvd::whitening<B>>(std::move(factor))) {}
+
+  /// The same statistics for another context, as another thread needs it: nothing is copied, and
+  /// factors of the Gram that `other` has made are shared.
+  calibration(B be, const calibration& other)
+      : be_(std::move(be)),
+        options_(other.options_),
+        gram_(other.gram_),
+        mean_abs_(other.mean_abs_),
+        owner_(other.owner_),
+        whitening_(other.whitening_),
+        tempered_(other.tempered_) {}
 
   /// n; 0 where nothing is known of X.
   index_t features() const {
@@ -110,10 +125,19 @@ class calibration {
   }
   /// A factor of the Gram's power p (tempered whitening). The last power asked for is kept.
   const ressvd::whitening<B>& whitening_power(double power, const char* reader = "this call") {
-    if (!tempered_ || tempered_->report.power != power)
-      tempered_ = whiten_power(be_, gram(reader), power);
+    if (!tempered_ || tempered_->report.power != power) {
+      tempered_ =
+          std::make_shared<const ressvd::whitening<B>>(whiten_power(be_, gram(reader), power));
+    }
     used_ = tempered_->report;
     return *tempered_;
+  }
+
+  /// Makes what the method needs of X now, so that copies for other contexts share it.
+  template <class M>
+  void prepare(const M& method) {
+    if constexpr (requires { method.prepare(*this); }) method.prepare(*this);
+    shared_whitening();
   }
 
   /// Factors W once, for all of `ranks` (in any order; at least one).
@@ -196,10 +220,9 @@ class calibration {
   whitening_options options_;
   block<const double, space> gram_;
   block<const double, space> mean_abs_;
-  std::shared_ptr<void> owner_; ///< of the Gram, where it was taken over
-  matrix<double, space> means_;
+  std::shared_ptr<const void> owner_; ///< of both, where they were taken over
   std::shared_ptr<const ressvd::whitening<B>> whitening_;
-  std::optional<ressvd::whitening<B>> tempered_;
+  std::shared_ptr<const ressvd::whitening<B>> tempered_;
   std::optional<whitening_report> used_; ///< by the method that runs
 };
 

@@ -8,8 +8,10 @@
 //   std::optional<residual_plan> residual() const
 // and one whose factors are fitted to shifted inputs otherwise than SVD-LLM's has
 //   update_options update() const
-// (methods/shifted_input.hpp). calibration::factor and calibration::compress do the rest; see
-// methods/asvd.hpp for the shortest example and methods/support.hpp for what methods share.
+// (methods/shifted_input.hpp). `void prepare(calibration<B>&) const` makes what a method needs of
+// the input ahead of its first weight; it is optional. calibration::factor and
+// calibration::compress do the rest; see methods/asvd.hpp for the shortest example and
+// methods/support.hpp for what methods share.
 #pragma once
 
 #include <concepts>

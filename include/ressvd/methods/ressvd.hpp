@@ -24,6 +24,10 @@ struct ressvd {
 
   static constexpr std::string_view name = "ressvd";
   template <backend B>
+  void prepare(calibration<B>& input) const {
+    input.whitening("ResSVD");
+  }
+  template <backend B>
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
     return truncated_svd(be, w, {}, input.whitening("ResSVD").metric(), rank, options);
   }

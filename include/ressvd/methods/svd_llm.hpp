@@ -18,6 +18,10 @@ struct svd_llm {
 
   static constexpr std::string_view name = "svd-llm";
   template <backend B>
+  void prepare(calibration<B>& input) const {
+    input.whitening("SVD-LLM");
+  }
+  template <backend B>
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
     return truncated_svd(be, w, {}, input.whitening("SVD-LLM").metric(), rank, options);
   }

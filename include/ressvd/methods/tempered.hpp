@@ -20,6 +20,10 @@ struct tempered {
 
   static constexpr std::string_view name = "tempered";
   template <backend B>
+  void prepare(calibration<B>& input) const {
+    input.whitening_power(power, "tempered whitening");
+  }
+  template <backend B>
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
     return truncated_svd(be, w, {}, input.whitening_power(power, "tempered whitening").metric(),
                          rank, options);

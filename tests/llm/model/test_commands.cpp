@@ -62,9 +62,9 @@ namespace {
 
 std::vector<std::string> short_compression(const std::filesystem::path& model,
                                            const std::filesystem::path& output) {
-  return {"compress",    model.string(),      output.string(),      "--ratio=0.4",
-          "--samples=8", "--seqlen=16",       "--method=svd-llm",   "--search-samples=2",
-          "--threads=1", "--last-layers=all", "--heldout-samples=2"};
+  return {"compress",    model.string(),       output.string(),    "--ratio=0.4",
+          "--samples=8", "--seqlen=16",        "--method=svd-llm", "--allocation=uniform",
+          "--threads=1", "--heldout-samples=2"};
 }
 
 } // namespace
