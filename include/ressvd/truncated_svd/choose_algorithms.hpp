@@ -13,8 +13,8 @@
 //   above         gram: the loss may be little more than rounding
 // A device whose arithmetic in double is at least 1/8 as fast as in float takes gram for all ranks:
 // there an eigenproblem in double takes hardly longer than one in float, and subspace was slower at
-// every size measured (docs/cuda.md). All devices are well above that (1/2, 1/3) or well below
-// (1/24 to 1/64).
+// every size measured on spectra like those of layers (docs/cuda.md). All devices are well above
+// that (1/2, 1/3) or well below (1/24 to 1/64).
 #pragma once
 
 #include <algorithm>
