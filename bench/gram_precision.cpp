@@ -206,8 +206,10 @@ const setting settings[] = {
     {"tf32_cut/truncating/to_double", cut_to_tf32, true, 2048},
     {"tf32/truncating/to_float", as_tf32, true, tokens},
     {"half/truncating/to_double", as_stored<half>, true, 2048},
+    {"half/truncating/to_double_8192", as_stored<half>, true, 8192},
     {"half/truncating/to_float", as_stored<half>, true, tokens},
     {"bfloat16/truncating/to_double", as_stored<ressvd::bfloat16>, true, 2048},
+    {"bfloat16/truncating/to_double_8192", as_stored<ressvd::bfloat16>, true, 8192},
     {"bfloat16/truncating/to_float", as_stored<ressvd::bfloat16>, true, tokens},
 };
 

@@ -3,6 +3,9 @@
 // NVRTC accepts every kernel of the CUDA backend, for every GPU it knows. No device is needed.
 #include "ressvd/backend/cuda/kernels.hpp"
 
+#include <algorithm>
+#include <filesystem>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -74,4 +77,21 @@ TEST_CASE("kernels compile for every GPU that NVRTC knows", "[cuda]") {
 TEST_CASE("a kernel that does not compile says why", "[cuda]") {
   CHECK_THROWS_WITH(cuda::compile_kernel("ressvd::fill<nothing>", 90, true),
                     contains_text("ressvd::fill<nothing>") && contains_text("nothing"));
+}
+
+TEST_CASE("a kernel that is kept in a folder is the one that was compiled", "[cuda]") {
+  const auto folder = std::filesystem::temp_directory_path() /
+                      ressvd::detail::text("ressvd_kernels_", std::random_device{}());
+  const std::string name = "ressvd::transpose<ressvd::half,float>";
+  cuda::kernel_cache first, second;
+  const cuda::compiled_kernel& compiled = first.get(name, 90, true, folder.string());
+  const auto key = cuda::kernel_key(name, 90, true);
+  CHECK(key.find("ressvd::transpose") != std::string::npos);
+  const auto kept = cuda::read_kernel(cuda::kernel_file(folder.string(), key), key);
+  REQUIRE(kept.has_value());
+  for (const cuda::compiled_kernel& k : {*kept, second.get(name, 90, true, folder.string())}) {
+    CHECK(k.symbol == compiled.symbol);
+    CHECK(k.code == compiled.code);
+  }
+  std::filesystem::remove_all(folder);
 }

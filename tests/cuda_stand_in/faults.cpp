@@ -301,3 +301,70 @@ TEST_CASE("kernels for a device that NVRTC does not know are compiled by the dri
   }
   control.compute_capability = 90;
 }
+
+TEST_CASE("automatic asks the device how fast its double precision is", "[cuda]") {
+  using ressvd::svd_algorithm;
+  using list = std::vector<svd_algorithm>;
+  cuda_backend<float> be;
+  const auto chosen = [&](int ratio, index_t rows, index_t cols, index_t rank) {
+    control.double_ratio = ratio;
+    return ressvd::choose_algorithms(be, svd_algorithm::automatic, rows, cols, rank);
+  };
+  const list gram{svd_algorithm::gram};
+  const list subspace{svd_algorithm::subspace, svd_algorithm::gram};
+  for (const int fast : {2, 3, 8}) {
+    CHECK(chosen(fast, 4096, 4096, 100) == gram);
+    CHECK(chosen(fast, 11008, 4096, 1228) == gram);
+  }
+  for (const int slow : {24, 32, 64}) {
+    CHECK(chosen(slow, 4096, 4096, 100) == subspace);
+    CHECK(chosen(slow, 4096, 4096, 2048) == subspace);
+    CHECK(chosen(slow, 4096, 4096, 2049) == gram);
+    CHECK(chosen(slow, 11008, 4096, 1024) == subspace);
+    CHECK(chosen(slow, 11008, 4096, 1228) == gram);
+  }
+  control.double_ratio = 32;
+  CHECK(be.double_speed() == 1.0 / 32);
+  CHECK(ressvd::choose_algorithms(cuda_backend<double>(be), svd_algorithm::automatic, 4096, 4096,
+                                  100) == list{svd_algorithm::exact});
+  control.double_ratio = 2;
+}
+
+TEST_CASE("only what asks for more than a Gram product's tokens is split", "[cuda]") {
+  // Beside 1 a term of 2^-26 is lost in a float sum: inside a chunk, and not between chunks.
+  cuda_backend<double> be;
+  const auto sum_of = [&](auto stored, index_t tokens, index_t chunk) {
+    using U = decltype(stored);
+    cuda_backend<double> some(
+        cuda_context::borrowing({.stream = be.context()->stream()}, {.tokens_per_product = chunk}));
+    dense x(1, tokens);
+    for (index_t t = 0; t < tokens; ++t)
+      x(0, t) = t == 0 ? 1 : 0;
+    x(0, tokens - 1) = 0x1p-13;
+    placed<U, cuda_backend<double>> batch(some, x);
+    auto sum = some.allocate(1, 1);
+    some.fill(sum, 0);
+    some.add_gram(batch.view(), sum.ref());
+    return values_of(some, sum)(0, 0);
+  };
+  const double kept = 1 + 0x1p-26;
+  CHECK(sum_of(ressvd::bfloat16{}, 8192, 0) == 1);
+  CHECK(sum_of(ressvd::bfloat16{}, 8193, 0) == kept);
+  CHECK(sum_of(ressvd::half{}, 8192, 0) == 1);
+  CHECK(sum_of(ressvd::half{}, 8193, 0) == kept);
+  CHECK(sum_of(float{}, 2048, 0) == 1);
+  CHECK(sum_of(float{}, 2049, 0) == kept);
+  CHECK(sum_of(ressvd::bfloat16{}, 100, 100) == 1);
+  CHECK(sum_of(ressvd::bfloat16{}, 101, 100) == kept);
+  CHECK_THROWS_WITH(cuda_context::owning({.tokens_per_product = -1}),
+                    contains_text("tokens_per_product is -1"));
+}
+
+TEST_CASE("activations that a product in float would overflow on are summed in double", "[cuda]") {
+  cuda_backend<float> be;
+  constexpr double large = 0x1.8p57; // 8192 of its squares exceed 2^128
+  placed<ressvd::bfloat16, cuda_backend<float>> batch(be, dense(1, 8192, large));
+  ressvd::gram_accumulator gram(be, 1);
+  gram.add(batch.view(), ressvd::token_order::features_by_tokens);
+  CHECK_THAT(values_of(be, gram.gram())(0, 0), WithinRel(8192 * large * large, 1e-12));
+}

@@ -195,8 +195,19 @@ cudaError_t cudaSetDevice(int device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? control.compute_capability / 10
-                                                          : control.compute_capability % 10;
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = control.compute_capability / 10;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = control.compute_capability % 10;
+      break;
+    case cudaDevAttrSingleToDoublePrecisionPerfRatio:
+      *value = control.double_ratio;
+      break;
+    default:
+      misuse("an attribute that no device of the stand-in has, %d", attribute);
+  }
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() {

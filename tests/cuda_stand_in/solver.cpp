@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // cuSOLVER by way of LAPACK. Destroyed operands become NaN, workspaces are overwritten when their
-// routine runs.
+// routine runs. It is as unkind as the real one has been seen to be: eigenvalue routines and SVDs
+// write between the columns of their results, Cholesky notices a bad pivot late.
 #include <lapacke.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -82,6 +84,40 @@ template <class T>
 void destroy(T* a, std::int64_t m, std::int64_t n, std::int64_t ld) {
   for (std::int64_t j = 0; j < n; ++j)
     std::fill_n(a + j * ld, m, std::numeric_limits<T>::quiet_NaN());
+}
+
+/// Writes between the columns of an m × n result, as Xgesvdp has been seen to do.
+template <class T>
+void spill(T* a, std::int64_t m, std::int64_t n, std::int64_t ld) {
+  for (std::int64_t j = 0; j + 1 < n; ++j)
+    std::fill(a + j * ld + m, a + (j + 1) * ld, T{1});
+}
+
+/// Cholesky that notices a bad pivot only where its block of 64 columns ends, as Xpotrf has been
+/// seen to do: infinity always, the last pivot of a block in float. The block's diagonal is then
+/// spoilt from its beginning. Returns info.
+template <class T>
+int late_cholesky(std::int64_t n, T* a, std::int64_t ld) {
+  constexpr std::int64_t width = 64;
+  std::int64_t infinite = 0; // its minor, or 0
+  while (infinite < n && !std::isinf(a[infinite + infinite * ld]))
+    ++infinite;
+  infinite = infinite < n ? infinite + 1 : 0;
+  int info = 0;
+  if constexpr (std::is_same_v<T, float>) {
+    info = LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'L', to_int(n), a, to_int(ld));
+  } else {
+    info = LAPACKE_dpotrf_work(LAPACK_COL_MAJOR, 'L', to_int(n), a, to_int(ld));
+  }
+  const bool by_infinity = infinite > 0 && (info == 0 || infinite <= info);
+  const std::int64_t first = by_infinity ? infinite : info;
+  if (first == 0) return 0;
+  const std::int64_t begin = (first - 1) / width * width;
+  for (std::int64_t j = begin; j < std::min(begin + width, n); ++j)
+    a[j + j * ld] = std::numeric_limits<T>::quiet_NaN();
+  const bool late = by_infinity || (std::is_same_v<T, float> && first == begin + width);
+  if (!late) return static_cast<int>(first);
+  return begin + width < n ? static_cast<int>(begin + width + 1) : 0;
 }
 
 /// What is wrong with this call.
@@ -187,6 +223,7 @@ cusolverStatus_t queue_syevj(cusolverDnHandle_t handle, cusolverEigMode_t mode,
   const fault now = due(control.syevj);
   enqueue(stream_of(handle), [=] {
     *state = symmetric_eigen(n, matrix, lda, values);
+    spill(matrix, n, n, lda);
     spoil<T>(now, *state, values, matrix, n, n, lda);
   });
   return status_of(now);
@@ -276,11 +313,7 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t 
     T* const matrix = device_matrix<T>(a, n, n, lda, "potrf, A");
     enqueue(stream_of(handle), [=] {
       w.overwrite();
-      if constexpr (std::is_same_v<T, float>) {
-        *state = LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'L', to_int(n), matrix, to_int(lda));
-      } else {
-        *state = LAPACKE_dpotrf_work(LAPACK_COL_MAJOR, 'L', to_int(n), matrix, to_int(lda));
-      }
+      *state = late_cholesky(n, matrix, lda);
     });
   });
   return CUSOLVER_STATUS_SUCCESS;
@@ -377,6 +410,7 @@ cusolverStatus_t cusolverDnXsyevd(cusolverDnHandle_t handle, cusolverDnParams_t,
     enqueue(stream_of(handle), [=] {
       space.overwrite();
       *state = symmetric_eigen(n, matrix, lda, values);
+      spill(matrix, n, n, lda);
       spoil<T>(now, *state, values, matrix, n, n, lda);
     });
   });
@@ -450,6 +484,9 @@ cusolverStatus_t cusolverDnXgesvdp(cusolverDnHandle_t handle, cusolverDnParams_t
       space.overwrite();
       *state = singular_values(m, n, matrix, lda, values, left, ldu, right, ldv);
       *perturbation = reported;
+      spill(matrix, m, n, lda);
+      spill(left, m, k, ldu);
+      spill(right, n, k, ldv);
       spoil<T>(now, *state, values, left, m, k, ldu);
     });
   });
@@ -495,6 +532,8 @@ cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t,
       space.overwrite();
       *state =
           singular_values<T>(m, n, matrix, lda, values, left, ldu, static_cast<T*>(nullptr), 0);
+      spill(matrix, m, n, lda);
+      spill(left, m, n, ldu);
       spoil<T>(now, *state, values, left, m, n, ldu);
     });
   });

@@ -11,10 +11,12 @@
 //     into freed memory is accepted.
 //   - cuBLAS and cuSOLVER answer as their documentation says, by way of BLAS and LAPACK; arguments
 //     are checked, destroyed operands and workspaces are overwritten.
+//   - Where a device was seen to do worse than documented, so does cuSOLVER here: SVDs and
+//     eigenvalue routines write between columns, Cholesky notices bad pivots late.
 //   - Kernels are compiled by the host's compiler, a block's threads taking turns at barriers.
 //
-// Misuse ends the program with a message. It says nothing about speed, and nothing that cuBLAS and
-// cuSOLVER do beyond their documentation: tests that pass here have not passed on a device.
+// Misuse ends the program with a message. It says nothing about speed, and nothing else that cuBLAS
+// and cuSOLVER do beyond their documentation: tests that pass here have not passed on a device.
 #pragma once
 
 #include <cublas_v2.h>
@@ -47,8 +49,10 @@ struct controls {
   fault geqrf = fault::none;
   double gesvdp_perturbation = 0;
   int compute_capability = 90;
+  int double_ratio = 2; ///< the rate of arithmetic in float, of that in double
   bool device_lost = false;
-  long waits = 0; ///< cudaStreamSynchronize calls
+  long waits = 0;        ///< cudaStreamSynchronize calls
+  long compilations = 0; ///< nvrtcCompileProgram calls
 };
 extern controls control;
 

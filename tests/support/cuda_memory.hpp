@@ -11,9 +11,13 @@ namespace support {
 
 template <>
 struct memory<ressvd::cuda_space> {
+  /// On one context for all tests: handles and kernels take a device long. It is never destroyed,
+  /// since the libraries may be gone by then.
   template <class B>
   static B backend() {
-    return B{};
+    static auto& shared =
+        *new std::shared_ptr<ressvd::cuda_context>(ressvd::cuda_context::owning());
+    return B(shared);
   }
 
   template <class U, class B>

@@ -11,9 +11,10 @@
 namespace support {
 
 /// Specialised for each memory space, with the static members
-///   B backend<B>()                                        a backend with a context of its own
-///   std::shared_ptr<U[]> place(B&, const std::vector<U>&) those elements in the space's memory
-///   std::vector<U> fetch(B&, const U*, std::size_t count) elements of the space on the host, after
+///   B backend<B>()                                        a backend, on a context that others
+///   share std::shared_ptr<U[]> place(B&, const std::vector<U>&) those elements in the space's
+///   memory std::vector<U> fetch(B&, const U*, std::size_t count) elements of the space on the
+///   host, after
 ///                                                         everything asked of the backend is done
 template <class Space>
 struct memory;

@@ -6,11 +6,12 @@
 //
 // Members that return numbers to the host, upload and download wait for the stream; thin_qr and
 // triangularize may, inside cuSOLVER; all others only queue work. The first call of a kernel also
-// compiles and loads it.
+// loads it, and compiles it where it is not in the cache yet.
 //
 // Scratch, each piece rounded up to workspace::alignment:
 //   add_gram, add_product   sums in double: 4 bytes × rows × min(cols, 2048) of the sum; sums in
-//                           float of factors in double: both factors' 2048 tokens in float
+//                           float of factors in double: both factors' tokens of one product in
+//                           float
 //   max_abs, dot            at most 8 KiB
 //   row_squared_norms, diagonal   8 bytes a row
 //   decompositions          potrf_bytes(n), thin_qr_bytes(m, n), … ask cuSOLVER
@@ -188,6 +189,10 @@ class cuda_backend {
 
   void synchronize() { context_->synchronize(); }
 
+  /// The rate of arithmetic in double, of that in float: 1/2 on cards for data centres, 1/32 or
+  /// 1/64 on most others. The choice among algorithms asks for it.
+  double double_speed() const { return context_->double_speed(); }
+
   /// Scratch of the decompositions, enough for whichever routine runs in the end.
   std::size_t potrf_bytes(index_t n) { return detail::cuda::cholesky_bytes<T>(*context_, n); }
   std::size_t thin_qr_bytes(index_t m, index_t n) {
@@ -212,7 +217,8 @@ class cuda_backend {
     if constexpr (std::is_same_v<U, T> || (std::is_same_v<T, float> && sizeof(U) == 2)) {
       multiply(x, y, T{1}, sum);
     } else {
-      const index_t chunk = context_->options().tokens_per_product;
+      const index_t asked = context_->options().tokens_per_product;
+      const index_t chunk = asked > 0 ? asked : sizeof(U) == 2 ? 8192 : 2048;
       for (index_t t = 0; t < x.cols; t += chunk) {
         const index_t count = (std::min)(chunk, x.cols - t);
         add_in_float(x.part(0, t, x.rows, count), y.part(0, t, y.rows, count), sum);

@@ -11,6 +11,10 @@
 //                 as long, as only the forming of a Gram grows with the longer side
 //   up to 75 %    deflated_gram, where the backend has that routine
 //   above         gram: the loss may be little more than rounding
+// A device whose arithmetic in double is at least 1/8 as fast as in float takes gram for all ranks:
+// there an eigenproblem in double takes hardly longer than one in float, and subspace was slower at
+// every size measured on spectra like those of layers (docs/cuda.md). All devices are well above
+// that (1/2, 1/3) or well below (1/24 to 1/64).
 #pragma once
 
 #include <algorithm>
@@ -25,11 +29,18 @@ namespace ressvd {
 inline namespace v0 {
 namespace detail {
 
+/// Whether the backend computes on a device of fast double precision, and knows it.
+template <backend B>
+bool doubles_are_fast(const B& be) {
+  if constexpr (requires { be.double_speed(); }) return be.double_speed() >= 0.125;
+  return false;
+}
+
 /// The fastest algorithm that keeps the digits of the backend's scalar.
 template <backend B>
-svd_algorithm fastest_algorithm(index_t shorter, index_t longer, index_t rank) {
+svd_algorithm fastest_algorithm(const B& be, index_t shorter, index_t longer, index_t rank) {
   if constexpr (std::is_same_v<typename B::scalar, double>) return svd_algorithm::exact;
-  if (shorter < 512) return svd_algorithm::gram;
+  if (shorter < 512 || doubles_are_fast(be)) return svd_algorithm::gram;
   constexpr bool partial = has_leading_eigenvectors<B>;
   const double share = (partial ? 0.15 : 0.5) * (longer >= 2 * shorter ? 0.5 : 1.0);
   if (static_cast<double>(rank) <= share * static_cast<double>(shorter)) {
@@ -43,12 +54,12 @@ svd_algorithm fastest_algorithm(index_t shorter, index_t longer, index_t rank) {
 /// The algorithms to try for the leading `rank` singular vectors of a rows × cols matrix, first to
 /// last, when `asked` is asked for. All but the last may decline; the last one never does.
 template <backend B>
-std::vector<svd_algorithm> choose_algorithms(svd_algorithm asked, index_t rows, index_t cols,
-                                             index_t rank) {
+std::vector<svd_algorithm> choose_algorithms(const B& be, svd_algorithm asked, index_t rows,
+                                             index_t cols, index_t rank) {
   const svd_algorithm first =
       asked != svd_algorithm::automatic
           ? asked
-          : detail::fastest_algorithm<B>((std::min)(rows, cols), (std::max)(rows, cols), rank);
+          : detail::fastest_algorithm(be, (std::min)(rows, cols), (std::max)(rows, cols), rank);
   if (first == svd_algorithm::subspace || first == svd_algorithm::deflated_gram) {
     return {first, svd_algorithm::gram};
   }

@@ -115,7 +115,7 @@ svd_outcome left_singular_vectors(B& be, const weighted_matrix<B>& a, const svd_
   const svd_options watched = with_rising_progress(options);
   report_progress(watched, 0);
   for (const svd_algorithm which :
-       choose_algorithms<B>(options.algorithm, a.rows(), a.cols(), u.cols)) {
+       choose_algorithms(be, options.algorithm, a.rows(), a.cols(), u.cols)) {
     if (auto outcome = run_algorithm<B>(which, be, a, watched, u)) return std::move(*outcome);
   }
   fail<backend_error>("every algorithm declined a truncated SVD of rank ", u.cols);

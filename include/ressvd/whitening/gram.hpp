@@ -9,8 +9,9 @@
 //   memory      8n² bytes for G in double, 8n·n° for C, 8n for the means
 //   workspace   scratch for one chunk of at most 2048 tokens in the product type
 //   blocks      the finiteness check of add waits for its result, unless finite_check::deferred
-//   precision   products of float, half and bfloat16 are formed in float, 2048 at a time, and
-//               summed in double, whatever the backend's scalar; batches whose magnitude would
+//   precision   products of float, half and bfloat16 are formed in float, 2048 at a time (on CUDA
+//               8192 of the 16-bit types), and summed in double, whatever the backend's scalar;
+//               batches whose magnitude would
 //               leave float's range are formed in double (not under finite_check::deferred, which
 //               does not look at the magnitude)
 //   source      SVD-LLM, arXiv 2403.07378, section 3 (G); the means: ASVD, arXiv 2312.05821
@@ -199,10 +200,10 @@ class gram_accumulator {
   }
 
   /// Calls f(part of x, its first token): with x itself where products of float neither overflow
-  /// nor vanish (|x|² · 2048 < 2^128 and |x|² > 2^-102), else with copies in double.
+  /// nor vanish (|x|² · 8192 < 2^128 and |x|² > 2^-102), else with copies in double.
   template <class U, class F>
   void in_product_range(matrix_view<const U, space> x, double max_abs, F f) {
-    const bool fits = max_abs < 0x1p58 && (max_abs > 0x1p-51 || max_abs == 0);
+    const bool fits = max_abs < 0x1p57 && (max_abs > 0x1p-51 || max_abs == 0);
     if (fits || std::is_same_v<U, double>) return f(x, 0);
     constexpr index_t chunk = 2048;
     for (index_t t = 0; t < x.cols; t += chunk) {

@@ -2,7 +2,7 @@
 //
 // The context behind CUDA backends: a stream, library handles, scratch memory, kernels. Its factory
 // decides whether it owns them or borrows the engine's. All work goes to the one stream. No
-// globals; one context serves one thread at a time.
+// globals but the process's compiled kernels; one context serves one thread at a time.
 #pragma once
 
 #include <algorithm>
@@ -30,9 +30,13 @@ struct cuda_options {
   std::size_t workspace_bytes = 0; ///< size of that buffer
   std::size_t memory_limit = 0;    ///< most device bytes to allocate at once; 0: no limit
   bool tf32 = false; ///< products of float may round their factors to TF32 (11 significant bits)
-  index_t tokens_per_product = 2048; ///< terms that a Gram product sums in float before it is
-                                     ///< added to sums in double: more is faster, less more exact
+  index_t tokens_per_product = 0; ///< terms that a Gram product sums in float before it is added to
+                                  ///< sums in double: more is faster, less more exact; 0: 8192 of
+                                  ///< 16-bit activations, 2048 of others
   cuda_svd svd = cuda_svd::automatic;
+  /// Folder to keep compiled kernels in, made when it is missing; empty: they are kept in memory
+  /// alone. Whoever may write there decides what the device runs.
+  std::string kernel_cache = {};
 };
 
 /// The routines that decompositions ran, counted since the context was made.
@@ -79,6 +83,13 @@ class cuda_context {
   cudaStream_t stream() const { return stream_->get(); }
   int device() const { return device_; }
   const cuda_options& options() const { return options_; }
+  /// The device's rate of arithmetic in double, of that in float.
+  double double_speed() const {
+    int ratio = 0;
+    detail::cuda::check(
+        cudaDeviceGetAttribute(&ratio, cudaDevAttrSingleToDoublePrecisionPerfRatio, device_));
+    return 1.0 / (std::max)(ratio, 1);
+  }
   /// Device memory allocated by this context and by living matrices made with it.
   std::size_t bytes_in_use() const { return stream_->bytes_in_use(); }
 
@@ -185,8 +196,12 @@ class cuda_context {
 
   cuda_context(std::shared_ptr<detail::cuda::cuda_stream> stream, const cuda_handles& lent,
                const cuda_options& options)
-      : stream_(std::move(stream)), lent_(lent), options_(options), scratch(make_scratch()) {
-    detail::require(options.tokens_per_product >= 1, "tokens_per_product is ",
+      : stream_(std::move(stream)),
+        lent_(lent),
+        options_(options),
+        kernels_(options.kernel_cache),
+        scratch(make_scratch()) {
+    detail::require(options.tokens_per_product >= 0, "tokens_per_product is ",
                     options.tokens_per_product);
     detail::cuda::check(cudaGetDevice(&device_));
     if (lent_.cublas == nullptr) {

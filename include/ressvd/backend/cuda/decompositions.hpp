@@ -2,6 +2,10 @@
 //
 // Decompositions: which cuSOLVER routine runs, how its report is checked, which one takes over when
 // it fails, and the scratch that all of this takes.
+//
+// Eigenvalue routines and SVDs run on packed scratch: Xgesvdp has been seen to write between the
+// columns of a result whose leading dimension exceeds its rows. Cholesky and QR keep to their
+// blocks (the tests of padded blocks passed on a device) and run in place.
 #pragma once
 
 #include <algorithm>
@@ -45,10 +49,11 @@ struct routine {
   std::function<void()> run; ///< throws solver_error when it fails
 };
 
-/// Runs the first routine on c, and the other one on a copy of c if the first fails; the report
-/// says so. A lost device and missing memory are not such failures: they throw.
+/// Runs the first routine, and the other one if it fails; the report says so. Each finds a copy of
+/// c in `work`, and c stays as it is. A lost device and missing memory are not such failures: they
+/// throw.
 template <compute_scalar T>
-void run_either(cuda_context& context, device_block<T> c, device_block<const T> kept,
+void run_either(cuda_context& context, device_block<const T> c, device_block<T> work,
                 const routine& first, const routine& other) {
   std::string failures;
   for (const routine* r : {&first, &other}) {
@@ -61,7 +66,7 @@ void run_either(cuda_context& context, device_block<T> c, device_block<const T> 
           text(failures.empty() ? "" : "; ", r->name, ": ", what.substr(what.find(' ') + 1));
       cudaGetLastError();    // reported here, as check does
       context.synchronize(); // throws when the device is lost
-      convert(context, kept.view(), c.view());
+      convert(context, c.view(), work.view());
       continue;
     }
     ++*r->count;
@@ -101,12 +106,16 @@ void read_values(cuda_context& context, const int* info, const char* name, devic
                         norm);
 }
 
-/// The order of the first minor that is not positive, or 0.
+/// What an attempt at a Cholesky factorisation says.
+struct cholesky_outcome {
+  index_t minor = 0; ///< one that is not positive, perhaps not the first; 0: the factor is there
+  index_t suspected = 0; ///< where the matrix looks as if that was the first
+};
+
+/// Waits.
 template <compute_scalar T>
-index_t cholesky(cuda_context& context, device_block<T> c) {
-  if (c.empty()) return 0;
+cholesky_outcome try_cholesky(cuda_context& context, device_block<T> c, int* info) {
   const workspace_frame frame(context.scratch);
-  int* info = take_info(context);
   potrf(context, c, info);
   const double* diagonal = gather_diagonal(context, as_input(c));
   int minor = 0;
@@ -114,11 +123,39 @@ index_t cholesky(cuda_context& context, device_block<T> c) {
   context.copy_to_host(info, &minor, 1);
   context.read(diagonal, pivots.data(), c.rows);
   check_parameters(minor, "potrf");
-  if (minor > 0) return minor;
   // cuSOLVER does not promise to notice what is not a number.
   const auto bad = std::find_if(pivots.begin(), pivots.end(),
                                 [](double p) { return !(p > 0) || !std::isfinite(p); });
-  return bad == pivots.end() ? 0 : bad - pivots.begin() + 1;
+  const index_t seen = bad == pivots.end() ? c.rows : bad - pivots.begin() + 1;
+  if (minor > 0) return {minor, (std::min)(index_t{minor}, seen)};
+  if (bad != pivots.end()) return {c.rows, seen};
+  return {};
+}
+
+/// The order of the first minor that is not positive, or 0. Xpotrf may report a later one, and what
+/// it leaves of the block in which it failed is not documented. The first one is found by factoring
+/// leading minors of a copy: around the suspected one, then by bisection. Waits.
+template <compute_scalar T>
+index_t cholesky(cuda_context& context, device_block<T> c) {
+  if (c.empty()) return 0;
+  const workspace_frame frame(context.scratch);
+  const auto kept = scratch_block<T>(context, c.rows, c.cols);
+  int* info = take_info(context);
+  convert(context, as_input(c).view(), kept.view());
+  const cholesky_outcome whole = try_cholesky(context, c, info);
+  index_t good = 0; // the order of a positive minor
+  index_t bad = whole.minor;
+  while (bad - good > 1) {
+    const auto between = [&](index_t order) { return good < order && order < bad; };
+    const index_t order = between(whole.suspected - 1) ? whole.suspected - 1
+                          : between(whole.suspected)   ? whole.suspected
+                                                       : good + (bad - good) / 2;
+    const auto leading = c.part(0, 0, order, order);
+    convert(context, as_input(kept).part(0, 0, order, order).view(), leading.view());
+    const cholesky_outcome outcome = try_cholesky(context, leading, info);
+    (outcome.minor == 0 ? good : bad) = outcome.minor == 0 ? order : outcome.minor;
+  }
+  return bad;
 }
 
 template <compute_scalar T>
@@ -144,22 +181,23 @@ template <compute_scalar T>
 void eigh(cuda_context& context, device_block<T> c, std::span<double> values) {
   if (c.empty()) return;
   const workspace_frame frame(context.scratch);
-  const auto kept = scratch_block<T>(context, c.rows, c.cols);
+  const auto work = scratch_block<T>(context, c.rows, c.cols);
   const auto w = scratch_block<T>(context, c.rows, 1);
   int* info = take_info(context);
-  convert(context, as_input(c).view(), kept.view());
-  mirror_lower(context, kept);
-  const double norm = std::sqrt(dot(context, as_input(kept), as_input(kept)));
-  run_either(context, c, as_input(kept),
+  convert(context, as_input(c).view(), work.view());
+  mirror_lower(context, work);
+  const double norm = std::sqrt(dot(context, as_input(work), as_input(work)));
+  run_either(context, as_input(c), work,
              {"syevd", &context.report.syevd,
               [&] {
-                syevd(context, c, w, info);
-                read_values(context, info, "syevd", w, c, norm, values);
+                syevd(context, work, w, info);
+                read_values(context, info, "syevd", w, work, norm, values);
               }},
              {"syevj", &context.report.syevj, [&] {
-                syevj(context, c, w, info);
-                read_values(context, info, "syevj", w, c, norm, values);
+                syevj(context, work, w, info);
+                read_values(context, info, "syevj", w, work, norm, values);
               }});
+  convert(context, as_input(work).view(), c.view());
 }
 
 /// SVD by polar decomposition; destroys c.
@@ -200,17 +238,19 @@ void svd(cuda_context& context, device_block<T> c, std::span<double> values, dev
   if (c.empty()) return;
   constexpr index_t small = 64;
   const workspace_frame frame(context.scratch);
-  const auto kept = scratch_block<T>(context, c.rows, c.cols);
+  const auto work = scratch_block<T>(context, c.rows, c.cols);
   const auto s = scratch_block<T>(context, (std::min)(c.rows, c.cols), 1);
+  const auto left = scratch_block<T>(context, c.rows, s.rows);
   int* info = take_info(context);
-  convert(context, as_input(c).view(), kept.view());
-  const double norm = std::sqrt(dot(context, as_input(kept), as_input(kept)));
+  convert(context, as_input(c).view(), work.view());
+  const double norm = std::sqrt(dot(context, as_input(work), as_input(work)));
   const routine polar{"gesvdp", &context.report.gesvdp,
-                      [&] { polar_svd(context, c, s, info, norm, values, u); }};
+                      [&] { polar_svd(context, work, s, info, norm, values, left); }};
   const routine qr{"gesvd", &context.report.gesvd,
-                   [&] { qr_svd(context, c, s, info, norm, values, u); }};
+                   [&] { qr_svd(context, work, s, info, norm, values, left); }};
   const bool polar_first = s.rows > small && context.options().svd == cuda_svd::automatic;
-  run_either(context, c, as_input(kept), polar_first ? polar : qr, polar_first ? qr : polar);
+  run_either(context, as_input(c), work, polar_first ? polar : qr, polar_first ? qr : polar);
+  convert(context, as_input(left).view(), u.view());
 }
 
 // The scratch of these functions, whichever way they take.
@@ -236,8 +276,8 @@ inline std::size_t total_bytes(std::initializer_list<std::size_t> pieces) {
 
 template <compute_scalar T>
 std::size_t cholesky_bytes(cuda_context& context, index_t n) {
-  return total_bytes(
-      {sizeof(int), potrf_size(context, shape<T>(n, n)).device, bytes_of<double>(n, 1)});
+  return total_bytes({bytes_of<T>(n, n), sizeof(int), potrf_size(context, shape<T>(n, n)).device,
+                      bytes_of<double>(n, 1)});
 }
 
 template <compute_scalar T>
@@ -294,7 +334,7 @@ std::size_t svd_bytes(cuda_context& context, index_t m, index_t n) {
     return total_bytes({bytes_of<T>(n, m), bytes_of<T>(m, m)}) +
            (std::max)(total_bytes({size}), triangularize_bytes<T>(context, n, m));
   });
-  return total_bytes({bytes_of<T>(m, n), bytes_of<T>(k, 1), sizeof(int)}) +
+  return total_bytes({bytes_of<T>(m, n), bytes_of<T>(k, 1), bytes_of<T>(m, k), sizeof(int)}) +
          (std::max)({polar, qr, total_bytes({dot_bytes(m, n)})});
 }
 

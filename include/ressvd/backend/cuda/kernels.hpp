@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Device kernels: compiled by NVRTC when first used (about 0.1 s each), loaded and launched through
-// the driver.
+// Device kernels: taken from the cache of compiled code (backend/cuda/kernel_cache.hpp) when a
+// context first uses them, loaded and launched through the driver.
 //
 // The driver's functions are looked up at run time, so a program does not link libcuda and starts
 // on a machine without a driver. (The run-time library has functions of its own to load compiled
@@ -14,10 +14,9 @@
 #include <map>
 #include <string>
 #include <type_traits>
-#include <vector>
+#include <utility>
 
-#include "ressvd/backend/cuda/error.hpp"
-#include "ressvd/backend/cuda/kernel_source.hpp"
+#include "ressvd/backend/cuda/kernel_cache.hpp"
 #include "ressvd/core/scalar.hpp"
 #include "ressvd/core/types.hpp"
 
@@ -48,54 +47,6 @@ inline std::string kernel_name(const char* kernel, std::initializer_list<const c
     name += argument;
   }
   return name + '>';
-}
-
-struct compiled_kernel {
-  std::string symbol; ///< the kernel's mangled name
-  std::vector<char> code;
-};
-
-/// Compiles one kernel for compute capability `target` (90 for 9.0): to machine code when `exact`,
-/// else to PTX, which the driver compiles for any device of that capability or a later one.
-inline compiled_kernel compile_kernel(const std::string& name, int target, bool exact) {
-  nvrtcProgram program = nullptr;
-  check(nvrtcCreateProgram(&program, kernel_source, "ressvd_kernels.cu", 0, nullptr, nullptr));
-  struct destroy {
-    nvrtcProgram& p;
-    ~destroy() { nvrtcDestroyProgram(&p); }
-  } const guard{program};
-
-  check(nvrtcAddNameExpression(program, name.c_str()));
-  const std::string arch = text("--gpu-architecture=", exact ? "sm_" : "compute_", target);
-  const char* options[] = {arch.c_str(), "--std=c++17", "--device-as-default-execution-space"};
-  if (const nvrtcResult status = nvrtcCompileProgram(program, 3, options);
-      status != NVRTC_SUCCESS) {
-    std::size_t size = 0;
-    check(nvrtcGetProgramLogSize(program, &size));
-    std::string log(size, '\0');
-    check(nvrtcGetProgramLog(program, log.data()));
-    fail<backend_error>("NVRTC could not compile ", name, " for ", arch, " (",
-                        nvrtcGetErrorString(status), "): ", log.c_str());
-  }
-  compiled_kernel result;
-  const char* symbol = nullptr;
-  check(nvrtcGetLoweredName(program, name.c_str(), &symbol));
-  result.symbol = symbol;
-  std::size_t size = 0;
-  check(exact ? nvrtcGetCUBINSize(program, &size) : nvrtcGetPTXSize(program, &size));
-  result.code.resize(size);
-  check(exact ? nvrtcGetCUBIN(program, result.code.data())
-              : nvrtcGetPTX(program, result.code.data()));
-  return result;
-}
-
-/// The compute capabilities that this NVRTC compiles for, ascending.
-inline std::vector<int> kernel_targets() {
-  int count = 0;
-  check(nvrtcGetNumSupportedArchs(&count));
-  std::vector<int> targets(static_cast<std::size_t>(count));
-  check(nvrtcGetSupportedArchs(targets.data()));
-  return targets;
 }
 
 /// Threads of a launch.
@@ -131,7 +82,8 @@ inline launch_shape over_rows(index_t rows) {
 
 class cuda_kernels {
  public:
-  cuda_kernels() = default;
+  /// Compiled code is also kept in this folder, unless it is empty.
+  explicit cuda_kernels(std::string folder) : folder_(std::move(folder)) {}
   cuda_kernels(const cuda_kernels&) = delete;
   cuda_kernels& operator=(const cuda_kernels&) = delete;
   ~cuda_kernels() {
@@ -180,7 +132,7 @@ class cuda_kernels {
 
   CUkernel load(const std::string& name) {
     if (driver_.launch == nullptr) connect();
-    const compiled_kernel compiled = compile_kernel(name, target_, exact_);
+    const compiled_kernel& compiled = compiled_kernels().get(name, target_, exact_, folder_);
     loaded_kernel k{};
     check_driver(
         driver_.load(&k.loaded, compiled.code.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
@@ -238,6 +190,7 @@ class cuda_kernels {
                         " for the kernel ", kernel);
   }
 
+  std::string folder_;
   driver driver_;
   int target_ = 0;
   bool exact_ = false;

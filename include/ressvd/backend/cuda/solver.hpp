@@ -63,7 +63,8 @@ solver_size potrf_size(cuda_context& context, device_block<T> c) {
   return size;
 }
 
-/// Cholesky, lower; info > 0 is the order of the first minor that is not positive.
+/// Cholesky, lower; info > 0 is the order of a minor that is not positive: by the documentation the
+/// first, on devices sometimes the first of the next block.
 template <compute_scalar T>
 void potrf(cuda_context& context, device_block<T> c, int* info) {
   const auto w = take(context, potrf_size(context, c));
