@@ -264,7 +264,10 @@ sample_set write_output(checkpoint_writer& writer, const language_model& model,
   report.matrices = report_matrices(factored, model.config(), selection.ranks, options);
   write_layers(writer, passes, factored, options, selection.ranks, samples.calibration);
   write_description(writer, model, selection.ranks, options, report.achieved_ratio);
-  writer.commit();
+  {
+    const interruption_hold until_scratch_is_gone;
+    writer.commit();
+  }
   clock.finish("writing");
 
   report.samples = {.count = samples.calibration.count(),

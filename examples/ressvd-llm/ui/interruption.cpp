@@ -11,13 +11,20 @@ namespace ressvd_llm {
 namespace {
 
 std::atomic<const interruption_notice*> current{nullptr};
-static_assert(std::atomic<const interruption_notice*>::is_always_lock_free);
+std::atomic<bool> held{false};
+std::atomic<int> waiting{0}; // the signal that came while held
+static_assert(std::atomic<const interruption_notice*>::is_always_lock_free &&
+              std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
 
 } // namespace
 
 // A signal handler: it reads strings that nobody changes and calls access, write and _exit alone,
 // which POSIX allows there.
-void interruption_notice::tell_and_end(int) {
+void interruption_notice::tell_and_end(int signal) {
+  if (held.load()) {
+    waiting.store(signal);
+    return;
+  }
   if (const interruption_notice* const notice = current.load()) {
     const bool finished = ::access(notice->result_.c_str(), F_OK) == 0;
     const std::string& text = finished ? notice->finished_ : notice->unfinished_;
@@ -45,6 +52,15 @@ interruption_notice::~interruption_notice() {
   for (std::size_t i = 0; i < signals_.size(); ++i)
     ::sigaction(signals_[i], &before_[i], nullptr);
   current.store(nullptr);
+}
+
+interruption_hold::interruption_hold() {
+  held.store(true);
+}
+
+interruption_hold::~interruption_hold() {
+  held.store(false);
+  if (const int signal = waiting.exchange(0)) interruption_notice::tell_and_end(signal);
 }
 
 } // namespace ressvd_llm

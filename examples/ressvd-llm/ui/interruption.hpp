@@ -24,12 +24,22 @@ class interruption_notice {
  private:
   static constexpr std::array signals_{SIGINT, SIGTERM};
 
+  friend class interruption_hold;
   static void tell_and_end(int signal);
 
   std::string unfinished_;
   std::string result_;
   std::string finished_;
   std::array<struct sigaction, signals_.size()> before_{};
+};
+
+// While it lives, an interruption waits: for steps that belong together. One object at a time.
+class interruption_hold {
+ public:
+  interruption_hold();
+  interruption_hold(const interruption_hold&) = delete;
+  interruption_hold& operator=(const interruption_hold&) = delete;
+  ~interruption_hold();
 };
 
 } // namespace ressvd_llm

@@ -169,15 +169,14 @@ TEST_CASE("a run that Ctrl-C or SIGTERM interrupts tells the command that comple
   const std::chrono::duration<double> running = steady_clock::now() - began;
   const auto expected = llm_test::tree(whole);
 
-  std::mt19937_64 random(4);
-  std::uniform_real_distribution<double> share(0, 1);
   const std::string errors = directory / "errors";
   int interrupted = 0;
-  for (int i = 0; i < (RESSVD_LLM_KILLS + 4) / 5; ++i) {
+  constexpr int moments = (RESSVD_LLM_KILLS + 4) / 5;
+  for (int i = 0; i < moments; ++i) {
     INFO("moment " << i);
     const pid_t run = start(command(broken), false, errors);
     wait_for_output(broken);
-    std::this_thread::sleep_for(share(random) * running);
+    std::this_thread::sleep_for((0.1 + 0.9 * i / moments) * running);
     ::kill(run, i % 2 == 0 ? SIGINT : SIGTERM);
     const int status = finish(run);
     const std::string told = llm_test::read(errors);
