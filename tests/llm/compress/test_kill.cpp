@@ -105,20 +105,20 @@ TEST_CASE("compress killed at random moments leaves nothing or what resumes to t
 
   std::mt19937_64 random(20);
   std::uniform_real_distribution<double> share(0, 1);
-  const auto wait = [&] { std::this_thread::sleep_for(share(random) * writing); };
+  const auto wait = [&](double part) { std::this_thread::sleep_for(part * writing); };
   int resumable = 0;
   for (int i = 0; i < RESSVD_LLM_KILLS; ++i) {
     INFO("moment " << i);
     pid_t run = start(command(killed), false);
     // One in five may be killed before it writes, the others are not.
     if (i % 5 != 0) wait_for_output(killed);
-    wait();
+    wait((i + share(random)) / RESSVD_LLM_KILLS); // some of them early, however few there are
     kill_now(run);
     resumable += fs::exists(partial / "journal.json");
     // Every other run is killed a second time, while it resumes.
     if (i % 2 == 1 && !fs::exists(killed)) {
       run = start(command(killed), true);
-      wait();
+      wait(share(random));
       kill_now(run);
     }
     if (!fs::exists(killed)) {
