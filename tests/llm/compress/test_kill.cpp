@@ -73,6 +73,21 @@ void wait_for_output(const fs::path& output) {
   }
 }
 
+std::vector<std::string> compress_command(const fs::path& output,
+                                          const std::vector<std::string>& options) {
+  std::vector<std::string> command{RESSVD_LLM_PROGRAM,
+                                   "compress",
+                                   (fs::path(RESSVD_LLM_FIXTURES) / "llama3").string(),
+                                   output.string(),
+                                   "--ratio=0.4",
+                                   "--samples=12",
+                                   "--seqlen=16",
+                                   "--heldout-samples=4",
+                                   "--threads=1"};
+  command.insert(command.end(), options.begin(), options.end());
+  return command;
+}
+
 } // namespace
 
 TEST_CASE("compress killed at random moments leaves nothing or what resumes to the same bytes",
@@ -80,19 +95,8 @@ TEST_CASE("compress killed at random moments leaves nothing or what resumes to t
   const llm_test::temporary_directory directory;
   const fs::path killed = directory / "killed";
   const fs::path partial = partial_of(killed);
-  const auto command = [&](const fs::path& output) {
-    return std::vector<std::string>{RESSVD_LLM_PROGRAM,
-                                    "compress",
-                                    (fs::path(RESSVD_LLM_FIXTURES) / "llama3").string(),
-                                    output.string(),
-                                    "--ratio=0.4",
-                                    "--method=svd-llm",
-                                    "--update",
-                                    "--samples=12",
-                                    "--seqlen=16",
-                                    "--heldout-samples=4",
-                                    "--search-samples=4",
-                                    "--threads=1"};
+  const auto command = [](const fs::path& output) {
+    return compress_command(output, {"--method=svd-llm", "--update", "--search-samples=4"});
   };
   const fs::path whole = directory / "whole";
   const pid_t uninterrupted = start(command(whole), false);
@@ -140,22 +144,10 @@ TEST_CASE("a run that Ctrl-C or SIGTERM interrupts tells the command that comple
           "[compress][kill]") {
   const llm_test::temporary_directory directory;
   const fs::path broken = directory / "broken";
-  const auto command = [&](const fs::path& output) {
-    return std::vector<std::string>{RESSVD_LLM_PROGRAM,
-                                    "compress",
-                                    (fs::path(RESSVD_LLM_FIXTURES) / "llama3").string(),
-                                    output.string(),
-                                    "--ratio=0.4",
-                                    "--method=tempered",
-                                    "--allocation=sensitivity",
-                                    "--rounds=2",
-                                    "--retruncate",
-                                    "--samples=12",
-                                    "--seqlen=16",
-                                    "--heldout-samples=4",
-                                    "--probe-samples=2",
-                                    "--threads=1",
-                                    "--json=" + output.string() + ".json"};
+  const auto command = [](const fs::path& output) {
+    return compress_command(
+        output, {"--method=tempered", "--allocation=sensitivity", "--rounds=2", "--retruncate",
+                 "--probe-samples=2", "--json=" + output.string() + ".json"});
   };
   const auto found = [](const fs::path& output) {
     const auto json = nlohmann::json::parse(llm_test::read(output.string() + ".json"));

@@ -61,6 +61,16 @@ fs::path partial_of(fs::path output) {
   return output += ".partial";
 }
 
+// The fixture's model at `model`, its config changed.
+template <class F>
+void copy_with_config(const fs::path& model, F change) {
+  const fixture f("llama");
+  fs::copy(f.directory, model);
+  auto config = nlohmann::json::parse(llm_test::read(model / "config.json"));
+  change(config);
+  llm_test::write(model / "config.json", config.dump());
+}
+
 std::uint64_t size_of_tree(const fs::path& directory) {
   std::uint64_t sum = 0;
   for (const auto& [name, content] : llm_test::tree(directory))
@@ -263,13 +273,9 @@ TEST_CASE("a run that the disk cannot hold is refused with both numbers before i
 }
 
 TEST_CASE("a context of one token is refused before anything is compressed", "[resume]") {
-  const fixture f("llama");
   const temporary_directory directory;
   const fs::path model = directory / "model";
-  fs::copy(f.directory, model);
-  auto config = nlohmann::json::parse(llm_test::read(model / "config.json"));
-  config["max_position_embeddings"] = 1;
-  llm_test::write(model / "config.json", config.dump());
+  copy_with_config(model, [](nlohmann::json& config) { config["max_position_embeddings"] = 1; });
   const compress_options o = short_run(model, directory / "out");
   CHECK_THAT(file_error_of([&] { compress(o); }),
              contains_text("config.json: a context of 1 token leaves nothing to predict"));
@@ -278,14 +284,12 @@ TEST_CASE("a context of one token is refused before anything is compressed", "[r
 }
 
 TEST_CASE("an evaluation that fails is told beside the finished output", "[resume]") {
-  const fixture f("llama");
   const temporary_directory directory;
   const fs::path model = directory / "model";
-  fs::copy(f.directory, model);
   // A config just below the reader's limit, which the list of ranks takes beyond it.
-  auto config = nlohmann::json::parse(llm_test::read(model / "config.json"));
-  config["note"] = std::string(4'194'304 - config.dump().size() - 20, 'x');
-  llm_test::write(model / "config.json", config.dump());
+  copy_with_config(model, [](nlohmann::json& config) {
+    config["note"] = std::string(4'194'304 - config.dump().size() - 20, 'x');
+  });
   const compress_options o = short_run(model, directory / "out");
   const compression_report report = compress(o);
   CHECK_FALSE(report.heldout);
