@@ -28,7 +28,7 @@ endforeach()
 add_library(ressvd_compiled STATIC ${sources})
 add_library(ressvd::compiled ALIAS ressvd_compiled)
 set_target_properties(ressvd_compiled PROPERTIES
-  EXPORT_NAME compiled OUTPUT_NAME ressvd POSITION_INDEPENDENT_CODE ON)
+  EXPORT_NAME compiled OUTPUT_NAME ressvd POSITION_INDEPENDENT_CODE ON UNITY_BUILD OFF)
 if(NOT RESSVD_BUILD_COMPILED)
   set_target_properties(ressvd_compiled PROPERTIES EXCLUDE_FROM_ALL ON)
 endif()

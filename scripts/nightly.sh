@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/steps.sh
+export UNITY=OFF # each source by itself
 
 threads() {
   cmake --preset tsan && cmake --build --preset tsan --parallel && ctest --preset tsan

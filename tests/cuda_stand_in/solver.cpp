@@ -33,7 +33,7 @@ std::size_t size_of(cudaDataType type) {
   if (type != CUDA_R_32F && type != CUDA_R_64F) misuse("cuSOLVER: element type %d", type);
   return type == CUDA_R_32F ? sizeof(float) : sizeof(double);
 }
-lapack_int to_int(std::int64_t n) {
+lapack_int to_lapack(std::int64_t n) {
   return static_cast<lapack_int>(n);
 }
 
@@ -105,9 +105,9 @@ int late_cholesky(std::int64_t n, T* a, std::int64_t ld) {
   infinite = infinite < n ? infinite + 1 : 0;
   int info = 0;
   if constexpr (std::is_same_v<T, float>) {
-    info = LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'L', to_int(n), a, to_int(ld));
+    info = LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'L', to_lapack(n), a, to_lapack(ld));
   } else {
-    info = LAPACKE_dpotrf_work(LAPACK_COL_MAJOR, 'L', to_int(n), a, to_int(ld));
+    info = LAPACKE_dpotrf_work(LAPACK_COL_MAJOR, 'L', to_lapack(n), a, to_lapack(ld));
   }
   const bool by_infinity = infinite > 0 && (info == 0 || infinite <= info);
   const std::int64_t first = by_infinity ? infinite : info;
@@ -160,9 +160,9 @@ int symmetric_eigen(std::int64_t n, T* a, std::int64_t ld, T* w) {
   for (std::int64_t j = 1; j < n; ++j) // the upper triangle is not read
     std::fill_n(a + j * ld, j, std::numeric_limits<T>::quiet_NaN());
   if constexpr (std::is_same_v<T, float>) {
-    return LAPACKE_ssyev(LAPACK_COL_MAJOR, 'V', 'L', to_int(n), a, to_int(ld), w);
+    return LAPACKE_ssyev(LAPACK_COL_MAJOR, 'V', 'L', to_lapack(n), a, to_lapack(ld), w);
   } else {
-    return LAPACKE_dsyev(LAPACK_COL_MAJOR, 'V', 'L', to_int(n), a, to_int(ld), w);
+    return LAPACKE_dsyev(LAPACK_COL_MAJOR, 'V', 'L', to_lapack(n), a, to_lapack(ld), w);
   }
 }
 
@@ -175,11 +175,11 @@ int singular_values(std::int64_t m, std::int64_t n, T* a, std::int64_t lda, T* s
   std::vector<T> unconverged(static_cast<std::size_t>(k));
   int info = 0;
   if constexpr (std::is_same_v<T, float>) {
-    info = LAPACKE_sgesvd(LAPACK_COL_MAJOR, 'S', 'S', to_int(m), to_int(n), a, to_int(lda), s, u,
-                          to_int(ldu), vt.data(), to_int(k), unconverged.data());
+    info = LAPACKE_sgesvd(LAPACK_COL_MAJOR, 'S', 'S', to_lapack(m), to_lapack(n), a, to_lapack(lda),
+                          s, u, to_lapack(ldu), vt.data(), to_lapack(k), unconverged.data());
   } else {
-    info = LAPACKE_dgesvd(LAPACK_COL_MAJOR, 'S', 'S', to_int(m), to_int(n), a, to_int(lda), s, u,
-                          to_int(ldu), vt.data(), to_int(k), unconverged.data());
+    info = LAPACKE_dgesvd(LAPACK_COL_MAJOR, 'S', 'S', to_lapack(m), to_lapack(n), a, to_lapack(lda),
+                          s, u, to_lapack(ldu), vt.data(), to_lapack(k), unconverged.data());
   }
   for (std::int64_t j = 0; v != nullptr && j < k; ++j) {
     for (std::int64_t i = 0; i < n; ++i)
@@ -347,11 +347,11 @@ cusolverStatus_t cusolverDnXgeqrf(cusolverDnHandle_t handle, cusolverDnParams_t,
     enqueue(stream_of(handle), [=] {
       w.overwrite();
       if constexpr (std::is_same_v<T, float>) {
-        *state =
-            LAPACKE_sgeqrf(LAPACK_COL_MAJOR, to_int(m), to_int(n), matrix, to_int(lda), scales);
+        *state = LAPACKE_sgeqrf(LAPACK_COL_MAJOR, to_lapack(m), to_lapack(n), matrix,
+                                to_lapack(lda), scales);
       } else {
-        *state =
-            LAPACKE_dgeqrf(LAPACK_COL_MAJOR, to_int(m), to_int(n), matrix, to_int(lda), scales);
+        *state = LAPACKE_dgeqrf(LAPACK_COL_MAJOR, to_lapack(m), to_lapack(n), matrix,
+                                to_lapack(lda), scales);
       }
       spoil<T>(now, *state, scales, matrix, m, std::min(m, n), lda);
     });

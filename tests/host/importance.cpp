@@ -2,19 +2,14 @@
 #include "ressvd/layer_ratio/importance.hpp"
 
 #include <cmath>
-#include <limits>
 #include <random>
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/special_values.hpp"
 
 using ressvd::index_t;
-
-namespace {
-
-constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
-
-} // namespace
+using support::not_a_number;
 
 TEST_CASE("importances: the rule of AdaSVD where it keeps the budget", "[layer_ratio]") {
   const std::vector<double> importances{0.9, 0.6, 0.8, 0.7};

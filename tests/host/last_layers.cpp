@@ -3,20 +3,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/special_values.hpp"
 
 using ressvd::index_t;
 using ressvd::layer_candidate;
+using support::infinity;
+using support::not_a_number;
 
 namespace {
-
-constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
-constexpr double infinity = std::numeric_limits<double>::infinity();
 
 std::vector<index_t> layers_of(const std::vector<layer_candidate>& candidates) {
   std::vector<index_t> layers;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <random>
 #include <span>
 #include <utility>
@@ -11,19 +10,19 @@
 
 #include "ressvd/layer_ratio/refine_allocation.hpp"
 #include "support/catch.hpp"
+#include "support/special_values.hpp"
 
 using ressvd::allocation_matrix;
 using ressvd::index_t;
 using ressvd::matrix_probe;
 using ressvd::rank_choice;
+using support::infinity;
+using support::not_a_number;
 
 namespace {
 
-constexpr double infinity = std::numeric_limits<double>::infinity();
-constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
-
 /// A stand-in for a model: matrices, and the sensitivities that a probe is to find out.
-struct model {
+struct probed_model {
   std::vector<std::vector<double>> spectra;
   std::vector<allocation_matrix> matrices;
   std::vector<double> truth;
@@ -50,11 +49,11 @@ struct model {
   }
 };
 
-model random_model(unsigned seed, int count) {
+probed_model random_model(unsigned seed, int count) {
   std::mt19937_64 random{seed};
   std::uniform_real_distribution<double> exponent{0.5, 2}, log_sensitivity{-3, 3};
   std::uniform_int_distribution<index_t> size{10, 60};
-  model m;
+  probed_model m;
   for (int j = 0; j < count; ++j)
     m.add(size(random), size(random), exponent(random), std::exp(log_sensitivity(random)));
   return m;
@@ -63,7 +62,7 @@ model random_model(unsigned seed, int count) {
 } // namespace
 
 TEST_CASE("probes recover the sensitivities of an additive model", "[probe]") {
-  const model m = random_model(1, 20);
+  const probed_model m = random_model(1, 20);
   std::vector<std::pair<index_t, index_t>> calls;
   const auto probes = ressvd::probe_matrices(m.matrices, [&](index_t j, index_t rank) {
     calls.emplace_back(j, rank);
@@ -85,7 +84,7 @@ TEST_CASE("probes recover the sensitivities of an additive model", "[probe]") {
 }
 
 TEST_CASE("probes at several ranks fit sensitivity and curvature", "[probe]") {
-  const model m = random_model(2, 10);
+  const probed_model m = random_model(2, 10);
   for (const double exponent : {1.0, 1.5, 2.0}) {
     std::vector<index_t> ranks;
     const auto probes =
@@ -139,7 +138,7 @@ TEST_CASE("matrices that a probe cannot truncate", "[probe]") {
 }
 
 TEST_CASE("probe errors: negative ones count as zero, others are refused", "[probe]") {
-  model m = random_model(3, 3);
+  probed_model m = random_model(3, 3);
   m.matrices[1].name = "layers.0.down_proj";
   const auto negative =
       ressvd::probe_matrices(m.matrices, [](index_t j, index_t) { return j == 1 ? -1e-9 : 1.0; });
@@ -165,7 +164,7 @@ TEST_CASE("probe errors: negative ones count as zero, others are refused", "[pro
 }
 
 TEST_CASE("a curved spectrum truncates to the power of the energy", "[probe]") {
-  const model m = random_model(4, 12);
+  const probed_model m = random_model(4, 12);
   for (const allocation_matrix& matrix : m.matrices) {
     const index_t probed = static_cast<index_t>(matrix.singular_values.size()) / 3;
     const double unit = ressvd::truncated_energy(matrix.singular_values, probed);
@@ -187,7 +186,7 @@ TEST_CASE("a curved spectrum truncates to the power of the energy", "[probe]") {
 }
 
 TEST_CASE("probes and allocation together beat the uniform ratio", "[probe]") {
-  const model m = random_model(5, 40);
+  const probed_model m = random_model(5, 40);
   const auto probes = ressvd::probe_matrices(m.matrices, [&](index_t j, index_t rank) {
     const auto i = static_cast<std::size_t>(j);
     return m.truth[i] * m.lost(i, {.rank = rank});
@@ -204,7 +203,7 @@ TEST_CASE("probes and allocation together beat the uniform ratio", "[probe]") {
 }
 
 TEST_CASE("rounds leave a solution alone that needs no correction", "[refine_allocation]") {
-  model m = random_model(6, 15);
+  probed_model m = random_model(6, 15);
   for (std::size_t j = 0; j < m.matrices.size(); ++j)
     m.matrices[j].sensitivity = m.truth[j];
   const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
@@ -225,7 +224,7 @@ TEST_CASE("rounds leave a solution alone that needs no correction", "[refine_all
 
 TEST_CASE("rounds correct wrong sensitivities within the trust region", "[refine_allocation]") {
   for (unsigned seed = 10; seed < 20; ++seed) {
-    const model m = random_model(seed, 20); // all sensitivities assumed 1, off by up to e³
+    const probed_model m = random_model(seed, 20); // all sensitivities assumed 1, off by up to e³
     const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
     const auto measure = [&](std::span<const rank_choice> ranks, index_t) {
       return m.additive(ranks);
@@ -253,7 +252,7 @@ TEST_CASE("rounds correct wrong sensitivities within the trust region", "[refine
 }
 
 TEST_CASE("rounds leave matrices alone that cannot be measured", "[refine_allocation]") {
-  model m = random_model(9, 20);
+  probed_model m = random_model(9, 20);
   m.matrices[3].sensitivity = infinity; // dense
   m.matrices[5].sensitivity = 0;
   const index_t budget = ressvd::uniform_budget(m.matrices, 0.3);
@@ -275,7 +274,7 @@ TEST_CASE("rounds leave matrices alone that cannot be measured", "[refine_alloca
 
 TEST_CASE("a held-out error that does not improve keeps the first solution",
           "[refine_allocation]") {
-  const model m = random_model(7, 20);
+  const probed_model m = random_model(7, 20);
   const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
   const auto first = ressvd::allocate_ranks(m.matrices, budget);
   int evaluations = 0;
@@ -301,7 +300,7 @@ TEST_CASE("a held-out error that does not improve keeps the first solution",
 }
 
 TEST_CASE("rounds refuse errors that are not finite", "[refine_allocation]") {
-  model m = random_model(8, 4);
+  probed_model m = random_model(8, 4);
   m.matrices[2].name = "gate";
   const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
   const auto one = [](std::span<const rank_choice>) { return 1.0; };

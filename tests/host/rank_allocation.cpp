@@ -5,23 +5,22 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <optional>
 #include <random>
 #include <vector>
 
 #include "ressvd/layer_ratio/last_layers.hpp"
 #include "support/catch.hpp"
+#include "support/special_values.hpp"
 
 using ressvd::allocation;
 using ressvd::allocation_matrix;
 using ressvd::index_t;
 using ressvd::rank_choice;
+using support::infinity;
+using support::not_a_number;
 
 namespace {
-
-constexpr double infinity = std::numeric_limits<double>::infinity();
-constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
 using generator = std::mt19937_64;
 

@@ -3,21 +3,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <random>
 #include <string>
 
 #include "support/catch.hpp"
+#include "support/special_values.hpp"
 
 using ressvd::index_t;
 using ressvd::rank_choice;
 using ressvd::rounding;
-
-namespace {
-
-constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
-
-} // namespace
+using support::not_a_number;
 
 TEST_CASE("ranks of percentages are those of integer arithmetic", "[layer_ratio]") {
   // R = p/100 makes the rank ⌊(100−p)mn / (100(m+n))⌋ without any rounding of R.

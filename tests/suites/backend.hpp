@@ -19,6 +19,7 @@
 #include "support/compare.hpp"
 #include "support/dense.hpp"
 #include "support/placed.hpp"
+#include "support/special_values.hpp"
 
 namespace backend_suite {
 
@@ -27,8 +28,6 @@ using ressvd::op;
 using ressvd::side;
 
 inline constexpr std::array ops{op::none, op::transpose};
-inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
-inline constexpr double infinity = std::numeric_limits<double>::infinity();
 
 inline dense applied(op o, const dense& a) {
   return o == op::none ? a : transpose(a);

@@ -14,6 +14,7 @@
 #include "support/compare.hpp"
 #include "support/dense.hpp"
 #include "support/placed.hpp"
+#include "support/special_values.hpp"
 
 namespace gram_suite {
 
@@ -23,8 +24,6 @@ using ressvd::token_order;
 
 inline constexpr double float_eps = std::numeric_limits<float>::epsilon();
 inline constexpr double double_eps = std::numeric_limits<double>::epsilon();
-inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
-inline constexpr double infinity = std::numeric_limits<double>::infinity();
 
 /// Componentwise bound on the sum of products of x and y over their tokens: products of float and
 /// of the 16-bit types are formed in float, 2048 tokens at a time at most.

@@ -15,13 +15,13 @@
 #include "support/dense.hpp"
 #include "support/placed.hpp"
 #include "support/problem.hpp"
+#include "support/special_values.hpp"
 
 namespace low_rank_suite {
 
 using namespace support;
 
 inline constexpr double double_eps = std::numeric_limits<double>::epsilon();
-inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
 inline double column_norm(const dense& a, index_t j) {
   return frobenius(part(a, 0, j, a.rows(), 1));

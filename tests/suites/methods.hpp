@@ -18,6 +18,7 @@
 #include "support/dense.hpp"
 #include "support/placed.hpp"
 #include "support/problem.hpp"
+#include "support/special_values.hpp"
 
 namespace methods_suite {
 
@@ -29,7 +30,6 @@ using ressvd::svd_algorithm;
 namespace methods = ressvd::methods;
 
 inline constexpr double double_eps = std::numeric_limits<double>::epsilon();
-inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
 /// One weight with all the statistics that any method reads.
 template <class B, class U = typename B::scalar>

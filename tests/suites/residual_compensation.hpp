@@ -21,6 +21,7 @@
 #include "support/dense.hpp"
 #include "support/placed.hpp"
 #include "support/problem.hpp"
+#include "support/special_values.hpp"
 
 namespace residual_suite {
 
@@ -29,7 +30,6 @@ using ressvd::residual_options;
 using ressvd::svd_algorithm;
 
 inline constexpr double double_eps = std::numeric_limits<double>::epsilon();
-inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
 /// Algorithm 2 of the paper as it is written: W_i = SVD_{r_i}(W·S)·S⁻¹, R_r = SVD_{r_r}(W − W_i).
 struct two_stages {

@@ -21,6 +21,7 @@
 #include "support/dense.hpp"
 #include "support/placed.hpp"
 #include "support/problem.hpp"
+#include "support/special_values.hpp"
 
 namespace svd_suite {
 
@@ -30,7 +31,6 @@ using ressvd::projection;
 using ressvd::svd_algorithm;
 
 inline constexpr double double_eps = std::numeric_limits<double>::epsilon();
-inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 inline constexpr std::array algorithms{svd_algorithm::automatic, svd_algorithm::exact,
                                        svd_algorithm::gram};
 

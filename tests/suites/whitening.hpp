@@ -14,6 +14,7 @@
 #include "support/compare.hpp"
 #include "support/dense.hpp"
 #include "support/placed.hpp"
+#include "support/special_values.hpp"
 
 namespace whitening_suite {
 
@@ -22,7 +23,6 @@ using ressvd::metric_kind;
 using ressvd::whitening_path;
 
 inline constexpr double double_eps = std::numeric_limits<double>::epsilon();
-inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
 /// The factor as it may be read: the lower triangle alone where it is triangular.
 template <class B>

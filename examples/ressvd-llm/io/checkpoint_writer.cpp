@@ -34,12 +34,8 @@
 #include "io/paths.hpp"
 
 namespace ressvd_llm {
-namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::uint64_t largest_journal = 268'435'456;
-constexpr std::size_t block_bytes = 4'194'304;
 
 struct written_tensor {
   std::string name;
@@ -49,6 +45,11 @@ struct written_tensor {
   std::uint64_t begin;
   std::uint64_t bytes;
 };
+
+namespace {
+
+constexpr std::uint64_t largest_journal = 268'435'456;
+constexpr std::size_t block_bytes = 4'194'304;
 
 // The magnitude (as bits of a float) from which rounding to the type gives infinity.
 std::uint32_t overflow_threshold(dtype type) {
@@ -83,25 +84,6 @@ bool lies_in(const fs::path& path, const fs::path& directory) {
          directory.end();
 }
 
-// The lock of an output: held until the object dies, or the process.
-class directory_lock {
- public:
-  explicit directory_lock(const fs::path& file)
-      : descriptor_(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666)) {
-    if (descriptor_ < 0) fail(file, {errno, std::generic_category()});
-    if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
-      ::close(descriptor_);
-      throw usage_error(file.parent_path().string() + ": another process is writing it");
-    }
-  }
-  directory_lock(const directory_lock&) = delete;
-  directory_lock& operator=(const directory_lock&) = delete;
-  ~directory_lock() { ::close(descriptor_); }
-
- private:
-  int descriptor_;
-};
-
 std::string safetensors_header(const std::vector<const written_tensor*>& tensors) {
   nlohmann::ordered_json header;
   header["__metadata__"] = {{"format", "pt"}};
@@ -130,6 +112,25 @@ std::string shard_name(std::size_t shard, std::size_t shards) {
 }
 
 } // namespace
+
+// The lock of an output: held until the object dies, or the process.
+class directory_lock {
+ public:
+  explicit directory_lock(const fs::path& file)
+      : descriptor_(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666)) {
+    if (descriptor_ < 0) fail(file, {errno, std::generic_category()});
+    if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
+      ::close(descriptor_);
+      throw usage_error(file.parent_path().string() + ": another process is writing it");
+    }
+  }
+  directory_lock(const directory_lock&) = delete;
+  directory_lock& operator=(const directory_lock&) = delete;
+  ~directory_lock() { ::close(descriptor_); }
+
+ private:
+  int descriptor_;
+};
 
 struct checkpoint_writer::state {
   fs::path output;

@@ -17,6 +17,7 @@
 #include "compress/samples.hpp"
 #include "compress/scratch_file.hpp"
 #include "io/error.hpp"
+#include "llm/compress/short_compression.hpp"
 #include "llm/io/temporary.hpp"
 #include "llm/model/fixture.hpp"
 
@@ -25,25 +26,7 @@ namespace {
 
 using llm_test::temporary_directory;
 using testing::fixture;
-
-// A short compression of a fixture that calibrates on itself.
-compress_options options_for(const std::filesystem::path& model,
-                             const std::filesystem::path& output) {
-  compress_options o;
-  o.model = model;
-  o.output = output;
-  o.ratio = 0.4;
-  o.method = "svd-llm";
-  o.allocation = allocation::uniform;
-  o.samples = 24;
-  o.seqlen = 16;
-  o.search_samples = 8;
-  o.heldout_samples = 4;
-  o.probe_samples = 4;
-  o.type = dtype::f32;
-  o.seed = 7;
-  return o;
-}
+using testing::short_compression;
 
 double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
   REQUIRE(a.size() == b.size());
@@ -83,7 +66,7 @@ TEST_CASE("Ratio 0 keeps every tensor of every family", "[compress]") {
     INFO(family);
     const fixture f(family);
     const temporary_directory dir;
-    auto o = options_for(f.directory, dir / "out");
+    auto o = short_compression(f.directory, dir / "out");
     o.ratio = 0;
     o.type.reset();
     const auto report = compress(o);
@@ -109,7 +92,7 @@ TEST_CASE("Factored and dense outputs of one run agree, for every family and met
     for (const std::string& m : methods_without_files) {
       INFO(family << ", " << m);
       const temporary_directory dir;
-      auto o = options_for(f.directory, dir / "factored");
+      auto o = short_compression(f.directory, dir / "factored");
       o.method = m;
       o.power = 0.6;
       const auto report = compress(o);
@@ -135,7 +118,7 @@ TEST_CASE("The report's figures are those of the written checkpoint", "[compress
   for (const std::string m : {"svd", "svd-llm", "ressvd", "tempered"}) {
     INFO(m);
     const temporary_directory dir;
-    auto o = options_for(f.directory, dir / "out");
+    auto o = short_compression(f.directory, dir / "out");
     o.method = m;
     o.power = 0.5;
     o.beta = 0.5; // ranks are small: some of it must go to the residual
@@ -205,7 +188,7 @@ TEST_CASE("Allocations keep to the budget", "[compress]") {
     for (const std::int64_t multiple : {1, 4}) {
       INFO(name_of(a) << ", multiple " << multiple);
       const temporary_directory dir;
-      auto o = options_for(f.directory, dir / "out");
+      auto o = short_compression(f.directory, dir / "out");
       o.method = "ressvd";
       o.allocation = a;
       o.rank_multiple = multiple;
@@ -223,7 +206,7 @@ TEST_CASE("The residual stage serves ranks that no candidate has", "[compress]")
   const fixture f("llama");
   const temporary_directory dir;
   // Ranks by importance depend on the original model alone, so both methods get the same.
-  auto o = options_for(f.directory, dir / "whitened");
+  auto o = short_compression(f.directory, dir / "whitened");
   o.allocation = allocation::importance;
   o.method = "svd-llm";
   compress(o);
@@ -274,7 +257,7 @@ TEST_CASE("A shared embedding is read under the head's name and written under it
     for (const std::optional<dtype> type : {std::optional(dtype::f32), std::optional<dtype>()}) {
       INFO("type given: " << type.has_value());
       const std::string suffix = type ? "f32" : "as stored";
-      auto o = options_for(f.directory, dir / ("expected " + suffix));
+      auto o = short_compression(f.directory, dir / ("expected " + suffix));
       o.type = type;
       compress(o);
       const auto expected = o.output;
@@ -292,7 +275,7 @@ TEST_CASE("A shared embedding is read under the head's name and written under it
 TEST_CASE("The ratio may count the parameters that stay", "[compress]") {
   const fixture f("llama");
   const temporary_directory dir;
-  auto o = options_for(f.directory, dir / "out");
+  auto o = short_compression(f.directory, dir / "out");
   o.ratio = 0.2;
   o.count_all = true;
   compress(o);
@@ -324,7 +307,7 @@ TEST_CASE("An update on inputs that are still the original's changes nothing", "
   // least-squares solution there.
   const fixture f("llama");
   const temporary_directory dir;
-  auto o = options_for(f.directory, dir / "plain");
+  auto o = short_compression(f.directory, dir / "plain");
   o.allocation = allocation::last_layers;
   o.last_layers = 1;
   o.ratio = 0.2;
@@ -355,7 +338,7 @@ TEST_CASE("A new truncation for inputs that are still the original's changes not
           "[compress]") {
   const fixture f("llama");
   const temporary_directory dir;
-  auto o = options_for(f.directory, dir / "plain");
+  auto o = short_compression(f.directory, dir / "plain");
   o.allocation = allocation::last_layers;
   o.last_layers = 1;
   o.ratio = 0.2;
@@ -386,7 +369,7 @@ TEST_CASE("A new truncation for inputs that are still the original's changes not
 TEST_CASE("Fits to shifted inputs bring the logits closer", "[compress]") {
   const fixture f("llama");
   const temporary_directory dir;
-  auto o = options_for(f.directory, dir / "plain");
+  auto o = short_compression(f.directory, dir / "plain");
   o.samples = 48;
   const double plain = compress(o).heldout->divergence;
   o.retruncate = true;
@@ -398,7 +381,7 @@ TEST_CASE("Fits to shifted inputs bring the logits closer", "[compress]") {
 TEST_CASE("Rounds of probes keep what the held-out samples prefer", "[compress]") {
   const fixture f("qwen2");
   const temporary_directory dir;
-  auto o = options_for(f.directory, dir / "out");
+  auto o = short_compression(f.directory, dir / "out");
   o.allocation = allocation::sensitivity;
   o.rounds = 3;
   o.probe_ranks = 2;
@@ -432,7 +415,7 @@ TEST_CASE("Rounds of probes keep what the held-out samples prefer", "[compress]"
 TEST_CASE("A Fisher file of ones makes fwsvd plain SVD", "[compress]") {
   const fixture f("llama");
   const temporary_directory dir;
-  auto o = options_for(f.directory, dir / "svd");
+  auto o = short_compression(f.directory, dir / "svd");
   o.method = "svd";
   const auto plain_report = compress(o);
   const auto plain = logits_of(o.output, f);
@@ -471,29 +454,29 @@ TEST_CASE("Requests that cannot be carried out are refused and leave nothing", "
       CHECK(entry.path().extension() != ".partial");
     }
   };
-  auto o = options_for(f.directory, dir / "out");
+  auto o = short_compression(f.directory, dir / "out");
   o.output = f.directory;
   refused(o, "llama");
-  o = options_for(f.directory, dir / "out");
+  o = short_compression(f.directory, dir / "out");
   o.ratio = 1;
   refused(o, "ratio");
-  o = options_for(f.directory, dir / "out");
+  o = short_compression(f.directory, dir / "out");
   o.last_layers = 1;
   o.allocation = allocation::last_layers;
   o.ratio = 0.9;
   refused(o, "cannot reach the overall ratio 0.9");
-  o = options_for(f.directory, dir / "out");
+  o = short_compression(f.directory, dir / "out");
   o.calibration = f.directory / "tokens.u16";
   o.seqlen = 64;
   o.windows = window_choice::first;
   refused(o, "tokens.u16");
-  o = options_for(f.directory, dir / "out");
+  o = short_compression(f.directory, dir / "out");
   o.calibration = dir / "none.u16";
   refused(o, "none.u16");
 
-  o = options_for(f.directory, dir / "out");
+  o = short_compression(f.directory, dir / "out");
   compress(o);
-  auto again = options_for(dir / "out", dir / "twice");
+  auto again = short_compression(dir / "out", dir / "twice");
   refused(again, "factored checkpoint already");
 }
 

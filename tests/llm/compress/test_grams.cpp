@@ -22,6 +22,7 @@
 #include "compress/model_passes.hpp"
 #include "compress/samples.hpp"
 #include "io/error.hpp"
+#include "llm/compress/short_compression.hpp"
 #include "llm/io/temporary.hpp"
 #include "llm/model/fixture.hpp"
 
@@ -30,6 +31,7 @@ namespace {
 
 using llm_test::temporary_directory;
 using testing::fixture;
+using testing::short_compression;
 
 struct f64_tensor {
   std::vector<std::int64_t> shape;
@@ -55,24 +57,6 @@ void write(const std::filesystem::path& file, const gram_tensors& tensors) {
   put(text.data(), text.size());
   for (const auto& [name, t] : tensors)
     put(t.values.data(), t.values.size() * sizeof(double));
-}
-
-compress_options options_for(const std::filesystem::path& model,
-                             const std::filesystem::path& output) {
-  compress_options o;
-  o.model = model;
-  o.output = output;
-  o.ratio = 0.4;
-  o.method = "svd-llm";
-  o.allocation = allocation::uniform;
-  o.samples = 24;
-  o.seqlen = 16;
-  o.search_samples = 24;
-  o.heldout_samples = 4;
-  o.probe_samples = 24;
-  o.type = dtype::f32;
-  o.seed = 7;
-  return o;
 }
 
 // The statistics of the run's own calibration samples, under the names of the first matrices that
@@ -122,7 +106,7 @@ TEST_CASE("Grams from a file do what the samples behind them do", "[compress][gr
   for (const std::string family : {"llama3", "opt"}) {
     const fixture f(family);
     const temporary_directory dir;
-    auto o = options_for(f.directory, dir / "direct");
+    auto o = short_compression(f.directory, dir / "direct");
     const auto file = dir / "grams.safetensors";
     write(file, grams_of(o));
     const auto compare = [&](const std::string& what) {
@@ -170,7 +154,7 @@ TEST_CASE("Only as many samples are drawn as Grams from a file leave necessary",
   const fixture f("llama");
   const temporary_directory dir;
   const language_model model = language_model::open(f.directory);
-  auto o = options_for(f.directory, dir / "out");
+  auto o = short_compression(f.directory, dir / "out");
   const calibration_samples all = make_samples(o, model);
   o.grams = dir / "grams.safetensors";
   o.search_samples = 6;
@@ -197,7 +181,7 @@ TEST_CASE("A file holds only the Grams that are asked for, under any of their ma
           "[compress][grams]") {
   const fixture f("llama");
   const temporary_directory dir;
-  auto o = options_for(f.directory, dir / "whole");
+  auto o = short_compression(f.directory, dir / "whole");
   gram_tensors tensors = grams_of(o);
   o.allocation = allocation::last_layers;
   o.last_layers = 1;
@@ -224,7 +208,7 @@ TEST_CASE("Files that hold no Grams of the model are refused and leave nothing",
           "[compress][grams]") {
   const fixture f("llama");
   const temporary_directory dir;
-  auto o = options_for(f.directory, dir / "out");
+  auto o = short_compression(f.directory, dir / "out");
   const gram_tensors whole = grams_of(o);
   o.grams = dir / "grams.safetensors";
   const auto refused = [&](const std::string& message,

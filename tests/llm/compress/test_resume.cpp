@@ -16,6 +16,7 @@
 #include "compress/kept_results.hpp"
 #include "io/checkpoint.hpp"
 #include "io/error.hpp"
+#include "llm/compress/short_compression.hpp"
 #include "llm/io/limits.hpp"
 #include "llm/io/temporary.hpp"
 #include "llm/model/fixture.hpp"
@@ -31,16 +32,10 @@ using llm_test::temporary_directory;
 using testing::fixture;
 
 compress_options short_run(const fs::path& model, const fs::path& output) {
-  compress_options o;
-  o.model = model;
-  o.output = output;
-  o.ratio = 0.4;
-  o.method = "svd-llm";
+  compress_options o = testing::short_compression(model, output);
   o.allocation = allocation::last_layers;
   o.samples = 12;
-  o.seqlen = 16;
   o.search_samples = 4;
-  o.heldout_samples = 4;
   o.probe_samples = 2;
   return o;
 }

@@ -78,19 +78,19 @@ TEST_CASE("inspect reports shapes, ranks and parameters", "[program]") {
   CHECK_THAT(result.out, contains_text("q_proj"));
   CHECK_THAT(result.out, contains_text("dense"));
 
-  const auto json = nlohmann::json::parse(read(report));
+  const auto inspected = nlohmann::json::parse(read(report));
   // Embedding, head and final norm; norms of the layer; its matrices.
   const int matrices = 8 + 3 * 16 + 3 * 24;
-  CHECK(json["matrix_parameters"] == matrices);
-  CHECK(json["dense_matrix_parameters"] == matrices - 8 + 16);
-  CHECK(json["parameters"] == 12 + 12 + 4 + 8 + matrices);
-  CHECK(json["layers"].size() == 1);
-  CHECK(json["layers"][0]["parameters"] == 8 + matrices);
-  CHECK(json["layers"][0]["matrices"][0]["name"] == "q_proj");
-  CHECK(json["layers"][0]["matrices"][0]["rank"] == 1);
-  CHECK(json["layers"][0]["matrices"][1]["rank"].is_null());
-  CHECK(json["removed_share"] == Approx(8.0 / (matrices + 8)));
-  CHECK(json["method"] == "svd");
+  CHECK(inspected["matrix_parameters"] == matrices);
+  CHECK(inspected["dense_matrix_parameters"] == matrices - 8 + 16);
+  CHECK(inspected["parameters"] == 12 + 12 + 4 + 8 + matrices);
+  CHECK(inspected["layers"].size() == 1);
+  CHECK(inspected["layers"][0]["parameters"] == 8 + matrices);
+  CHECK(inspected["layers"][0]["matrices"][0]["name"] == "q_proj");
+  CHECK(inspected["layers"][0]["matrices"][0]["rank"] == 1);
+  CHECK(inspected["layers"][0]["matrices"][1]["rank"].is_null());
+  CHECK(inspected["removed_share"] == Approx(8.0 / (matrices + 8)));
+  CHECK(inspected["method"] == "svd");
 }
 
 TEST_CASE("a file that cannot be used ends the program with status 2 and one line", "[program]") {
