@@ -31,6 +31,14 @@ void check_need(B& owner, std::size_t bytes, F run, const ressvd::cuda_options& 
           contains_text("bytes is too small: " + std::to_string(bytes) + " bytes are"));
 }
 
+/// Has the next gesvd fail, also where the call throws before it.
+struct failing_gesvd {
+  failing_gesvd() { stand_in::control.gesvd = stand_in::fault::unconverged; }
+  failing_gesvd(const failing_gesvd&) = delete;
+  failing_gesvd& operator=(const failing_gesvd&) = delete;
+  ~failing_gesvd() { stand_in::control.gesvd = stand_in::fault::none; }
+};
+
 /// The documented number of bytes, as pieces are rounded up.
 std::size_t rounded_up(index_t bytes) {
   return (static_cast<std::size_t>(bytes) + 255) / 256 * 256;
@@ -69,9 +77,8 @@ TEMPLATE_LIST_TEST_CASE("decompositions take the bytes that are asked for", "[cu
                  auto values = numbers(shorter);
                  // Polar decomposition, which takes the most here, runs first or when the other
                  // fails.
-                 stand_in::control.gesvd = stand_in::fault::unconverged;
+                 const failing_gesvd fails;
                  be.svd(c.block(), values, u.block());
-                 stand_in::control.gesvd = stand_in::fault::none;
                },
                {.svd = cuda_svd::qr_iteration});
     if (m < k) continue;

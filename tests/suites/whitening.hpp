@@ -373,7 +373,6 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of whitening are refused", "[whitening]", t
   CHECK_THROWS_WITH(ressvd::whiten(be, good.view(), {.damping = 1e-3, .max_damping = 1e-6}),
                     contains_text("0.001 to 1e-06"));
   CHECK_THROWS_WITH(ressvd::whiten(be, good.view(), {.ridge = -1}), contains_text("ridge -1"));
-  constexpr double infinity = std::numeric_limits<double>::infinity();
   CHECK_THROWS_WITH(ressvd::whiten(be, good.view(), {.ridge = infinity}),
                     contains_text("ridge inf"));
   CHECK_THROWS_WITH(ressvd::whiten(be, good.view(), {.max_damping = infinity}),

@@ -10,6 +10,7 @@
 
 #include "ressvd/core/scalar.hpp"
 #include "support/dense.hpp"
+#include "support/special_values.hpp"
 
 namespace support {
 
@@ -20,7 +21,6 @@ constexpr double eps = static_cast<double>(std::numeric_limits<typename B::scala
 /// max |a_ij − b_ij| / bound_ij. Infinity where a difference is NaN or its bound is zero, and for
 /// matrices of different shapes.
 inline double error_in_bounds(const dense& a, const dense& b, const dense& bound) {
-  constexpr double infinity = std::numeric_limits<double>::infinity();
   if (a.rows() != b.rows() || a.cols() != b.cols()) return infinity;
   double worst = 0;
   for (index_t j = 0; j < a.cols(); ++j) {
@@ -37,7 +37,7 @@ inline double error_in_bounds(const dense& a, const dense& b, const dense& bound
 /// ‖a − b‖_F, infinity when it is not a number.
 inline double distance(const dense& a, const dense& b) {
   const double d = frobenius(a - b);
-  return std::isnan(d) ? std::numeric_limits<double>::infinity() : d;
+  return std::isnan(d) ? infinity : d;
 }
 
 /// How far Householder transformations leave m × n matrices from their exact result, relative to

@@ -31,13 +31,21 @@ namespace {
 
 using llm_test::temporary_directory;
 using testing::fixture;
-using testing::short_compression;
 
 struct f64_tensor {
   std::vector<std::int64_t> shape;
   std::vector<double> values;
 };
 using gram_tensors = std::map<std::string, f64_tensor>;
+
+// A compression that calibrates, searches and probes on the same windows.
+compress_options one_sample_set(const std::filesystem::path& model,
+                                const std::filesystem::path& output) {
+  compress_options o = testing::short_compression(model, output);
+  o.search_samples = o.samples;
+  o.probe_samples = o.samples;
+  return o;
+}
 
 void write(const std::filesystem::path& file, const gram_tensors& tensors) {
   auto header = nlohmann::ordered_json::object();
@@ -106,7 +114,7 @@ TEST_CASE("Grams from a file do what the samples behind them do", "[compress][gr
   for (const std::string family : {"llama3", "opt"}) {
     const fixture f(family);
     const temporary_directory dir;
-    auto o = short_compression(f.directory, dir / "direct");
+    auto o = one_sample_set(f.directory, dir / "direct");
     const auto file = dir / "grams.safetensors";
     write(file, grams_of(o));
     const auto compare = [&](const std::string& what) {
@@ -154,7 +162,7 @@ TEST_CASE("Only as many samples are drawn as Grams from a file leave necessary",
   const fixture f("llama");
   const temporary_directory dir;
   const language_model model = language_model::open(f.directory);
-  auto o = short_compression(f.directory, dir / "out");
+  auto o = one_sample_set(f.directory, dir / "out");
   const calibration_samples all = make_samples(o, model);
   o.grams = dir / "grams.safetensors";
   o.search_samples = 6;
@@ -181,7 +189,7 @@ TEST_CASE("A file holds only the Grams that are asked for, under any of their ma
           "[compress][grams]") {
   const fixture f("llama");
   const temporary_directory dir;
-  auto o = short_compression(f.directory, dir / "whole");
+  auto o = one_sample_set(f.directory, dir / "whole");
   gram_tensors tensors = grams_of(o);
   o.allocation = allocation::last_layers;
   o.last_layers = 1;
@@ -208,7 +216,7 @@ TEST_CASE("Files that hold no Grams of the model are refused and leave nothing",
           "[compress][grams]") {
   const fixture f("llama");
   const temporary_directory dir;
-  auto o = short_compression(f.directory, dir / "out");
+  auto o = one_sample_set(f.directory, dir / "out");
   const gram_tensors whole = grams_of(o);
   o.grams = dir / "grams.safetensors";
   const auto refused = [&](const std::string& message,
