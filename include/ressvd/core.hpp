@@ -8,6 +8,7 @@
 #include "ressvd/core/error.hpp"
 #include "ressvd/core/matrix.hpp"
 #include "ressvd/core/matrix_view.hpp"
+#include "ressvd/core/progress.hpp"
 #include "ressvd/core/scalar.hpp"
 #include "ressvd/core/types.hpp"
 #include "ressvd/core/workspace.hpp"

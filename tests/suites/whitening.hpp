@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ressvd/whitening/whitening.hpp"
@@ -193,6 +194,31 @@ TEMPLATE_LIST_TEST_CASE("a ridge is part of the metric and of the report", "[whi
   const dense f = factor_of(be, whitening);
   CHECK(error_in_bounds(f * transpose(f), shifted(g, 0.01 * mean_diagonal(g)), cholesky_bound(f)) <=
         1);
+}
+
+TEMPLATE_LIST_TEST_CASE("a callback is told of each factorisation, and ends the call",
+                        "[whitening]", test_backends) {
+  using namespace whitening_suite;
+  auto be = make_backend<TestType>();
+  const placed<double, TestType> singular(be, gram_of(random_normal(30, 11, 9)));
+  const auto whiten = [&](ressvd::progress_callback progress) {
+    return ressvd::whiten(
+        be, singular.view(),
+        {.damping = 1e-30, .max_damping = 1e-28, .progress = std::move(progress)});
+  };
+  std::vector<double> told;
+  const auto watched = whiten([&](double done) {
+    told.push_back(done);
+    return true;
+  });
+  REQUIRE(watched.report.path == whitening_path::eigenvalues);
+  CHECK(watched.report.attempts == 4);
+  CHECK(told == std::vector<double>{0, 0.2, 0.4, 0.6, 0.8});
+  for (std::size_t end = 1; end <= told.size(); ++end) {
+    std::size_t calls = 0;
+    CHECK_THROWS_AS(whiten([&](double) { return ++calls < end; }), ressvd::cancelled);
+    CHECK(calls == end);
+  }
 }
 
 TEMPLATE_LIST_TEST_CASE("a Gram of float's rounding is accepted as semidefinite", "[whitening]",

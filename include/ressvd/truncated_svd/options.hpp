@@ -6,10 +6,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
-#include "ressvd/core/error.hpp"
+#include "ressvd/core/progress.hpp"
 #include "ressvd/core/types.hpp"
 
 namespace ressvd {
@@ -33,11 +32,7 @@ struct svd_options {
   double tolerance = 1e-3; ///< deflated_gram, subspace: excess of the loss at the largest rank,
                            ///< relative to the optimum
   std::uint64_t seed = 1;  ///< the same: of the start block; equal seeds give equal results
-  /// Called with the share of the work that is done, an estimate in [0, 1) that never falls, on the
-  /// calling thread: before the work, between the steps of an algorithm (products, decompositions)
-  /// and in each sweep of an iteration. False ends the call with ressvd::cancelled. One step, such
-  /// as the eigendecomposition of a Gram, is never interrupted.
-  std::function<bool(double done)> progress = nullptr;
+  progress_callback progress = nullptr;
 };
 
 struct svd_report {
@@ -61,12 +56,8 @@ struct svd_outcome {
   svd_report report = {};
 };
 
-/// Tells the caller's callback; throws ressvd::cancelled where it asks for the end.
 inline void report_progress(const svd_options& options, double done) {
-  if (options.progress && !options.progress(done)) {
-    fail<cancelled>("cancelled by the progress callback after ", 100 * done,
-                    " % of a truncated SVD");
-  }
+  report_progress(options.progress, done, "a truncated SVD");
 }
 
 /// The same options, with a callback to which progress never falls, also where one attempt follows

@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "ressvd/core/backend.hpp"
+#include "ressvd/core/progress.hpp"
 #include "ressvd/detail/finite.hpp"
 #include "ressvd/whitening/metric.hpp"
 #include "ressvd/whitening/qr_accumulator.hpp"
@@ -47,6 +48,7 @@ struct whitening_options {
   double damping = 1e-12;    ///< first δ after a failure, relative to mean(diag G)
   double max_damping = 1e-6; ///< last δ tried before the eigenvalue path, relative likewise
   double ridge = 0; ///< always added: G + ridge·mean(diag G)·I, a shrinkage of the metric
+  progress_callback progress = nullptr; ///< before each factorisation of `whiten`
 };
 
 struct whitening_report {
@@ -178,7 +180,7 @@ void eigenvalue_factor(W& be, const_block_of<W> g, block_of<W> factor, whitening
 /// lower one is used.
 /// Throws std::invalid_argument for an empty or non-square G and where ridge or damping overflow,
 /// nonfinite_error for NaN or infinity, indefinite_error for a G that is not positive semidefinite
-/// beyond rounding.
+/// beyond rounding, cancelled where options.progress asks for the end.
 template <backend B, readable_matrix<typename B::space> G>
 whitening<B> whiten(B& be, const G& gram_matrix, const whitening_options& options = {}) {
   using wide = wide_backend<B>;
@@ -208,8 +210,11 @@ whitening<B> whiten(B& be, const G& gram_matrix, const whitening_options& option
   report.relative_damping = options.ridge;
   report.damping = options.ridge * mean;
   const auto s = result.factor.ref();
+  // Without damping, with each, and the eigendecomposition.
+  const double steps = 3 + std::floor(std::log10(options.max_damping / options.damping) + 1e-9);
   for (double relative = 0; relative <= options.max_damping * (1 + 1e-9);
        relative = relative == 0 ? options.damping : 10 * relative) {
+    detail::report_progress(options.progress, report.attempts / steps, "a whitening");
     ++report.attempts;
     be64.copy(g, s);
     if (relative > 0) be64.shift_diagonal(s, relative * mean);
@@ -223,6 +228,7 @@ whitening<B> whiten(B& be, const G& gram_matrix, const whitening_options& option
       return result;
     }
   }
+  detail::report_progress(options.progress, report.attempts / steps, "a whitening");
   report.path = whitening_path::eigenvalues;
   result.kind = metric_kind::dense;
   detail::eigenvalue_factor<wide>(be64, g, s, report, [](double v) { return std::sqrt(v); });
