@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // On the current CUDA device:
-//   subspace, gram, exact   the library's factorisations of truncated_svd.hpp; exact is cuSOLVER's
+//   subspace, projector, gram, exact   the library's factorisations of truncated_svd.hpp; exact is cuSOLVER's
 //                           Xgesvdp
 //   gesvd                   exact by cuSOLVER's Xgesvd (cuda_svd::qr_iteration)
 //   gesvdj                  cuSOLVER's SVD by Jacobi's method in float

@@ -4,6 +4,7 @@
 // backend:
 //   subspace        to an excess loss of 1e-3 and of 1e-5
 //   deflated_gram   a symmetric eigendecomposition in float, to an excess loss of 1e-3
+//   projector       to an excess loss of 1e-3, on backends with products in reduced precision
 //   gram            the same in double
 //   exact           a dense SVD in float
 // Counters: gemms, the time as a multiple of one product of 2mn·min(m, n) flops on the same backend
@@ -150,6 +151,11 @@ void add_factorings(const B& be, const matrix_set& set, bool others) {
     add_options("subspace", {.algorithm = svd_algorithm::subspace});
     add_options("subspace_1e-5", {.algorithm = svd_algorithm::subspace, .tolerance = 1e-5});
     add_options("deflated_gram", {.algorithm = svd_algorithm::deflated_gram});
+    if constexpr (requires(B b, block_of<B> c) {
+                    b.reduced_gemm(op::none, op::none, 1, c, c, 0, c);
+                  }) {
+      add_options("projector", {.algorithm = svd_algorithm::projector});
+    }
     if (!others) continue;
     add_options("gram", {.algorithm = svd_algorithm::gram});
     // A dense SVD computes all vectors.

@@ -123,6 +123,8 @@ inline std::string name_of(ressvd::svd_algorithm algorithm) {
       return "deflated gram";
     case ressvd::svd_algorithm::subspace:
       return "subspace";
+    case ressvd::svd_algorithm::projector:
+      return "projector";
   }
   return "";
 }

@@ -169,6 +169,10 @@ class cuda_backend {
       scale(beta, c);
     }
   }
+  void reduced_gemm(op oa, op ob, T alpha, block<const T, space> a, block<const T, space> b, T beta,
+                    block<T, space> c) requires std::is_same_v<T, float> {
+    detail::cuda::gemm<T, T>(*context_, oa, ob, alpha, a, b, beta, c, true);
+  }
   void trmm(side s, op o, block<const T, space> l, block<const T, space> in, block<T, space> out) {
     if (!out.empty()) detail::cuda::trmm<T>(*context_, s, o, l, in, out);
   }

@@ -127,8 +127,11 @@ concept backend =
 
   be.synchronize(); // waits until everything asked for so far is done
 
-  // Optional; kernels use it where present: be.leading_eigenvectors(c, values, q) as eigh, but with
-  // the eigenvectors of the q.cols largest eigenvalues alone, ascending like them, in q.
+  // Optional; kernels use them where present:
+  // be.leading_eigenvectors(c, values, q) as eigh, but with the eigenvectors of the q.cols largest
+  // eigenvalues alone, ascending like them, in q.
+  // be.reduced_gemm(o, o, alpha, a, a, beta, c) as gemm for operands that are not empty, but much
+  // faster, with factors rounded to 11 bits or more.
 };
 // clang-format on
 

@@ -60,10 +60,8 @@ std::vector<svd_algorithm> choose_algorithms(const B& be, svd_algorithm asked, i
       asked != svd_algorithm::automatic
           ? asked
           : detail::fastest_algorithm(be, (std::min)(rows, cols), (std::max)(rows, cols), rank);
-  if (first == svd_algorithm::subspace || first == svd_algorithm::deflated_gram) {
-    return {first, svd_algorithm::gram};
-  }
-  return {first};
+  if (first == svd_algorithm::exact || first == svd_algorithm::gram) return {first};
+  return {first, svd_algorithm::gram};
 }
 
 } // namespace v0

@@ -22,16 +22,21 @@ enum class svd_algorithm : std::uint8_t {
   subspace, ///< Chebyshev-filtered subspace iteration in the backend's scalar, to svd_options'
             ///< tolerance; workspace 2mn + 2(m + n)·b + 3b² scalars and 3b² + 512b doubles for a
             ///< block of b = rank + max(rank/5, 8). Where b reaches min(m, n), gram runs instead
-  deflated_gram ///< as gram, but in the backend's scalar and without A's outliers, to the
-                ///< tolerance; workspace in scalars, and rank·max(m, n) more. Where rounding may
-                ///< cost more than the tolerance, gram runs instead
+  deflated_gram, ///< as gram, but in the backend's scalar and without A's outliers, to the
+                 ///< tolerance; workspace in scalars, and rank·max(m, n) more. Where rounding may
+                 ///< cost more than the tolerance, gram runs instead
+  projector      ///< a spectral projector from products in reduced precision (CUDA, float), to the
+            ///< tolerance; workspace mn + 4·min(m, n)² + (3·min(m, n) + max(m, n))·b scalars for
+            ///< a block of b = rank + max(0.08·rank, 8). Where the backend has no such products, b
+            ///< reaches min(m, n) or the tolerance is not met, gram runs instead. Never automatic:
+            ///< it has not been timed on a card
 };
 
 struct svd_options {
   svd_algorithm algorithm = svd_algorithm::automatic;
-  double tolerance = 1e-3; ///< deflated_gram, subspace: excess of the loss at the largest rank,
-                           ///< relative to the optimum
-  std::uint64_t seed = 1;  ///< the same: of the start block; equal seeds give equal results
+  double tolerance = 1e-3; ///< deflated_gram, subspace, projector: excess of the loss at the
+                           ///< largest rank, relative to the optimum
+  std::uint64_t seed = 1;  ///< the same: of random blocks; equal seeds give equal results
   progress_callback progress = nullptr;
 };
 
@@ -40,9 +45,9 @@ struct svd_report {
   /// Singular values that stand out of the algorithm's rounding. Ranks above it are served (the
   /// basis is completed) and gain nothing.
   index_t numerical_rank = 0;
-  index_t sweeps = 0;      ///< subspace: filters that were applied
+  index_t sweeps = 0;      ///< subspace: filters that were applied; projector: power steps
   double applications = 0; ///< subspace: products of AAᵀ with the whole block
-  double excess_loss = 0;  ///< deflated_gram, subspace: estimated excess of the loss, relative to
+  double excess_loss = 0;  ///< the same three: estimated excess of the loss, relative to
                            ///< the optimum; subspace: above the tolerance where it did not
                            ///< reach it
 };

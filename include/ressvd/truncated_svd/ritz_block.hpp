@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -224,6 +225,84 @@ class ritz_block {
   block_type x_;
   block_type image_;
 };
+
+/// The leading Ritz vectors over a whole block X, of which the first columns may be outliers that
+/// were taken out of B, and what they lose.
+template <backend B>
+class leading_ritz_vectors {
+  using T = typename B::scalar;
+  using block_type = block_of<B>;
+
+ public:
+  /// Makes the combinations in the caller's frame.
+  leading_ritz_vectors(B& be, const ritz_block<B>& all, index_t rank)
+      : be_(be), all_(all), v_(be.scratch(all.size(), rank)) {}
+
+  /// Rayleigh–Ritz over all columns. active: those that were not taken out; remaining: the energy
+  /// of B without what was.
+  void find(const ritz_block<B>& active, double remaining) {
+    active.polish();
+    theta_ = all_.ritz_pairs(v_);
+    tail_ = remaining - be_.dot(active.image(), active.image());
+    for (auto i = static_cast<std::size_t>(v_.cols); i < theta_.size(); ++i)
+      tail_ += (std::max)(theta_[i], 0.0);
+  }
+
+  /// What they lose above the optimum, relative to it, to second order. y: as large as X, becomes
+  /// Bᵀ times the images.
+  double missed(iterated_matrix<B>& b, block_type y) {
+    b.backward(all_.image(), y);
+    auto frame = be_.frame();
+    const auto e = be_.scratch(y.rows, v_.cols);
+    be_.gemm(op::none, op::none, T{1}, y, v_, T{0}, e);
+    const double missing = missed_by_ritz_values(theta_, all_.residuals(e));
+    return missing < tail_ ? missing / (tail_ - missing) : std::numeric_limits<double>::infinity();
+  }
+
+  /// Ritz values of the whole block, descending.
+  const std::vector<double>& theta() const { return theta_; }
+  /// Energy of B beyond the rank.
+  double tail() const { return (std::max)(tail_, 0.0); }
+  /// out ← the vectors, or what B makes of them.
+  void vectors(block_type out) { be_.gemm(op::none, op::none, T{1}, all_.x(), v_, T{0}, out); }
+  void images(block_type out) { be_.gemm(op::none, op::none, T{1}, all_.image(), v_, T{0}, out); }
+
+ private:
+  B& be_;
+  ritz_block<B> all_;
+  block_type v_; ///< the vectors are X·V
+  std::vector<double> theta_;
+  double tail_ = 0;
+};
+
+/// Makes `count` of the leading singular values: the others share what is left of the energy.
+inline void append_even_tail(std::vector<double>& values, double tail, index_t count) {
+  const auto unknown = static_cast<double>(count - static_cast<index_t>(values.size()));
+  const double even = (std::min)(std::sqrt(tail / unknown), values.back());
+  values.resize(static_cast<std::size_t>(count), even);
+}
+
+/// u ← the left singular vectors that the Ritz vectors are, or their images where B = A (on_right).
+/// Returns all min(m, p) singular values, times unit: those beyond u.cols are their mean.
+template <backend B>
+std::vector<double> singular_vectors(B& be, leading_ritz_vectors<B>& ritz, bool on_right,
+                                     index_t shorter, double unit, block_of<B> u) {
+  std::vector<double> values;
+  for (const double theta :
+       std::span<const double>(ritz.theta()).first(static_cast<std::size_t>(u.cols)))
+    values.push_back(std::sqrt((std::max)(theta, 0.0)));
+  if (on_right) {
+    ritz.images(u);
+    normalize_columns(be, u, values);
+  } else {
+    ritz.vectors(u);
+    orthonormalize(be, u);
+  }
+  append_even_tail(values, ritz.tail(), shorter);
+  for (double& v : values)
+    v *= unit;
+  return values;
+}
 
 } // namespace detail
 } // namespace v0

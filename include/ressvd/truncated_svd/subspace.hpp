@@ -85,7 +85,7 @@ class subspace_iteration {
         active_(columns_),
         all_(be, be.scratch(b.cols(), columns_), be.scratch(b.rows(), columns_)),
         y_(be.scratch(b.cols(), columns_)),
-        v_(be.scratch(columns_, rank)),
+        ritz_(be, all_, rank),
         total_(energy),
         remaining_(energy) {}
 
@@ -99,15 +99,7 @@ class subspace_iteration {
   }
 
   const svd_report& report() const { return report_; }
-  /// Ritz values of the whole block, descending.
-  const std::vector<double>& theta() const { return theta_; }
-  /// Energy of B beyond the rank.
-  double tail() const { return (std::max)(tail_, 0.0); }
-  /// out ← the leading `rank` Ritz vectors, or what B makes of them.
-  void ritz_vectors(block_type out) { be_.gemm(op::none, op::none, T{1}, all_.x(), v_, T{0}, out); }
-  void ritz_images(block_type out) {
-    be_.gemm(op::none, op::none, T{1}, all_.image(), v_, T{0}, out);
-  }
+  leading_ritz_vectors<B>& ritz() { return ritz_; }
 
  private:
   static constexpr bool is_float = sizeof(T) == 4;
@@ -224,29 +216,15 @@ class subspace_iteration {
   }
 
   void finish(double excess) {
-    rayleigh_ritz();
+    ritz_.find(active(), remaining_);
     report_.excess_loss = excess;
-  }
-
-  /// Over all columns, the locked ones included: b directions, of which the best `rank` stay.
-  void rayleigh_ritz() {
-    active().polish();
-    theta_ = all_.ritz_pairs(v_);
-    tail_ = remaining_ - be_.dot(z(), z());
-    for (auto i = static_cast<std::size_t>(rank_); i < theta_.size(); ++i)
-      tail_ += (std::max)(theta_[i], 0.0);
   }
 
   /// The loss of the Ritz vectors, relative to the optimum.
   double missed_by_ritz_vectors() {
-    rayleigh_ritz();
-    b_.backward(all_.image(), y_);
+    ritz_.find(active(), remaining_);
     applied_ = true;
-    auto frame = be_.frame();
-    const auto e = be_.scratch(y_.rows, rank_);
-    be_.gemm(op::none, op::none, T{1}, y_, v_, T{0}, e);
-    const double missing = missed_by_ritz_values(theta_, all_.residuals(e));
-    return missing < tail_ ? missing / (tail_ - missing) : std::numeric_limits<double>::infinity();
+    return ritz_.missed(b_, y_);
   }
 
   static double lift(const ritz_interval& theta, index_t degree) {
@@ -341,21 +319,12 @@ class subspace_iteration {
   ritz_block<B> all_; ///< Q and Z = B·Q
   block_type y_;      ///< like Q; Bᵀ·Z where `applied_`
   bool applied_ = false;
-  block_type v_;              ///< leading Ritz vectors are Q·V, b × rank
-  std::vector<double> theta_; ///< all b Ritz values
-  double tail_ = 0;
+  leading_ritz_vectors<B> ritz_;
   double total_;
   double remaining_;            ///< energy of B without what is locked
   double highest_unlocked_ = 0; ///< Ritz value that the last call of lock stopped at
   svd_report report_;
 };
-
-/// Makes `count` of the leading singular values: the others share what is left of the energy.
-inline void append_even_tail(std::vector<double>& values, double tail, index_t count) {
-  const auto unknown = static_cast<double>(count - static_cast<index_t>(values.size()));
-  const double even = (std::min)(std::sqrt(tail / unknown), values.back());
-  values.resize(static_cast<std::size_t>(count), even);
-}
 
 /// u: the leading u.cols left singular vectors. Declines where its block has as many columns as A
 /// has rows or columns.
@@ -374,22 +343,10 @@ std::optional<svd_outcome> subspace_svd(B& be, const weighted_matrix<B>& parts,
   subspace_iteration<B> iteration(be, b, formed.energy, u.cols, options);
   iteration.run();
 
-  const auto rank = static_cast<std::size_t>(u.cols);
-  auto& values = outcome.singular_values;
-  for (const double theta : std::span<const double>(iteration.theta()).first(rank))
-    values.push_back(std::sqrt((std::max)(theta, 0.0)));
-  if (on_right) {
-    iteration.ritz_images(u);
-    normalize_columns(be, u, values);
-  } else {
-    iteration.ritz_vectors(u);
-    orthonormalize(be, u);
-  }
-  append_even_tail(values, iteration.tail(), shorter);
-  for (double& v : values)
-    v *= unit;
+  outcome.singular_values = singular_vectors(be, iteration.ritz(), on_right, shorter, unit, u);
   outcome.report = iteration.report();
-  outcome.report.numerical_rank = count_above(values, gram_resolution<typename B::scalar>(longer));
+  outcome.report.numerical_rank =
+      count_above(outcome.singular_values, gram_resolution<typename B::scalar>(longer));
   return outcome;
 }
 

@@ -39,6 +39,7 @@
 #include "ressvd/truncated_svd/gram.hpp"
 #include "ressvd/truncated_svd/low_rank.hpp"
 #include "ressvd/truncated_svd/options.hpp"
+#include "ressvd/truncated_svd/projector.hpp"
 #include "ressvd/truncated_svd/subspace.hpp"
 #include "ressvd/truncated_svd/weight.hpp"
 #include "ressvd/truncated_svd/weighted_matrix.hpp"
@@ -103,6 +104,8 @@ std::optional<svd_outcome> run_algorithm(svd_algorithm which, B& be, const weigh
       return subspace_svd<B>(be, a, options, u);
     case svd_algorithm::deflated_gram:
       return deflated_gram_svd<B>(be, a, options, u);
+    case svd_algorithm::projector:
+      return projector_svd<B>(be, a, options, u);
     default:
       return gram_svd<B>(be, a, options, u);
   }

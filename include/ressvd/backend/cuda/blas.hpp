@@ -36,13 +36,14 @@ constexpr cublasSideMode_t to_cublas(side s) {
 }
 
 /// c ← alpha·op(a)·op(b) + beta·c with factors of type U and sums of type T: U = T, or float sums
-/// of 16-bit factors, which are multiplied exactly (on tensor cores). Nothing may be empty.
+/// of 16-bit factors, which are multiplied exactly (on tensor cores). Factors in float are rounded
+/// to 11 bits where `reduced` or the context asks for it. Nothing may be empty.
 template <storage_scalar U, compute_scalar T>
 void gemm(cuda_context& context, op oa, op ob, T alpha, device_block<const U> a,
-          device_block<const U> b, T beta, device_block<T> c) {
+          device_block<const U> b, T beta, device_block<T> c, bool reduced = false) {
   static_assert(std::is_same_v<U, T> || (std::is_same_v<T, float> && sizeof(U) == 2));
   const index_t depth = oa == op::none ? a.cols : a.rows;
-  const bool tf32 = std::is_same_v<U, float> && context.options().tf32;
+  const bool tf32 = std::is_same_v<U, float> && (reduced || context.options().tf32);
   const cublasComputeType_t arithmetic = std::is_same_v<T, double> ? CUBLAS_COMPUTE_64F
                                          : tf32                    ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                                    : CUBLAS_COMPUTE_32F;
