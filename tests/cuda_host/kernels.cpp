@@ -40,6 +40,10 @@ std::vector<std::string> every_kernel() {
     add("add_row_sums", {t, "double", "true"});
   }
   add("add", {"float", "double"});
+  add("low_rank", {"float", "float", "float", "1", "4", "4"});
+  add("low_rank", {"ressvd::half", "float", "ressvd::half", "2", "8", "8"});
+  add("low_rank", {"ressvd::bfloat16", "ressvd::bfloat16", "float", "8", "8", "8"});
+  add("low_rank", {"ressvd::bfloat16", "ressvd::half", "float", "3", "1", "2"});
   return names;
 }
 
@@ -63,7 +67,8 @@ TEST_CASE("kernels compile for every GPU that NVRTC knows", "[cuda]") {
   CHECK(std::is_sorted(targets.begin(), targets.end()));
   for (const int target : targets) {
     for (const char* name : {"ressvd::transpose<ressvd::half,float>",
-                             "ressvd::add_row_sums<ressvd::bfloat16,double,false>"}) {
+                             "ressvd::add_row_sums<ressvd::bfloat16,double,false>",
+                             "ressvd::low_rank<ressvd::half,float,float,1,8,8>"}) {
       INFO(name << " for " << target);
       CHECK(cuda::compile_kernel(name, target, true).code.size() > 1000);
       const cuda::compiled_kernel portable = cuda::compile_kernel(name, target, false);

@@ -205,6 +205,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrSingleToDoublePrecisionPerfRatio:
       *value = control.double_ratio;
       break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = multiprocessors;
+      break;
     default:
       misuse("an attribute that no device of the stand-in has, %d", attribute);
   }

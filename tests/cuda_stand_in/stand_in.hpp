@@ -56,6 +56,8 @@ struct controls {
 };
 extern controls control;
 
+inline constexpr int multiprocessors = 2;
+
 std::size_t bytes_in_use();
 void* workspace_of(cublasHandle_t handle);
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // CUDA C++ for the host's compiler: put in front of the kernels' source. The threads of a block are
-// contexts that run one after the other and change at barriers; blocks run one after the other. A
-// barrier that not all threads of a block reach ends the program.
+// contexts that run one after the other and change at barriers; blocks run one after the other, and
+// those of a cooperative launch at the same time, each on a thread of the machine. A barrier that
+// not all threads of a block, or of a warp, reach ends the program.
 //
 // A context is made once (ucontext) and serves block after block. The changes between contexts are
 // jumps (setjmp): swapcontext would make two system calls for each.
@@ -12,6 +13,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -20,9 +22,11 @@
 #include <deque>
 #include <memory>
 #include <new>
+#include <thread>
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "cuda_stand_in/launch.hpp"
 #include "ressvd/core/scalar.hpp"
@@ -33,11 +37,13 @@ struct index3 {
   unsigned x, y, z;
 };
 
+enum class wait { none, warp, block, forever };
+
 struct thread {
   jmp_buf place; ///< where it goes on
   std::unique_ptr<char[]> stack;
   index3 index;
-  bool finished;
+  wait waits; ///< for whom; forever: it has finished
 };
 
 inline thread_local jmp_buf scheduler;
@@ -52,23 +58,54 @@ inline void leave(thread& t) {
 
 inline thread_local stand_in::index3 threadIdx, blockIdx, blockDim, gridDim;
 
-inline void __syncthreads() {
-  stand_in::thread* const self = stand_in::running;
-  stand_in::leave(*self);
+namespace stand_in {
+
+inline void wait_for(wait whom) {
+  thread* const self = running;
+  self->waits = whom;
+  leave(*self);
   threadIdx = self->index;
 }
 
-inline double __shfl_down_sync(unsigned, double value, int step) {
-  static thread_local double lanes[1024];
+/// What lane other(lane) of the warp has for `value`.
+template <class T, class Other>
+T exchange(T value, Other other) {
+  static thread_local T lanes[1024];
   const unsigned t = threadIdx.x + blockDim.x * threadIdx.y;
   lanes[t] = value;
-  __syncthreads();
-  const double taken =
-      t % 32 + static_cast<unsigned>(step) < 32 ? lanes[t + static_cast<unsigned>(step)] : value;
-  __syncthreads();
+  wait_for(wait::warp);
+  const T taken = lanes[t / 32 * 32 + other(t % 32)];
+  wait_for(wait::warp);
   return taken;
 }
 
+} // namespace stand_in
+
+inline void __syncthreads() {
+  stand_in::wait_for(stand_in::wait::block);
+}
+inline void __threadfence() {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+inline void __nanosleep(unsigned) {
+  std::this_thread::yield();
+}
+
+template <class T>
+T __shfl_down_sync(unsigned, T value, int step) {
+  const auto down = static_cast<unsigned>(step);
+  return stand_in::exchange(value,
+                            [=](unsigned lane) { return lane + down < 32 ? lane + down : lane; });
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int step) {
+  return stand_in::exchange(value,
+                            [=](unsigned lane) { return lane ^ static_cast<unsigned>(step); });
+}
+
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);
+}
 inline unsigned long long atomicMax(unsigned long long* address, unsigned long long value) {
   return std::exchange(*address, std::max(*address, value));
 }
@@ -115,7 +152,7 @@ struct kernel<void (*)(Args...)> {
     T value;
     std::memcpy(&value, argument, sizeof value);
     if constexpr (std::is_pointer_v<T>) {
-      return static_cast<T>(l.translate(value));
+      return value == nullptr ? nullptr : static_cast<T>(l.translate(value));
     } else {
       return value;
     }
@@ -133,7 +170,7 @@ struct kernel<void (*)(Args...)> {
     for (;;) {
       threadIdx = self.index;
       std::apply(function, *arguments);
-      self.finished = true;
+      self.waits = wait::forever;
       leave(self);
     }
   }
@@ -154,39 +191,67 @@ struct kernel<void (*)(Args...)> {
     setcontext(&context);
   }
 
-  /// Each round runs every thread of the block to its next barrier.
+  /// Lets the threads go on if all of them wait as said.
+  static bool release(std::deque<thread>& threads, unsigned first, unsigned last, wait all) {
+    for (unsigned k = first; k < last; ++k) {
+      if (threads[k].waits != all) return false;
+    }
+    for (unsigned k = first; k < last; ++k)
+      threads[k].waits = wait::none;
+    return true;
+  }
+
+  /// Each round runs every thread that may to its next barrier.
   static void run_block(std::deque<thread>& threads, unsigned width, unsigned count) {
     for (unsigned k = 0; k < count; ++k) {
       threads[k].index = {k % width, k / width, 0};
-      threads[k].finished = false;
+      threads[k].waits = wait::none;
     }
     for (;;) {
       unsigned finished = 0;
       for (unsigned k = 0; k < count; ++k) {
-        resume(threads[k]);
-        finished += threads[k].finished ? 1 : 0;
+        if (threads[k].waits == wait::none) resume(threads[k]);
+        finished += threads[k].waits == wait::forever ? 1 : 0;
       }
       if (finished == count) return;
-      if (finished > 0) {
+      bool any = release(threads, 0, count, wait::block);
+      for (unsigned warp = 0; warp < count; warp += 32)
+        any = release(threads, warp, std::min(warp + 32, count), wait::warp) || any;
+      if (!any) {
         std::fputs("CUDA stand-in: not all threads of a block reach a barrier\n", stderr);
         std::abort();
       }
     }
   }
 
-  static void run(launch& l) {
-    arguments = std::launder(reinterpret_cast<values*>(l.arguments));
+  static void run_at(const launch& l, values* given, void (*kernel_function)(Args...), unsigned bx,
+                     unsigned by) {
+    function = kernel_function;
+    arguments = given;
     gridDim = {l.grid[0], l.grid[1], 1};
     blockDim = {l.block[0], l.block[1], 1};
+    blockIdx = {bx, by, 0};
     static thread_local std::deque<thread> threads; // a deque: they keep their addresses
     const unsigned count = l.block[0] * l.block[1];
     if (threads.size() < count) threads.resize(count);
+    run_block(threads, l.block[0], count);
+  }
+
+  static void run(launch& l) {
+    auto* const given = std::launder(reinterpret_cast<values*>(l.arguments));
+    const auto kernel_function = function;
+    std::vector<std::thread> blocks;
     for (unsigned by = 0; by < l.grid[1]; ++by) {
       for (unsigned bx = 0; bx < l.grid[0]; ++bx) {
-        blockIdx = {bx, by, 0};
-        run_block(threads, l.block[0], count);
+        if (l.cooperative) {
+          blocks.emplace_back([=, &l] { run_at(l, given, kernel_function, bx, by); });
+        } else {
+          run_at(l, given, kernel_function, bx, by);
+        }
       }
     }
+    for (std::thread& block : blocks)
+      block.join();
   }
 };
 
@@ -203,6 +268,6 @@ void enter(void** arguments, launch& l) {
 } // namespace stand_in
 
 #define __global__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static thread_local
 #define ressvd device // the kernels' namespace; the library's own was used above

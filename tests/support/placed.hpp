@@ -35,19 +35,22 @@ class placed {
  public:
   using space = typename B::space;
 
-  /// The leading dimension is the packed one plus `padding`.
-  placed(B& be, const dense& a, layout order = layout::col_major, index_t padding = 0)
-      : view_{nullptr, a.rows(), a.cols(),
+  /// The leading dimension is the packed one plus `padding`. guard: elements before the matrix and
+  /// behind it; 7 align it to its element type only, 8 to 16 bytes at least.
+  placed(B& be, const dense& a, layout order = layout::col_major, index_t padding = 0,
+         index_t guard = 7)
+      : guard_(guard),
+        view_{nullptr, a.rows(), a.cols(),
               (order == layout::row_major ? a.cols() : a.rows()) + padding, order} {
     const index_t lines = order == layout::row_major ? a.rows() : a.cols();
-    image_.assign(static_cast<std::size_t>(lines * view_.ld + 2 * guard),
+    image_.assign(static_cast<std::size_t>(lines * view_.ld + 2 * guard_),
                   ressvd::store<U>(std::numeric_limits<double>::quiet_NaN()));
     for (index_t j = 0; j < a.cols(); ++j) {
       for (index_t i = 0; i < a.rows(); ++i)
         image_[at(i, j)] = ressvd::store<U>(a(i, j));
     }
     memory_ = place(be, image_);
-    view_.data = memory_.get() + guard;
+    view_.data = memory_.get() + guard_;
   }
 
   ressvd::matrix_view<const U, space> view() const { return view_; }
@@ -83,11 +86,9 @@ class placed {
   }
 
  private:
-  static constexpr index_t guard = 7; // odd: data is aligned to its element type only
-
   std::size_t at(index_t i, index_t j) const {
     const index_t offset = view_.order == layout::row_major ? i * view_.ld + j : i + j * view_.ld;
-    return static_cast<std::size_t>(guard + offset);
+    return static_cast<std::size_t>(guard_ + offset);
   }
   std::vector<U> fetch_all(B& be) const {
     return fetch(be, std::as_const(memory_).get(), image_.size());
@@ -96,6 +97,7 @@ class placed {
     return std::memcmp(a.data(), b.data(), a.size() * sizeof(U)) == 0;
   }
 
+  index_t guard_;
   ressvd::matrix_view<U, space> view_;
   std::vector<U> image_;
   std::shared_ptr<U[]> memory_;

@@ -25,6 +25,7 @@
 #include <utility>
 
 #include "ressvd/backend/cuda/decompositions.hpp"
+#include "ressvd/backend/cuda/low_rank.hpp"
 #include "ressvd/core/backend.hpp"
 
 namespace ressvd {
@@ -189,6 +190,32 @@ class cuda_backend {
   }
   void svd(block<T, space> c, std::span<double> values, block<T, space> u) {
     detail::cuda::svd(*context_, c, values, u);
+  }
+
+  /// y ← u(v·x) + bias in one launch, see backend/cuda/low_rank.hpp; false, and nothing done, where
+  /// types, layouts or the number of vectors are others.
+  template <class F, class X, class Y>
+  bool low_rank_product(matrix_view<const F, space> u, matrix_view<const F, space> v,
+                        matrix_view<const X, space> x, matrix_view<Y, space> y,
+                        matrix_view<const T, space> bias) requires std::is_same_v<T, float> {
+    if constexpr (std::is_same_v<F, double> || std::is_same_v<X, double> ||
+                  std::is_same_v<Y, double>) {
+      return false;
+    } else {
+      const bool by_rows = u.order == layout::row_major && v.order == layout::row_major;
+      const bool by_columns =
+          x.cols == 1 ? x.order == layout::col_major || x.ld == 1 : x.order == layout::col_major;
+      const bool out =
+          y.cols == 1 ? y.order == layout::col_major || y.ld == 1 : y.order == layout::col_major;
+      if (!by_rows || !by_columns || !out || x.cols > detail::cuda::most_low_rank_vectors)
+        return false;
+      const index_t padded = (u.cols + 3) / 4 * 4; // columns of t begin at multiples of 16 bytes
+      const auto t = scratch(padded, x.cols).top_rows(u.cols);
+      detail::cuda::low_rank_product<F, X, Y>(
+          *context_, u, v, x, bias.data, bias.order == layout::col_major ? index_t{1} : bias.ld, y,
+          t);
+      return true;
+    }
   }
 
   void synchronize() { context_->synchronize(); }

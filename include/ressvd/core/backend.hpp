@@ -132,6 +132,8 @@ concept backend =
   // eigenvalues alone, ascending like them, in q.
   // be.reduced_gemm(o, o, alpha, a, a, beta, c) as gemm for operands that are not empty, but much
   // faster, with factors rounded to 11 bits or more.
+  // be.low_rank_product(u, v, x, y, bias), views of storage types, does y ← u(v·x) + bias and returns
+  // true, or returns false and does nothing.
 };
 // clang-format on
 

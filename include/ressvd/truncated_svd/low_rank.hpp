@@ -110,14 +110,17 @@ void apply(B& be, const U& u, const V& v, const X& x, matrix_view<Y, typename B:
   }
   if (inputs.cols == 0) return;
   auto frame = be.frame();
+  const auto shift = detail::in_scalar(be, addend);
+  if constexpr (requires { be.low_rank_product(left, right, inputs, y, shift); }) {
+    if (be.low_rank_product(left, right, inputs, y, shift)) return;
+  }
   if constexpr (std::is_same_v<Y, T>) {
     detail::apply<B>(be, detail::in_scalar(be, left), detail::in_scalar(be, right),
-                     detail::in_scalar(be, inputs), y, detail::in_scalar(be, addend), biased);
+                     detail::in_scalar(be, inputs), y, shift, biased);
   } else {
     const auto outputs = be.scratch(y.rows, y.cols);
     detail::apply<B>(be, detail::in_scalar(be, left), detail::in_scalar(be, right),
-                     detail::in_scalar(be, inputs), outputs.view(), detail::in_scalar(be, addend),
-                     biased);
+                     detail::in_scalar(be, inputs), outputs.view(), shift, biased);
     be.copy(outputs, y);
   }
 }

@@ -251,6 +251,104 @@ __global__ void random_normal(T* c, index ld, index rows, index cols, unsigned l
   });
 }
 
+// ---- y = U(V·x) + bias for a few vectors x ----
+
+template <class T, int count> struct alignas(sizeof(T) * count) chunk { T values[count]; };
+
+// `count` elements that lie at a multiple of the smaller of their size and 16 bytes.
+template <int count, class T> inline void load(const T* from, float (&out)[count]) {
+  constexpr int most = (int)(16 / sizeof(T));
+  constexpr int piece = count < most ? count : most;
+  for (int k = 0; k < count; k += piece) {
+    const auto read = *(const chunk<T, piece>*)(from + k);
+    for (int i = 0; i < piece; ++i) out[k + i] = value(read.values[i]);
+  }
+}
+
+// sums[k][b] += the part of this lane in a_k·x_b, for `rows` rows a_k one after the other.
+template <int wide, int rows, int batch, class F, class X>
+inline void add_dots(const F* a, index ld, index cols, index begin, index step, const X* x,
+                     index x_ld, float (&sums)[rows][batch]) {
+#pragma unroll 4
+  for (index c = begin; c + wide <= cols; c += step) {
+    float elements[rows][wide];
+    for (int k = 0; k < rows; ++k) load<wide>(a + k * ld + c, elements[k]);
+    for (int b = 0; b < batch; ++b) {
+      float inputs[wide];
+      load<wide>(x + b * x_ld + c, inputs);
+      for (int k = 0; k < rows; ++k) {
+        for (int i = 0; i < wide; ++i) sums[k][b] += elements[k][i] * inputs[i];
+      }
+    }
+  }
+}
+
+// write(i + k, b, a_k·x_b) for the rows a_k from i on, by one warp.
+template <int wide, int rows, int batch, class F, class X, class Write>
+inline void dot_rows(const F* a, index ld, index cols, const X* x, index x_ld, index i,
+                     Write write) {
+  const index lane = threadIdx.x;
+  float sums[rows][batch] = {};
+  add_dots<wide>(a, ld, cols, lane * wide, 32 * wide, x, x_ld, sums);
+  if (wide > 1) add_dots<1>(a, ld, cols, cols / wide * wide + lane, 32, x, x_ld, sums);
+  for (int k = 0; k < rows; ++k) {
+    for (int b = 0; b < batch; ++b) {
+      for (int step = 16; step > 0; step /= 2)
+        sums[k][b] += __shfl_xor_sync(0xffffffffu, sums[k][b], step);
+      if (lane == 0) write(i + k, b, sums[k][b]);
+    }
+  }
+}
+
+// The same for all rows, one or two at a time, by all warps of the grid.
+template <int wide, int batch, class F, class X, class Write>
+inline void dot_all_rows(const F* a, index ld, index rows, index cols, const X* x, index x_ld,
+                         Write write) {
+  constexpr int together = batch > 2 ? 2 : 1;
+  const index first = (blockIdx.x * (index)blockDim.y + threadIdx.y) * together;
+  for (index i = first; i < rows; i += gridDim.x * (index)blockDim.y * together) {
+    if (i + together <= rows) {
+      dot_rows<wide, together, batch>(a + i * ld, ld, cols, x, x_ld, i, write);
+    } else {
+      dot_rows<wide, 1, batch>(a + i * ld, ld, cols, x, x_ld, i, write);
+    }
+  }
+}
+
+// All threads of a cooperative launch wait for each other. state: 0 before the first launch, then
+// its own: the blocks' shares add up to the flip of its highest bit.
+inline void wait_for_grid(unsigned* state) {
+  __syncthreads();
+  if (leads_block()) {
+    const unsigned share = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+    __threadfence();
+    const unsigned before = atomicAdd(state, share);
+    while (((before ^ *(volatile unsigned*)state) & 0x80000000u) == 0) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700
+      __nanosleep(32);
+#endif
+    }
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+// Factors by rows: u: m x r, v: r x n. x: n x batch, y: m x batch, t: r x batch, by columns.
+// wide_v, wide_u: elements that are read at once, as alignment allows.
+template <class F, class X, class Y, int batch, int wide_v, int wide_u>
+__global__ __launch_bounds__(256, 2) void low_rank(const F* u, index u_ld, const F* v, index v_ld,
+                                                   const X* x, index x_ld, const float* bias,
+                                                   index bias_step, Y* y, index y_ld, float* t,
+                                                   index t_ld, unsigned long long* state, index m,
+                                                   index r, index n) {
+  dot_all_rows<wide_v, batch>(v, v_ld, r, n, x, x_ld,
+                              [=](index i, int b, float sum) { t[i + b * t_ld] = sum; });
+  wait_for_grid((unsigned*)state);
+  dot_all_rows<wide_u, batch>(u, u_ld, m, r, t, t_ld, [=](index i, int b, float sum) {
+    y[i + b * y_ld] = stored<Y>::of(bias == nullptr ? sum : sum + bias[i * bias_step]);
+  });
+}
+
 } // namespace ressvd
 )kernels";
 
