@@ -376,6 +376,8 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of the Gram accumulator are refused", "[gra
   CHECK_THROWS_WITH(plain.mean_abs(), contains_text("x: no channel means were accumulated"));
   gram_accumulator<TestType> means(be, 4, {.name = "x", .channel_means = true});
   CHECK_THROWS_WITH(means.mean_abs(), contains_text("x: no tokens were accumulated"));
+  CHECK_THROWS_WITH(means.gram(), contains_text("x: no tokens were accumulated"));
+  CHECK(means.state().tokens == 0);
   CHECK(plain.tokens() == 0);
   CHECK(cross.tokens() == 0);
 }

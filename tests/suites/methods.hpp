@@ -754,6 +754,31 @@ TEMPLATE_LIST_TEST_CASE("a new truncation for shifted inputs is that of W' in th
   }
 }
 
+TEMPLATE_LIST_TEST_CASE("fits to shifted inputs that are all zero keep what they cannot judge",
+                        "[methods]", test_backends) {
+  using namespace methods_suite;
+  auto be = make_backend<TestType>();
+  const index_t n = 9;
+  const layer<TestType> l(be, 12, n, 39, mild_activations(n, 40));
+  ressvd::shifted_input<TestType> shifted(be, n, {.original_share = 0.5});
+  const placed<float, TestType> zeros(be, dense(20, n));
+  shifted.observe(zeros.view(), zeros.view());
+
+  auto input = l.input(be);
+  const auto factored = input.factor(ressvd::weight(be, l.w()), methods::svd_llm{}, {3});
+  const auto before = factored.at(ressvd::rank_choice{.rank = 3});
+  const auto updated = shifted.update(factored, methods::svd_llm{}, {.rank = 3});
+  CHECK(updated.report.update_rank == 0);
+  CHECK(values_of(be, updated.factors).product() == values_of(be, before.factors).product());
+
+  const auto truncated =
+      shifted.truncate(ressvd::weight(be, l.w()), methods::svd_llm{}, {.rank = 3});
+  const double optimum = sum_of_squares_from(svd(l.p.w).s, 3);
+  CHECK(truncated.report.whitening->path == ressvd::whitening_path::plain);
+  CHECK_THAT(truncated.report.weight_loss.absolute,
+             WithinAbs(optimum, loss_tolerance(optimum, 100 * eps<TestType> * frobenius(l.p.w))));
+}
+
 TEMPLATE_LIST_TEST_CASE("wrong calls of the methods are refused", "[methods]", test_backends) {
   using namespace methods_suite;
   using T = typename TestType::scalar;

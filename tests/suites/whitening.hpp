@@ -251,6 +251,13 @@ TEMPLATE_LIST_TEST_CASE("a Gram of zeros gives the plain metric and says so", "[
     CHECK(std::isinf(whitening.report.relative_damping));
     CHECK(factor_of(be, whitening) == identity(3));
   }
+  ressvd::qr_accumulator triangle(typename TestType::template rebind<double>(be), 3, "inputs");
+  CHECK_THROWS_WITH(ressvd::whiten(be, triangle), contains_text("inputs: no tokens"));
+  const placed<double, TestType> zeros(be, dense(5, 3));
+  triangle.add(zeros.view());
+  const auto whitening = ressvd::whiten(be, triangle);
+  CHECK(whitening.report.path == whitening_path::plain);
+  CHECK(factor_of(be, whitening) == identity(3));
 }
 
 TEMPLATE_LIST_TEST_CASE("an asymmetric Gram is refused, one of float's rounding is not",
@@ -267,6 +274,17 @@ TEMPLATE_LIST_TEST_CASE("an asymmetric Gram is refused, one of float's rounding 
                     contains_text("the Gram is not symmetric"));
   CHECK_THROWS_WITH(ressvd::whiten_power(be, asymmetric.view(), 0.5),
                     contains_text("the Gram is not symmetric"));
+  // Beside an outlier channel, and with a channel that is dead.
+  dense outlier(4, 4);
+  outlier(0, 0) = 1e6;
+  outlier(1, 1) = outlier(2, 2) = 1;
+  outlier(1, 2) = 0.9;
+  outlier(2, 1) = -0.9;
+  const placed<double, TestType> beside(be, outlier);
+  CHECK_THROWS_WITH(ressvd::whiten(be, beside.view()), contains_text("the Gram is not symmetric"));
+  outlier(2, 1) = 0.9;
+  const placed<double, TestType> symmetric(be, outlier);
+  CHECK_NOTHROW(ressvd::whiten(be, symmetric.view()));
 }
 
 TEMPLATE_LIST_TEST_CASE("an indefinite Gram is refused with numbers", "[whitening]",

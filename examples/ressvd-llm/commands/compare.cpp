@@ -184,6 +184,7 @@ void add_compare(CLI::App& app) {
       ->check(whole_number(1))
       ->excludes("--text")
       ->excludes("--tokens")
+      ->excludes("--max-windows")
       ->capture_default_str();
   command->add_option("--seed", line->seed, "Of these samples")
       ->excludes("--text")

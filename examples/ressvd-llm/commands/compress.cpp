@@ -42,24 +42,40 @@ void print(const compression_report& report) {
   }
 }
 
-std::string shortfall_message(const compression_report& report, const compress_options& options) {
+std::string missed_ratio(double removed, double asked, std::int64_t rank_multiple) {
   std::array<char, 200> text{};
   std::snprintf(
       text.data(), text.size(),
       "%.1f %% of the layers' matrix parameters are removed where %.1f %% were asked for; "
       "ranks are multiples of %lld",
-      100 * report.achieved_ratio, 100 * (report.achieved_ratio + *report.shortfall),
-      static_cast<long long>(options.rank_multiple));
+      100 * removed, 100 * asked, static_cast<long long>(rank_multiple));
   return text.data();
 }
 
-// The report may lie in the output, which is not there yet.
+// The report may lie in the output, which is not there yet, under a name that no part of a
+// checkpoint has.
 void check_json(const compress_line& line) {
+  namespace fs = std::filesystem;
   if (line.json.empty()) return;
-  const auto folder = [](const std::filesystem::path& file) {
-    return std::filesystem::absolute(file).lexically_normal().parent_path();
+  const auto whole = [](const fs::path& file) {
+    return fs::weakly_canonical(fs::absolute(file) / "").parent_path();
   };
-  if (folder(line.json) != folder(line.options.output / "")) require_writable(line.json);
+  const fs::path json = whole(line.json);
+  const fs::path model = whole(line.options.model);
+  const auto refuse = [&](const std::string& why) {
+    throw usage_error("--json " + line.json.string() + ": " + why);
+  };
+  const auto belongs_to_checkpoint = [&](const fs::path& name) {
+    return name == "config.json" || name == "model.safetensors.index.json" ||
+           name.extension() == ".safetensors" || fs::exists(model / name);
+  };
+  if (json == whole(line.options.output)) refuse("this is the output itself");
+  if (json.parent_path() == model && fs::exists(json)) refuse("a file of the model");
+  if (json.parent_path() == whole(line.options.output)) {
+    if (belongs_to_checkpoint(json.filename())) refuse("a name of the checkpoint's own");
+  } else {
+    require_writable(line.json);
+  }
 }
 
 void run(const CLI::App& command, compress_line& line) {
@@ -73,7 +89,13 @@ void run(const CLI::App& command, compress_line& line) {
     throw std::runtime_error(
         report.output + " is complete, but its evaluation failed: " + *report.evaluation_error);
   }
-  if (report.shortfall) throw unmet_request(shortfall_message(report, line.options));
+  const auto missed = [&](double asked) {
+    return missed_ratio(report.achieved_ratio, asked, line.options.rank_multiple);
+  };
+  if (report.shortfall) throw unmet_request(missed(report.achieved_ratio + *report.shortfall));
+  constexpr double much = 0.02;
+  if (!line.options.count_all && report.achieved_ratio > line.options.ratio + much)
+    std::fprintf(stderr, "ressvd-llm: %s\n", missed(line.options.ratio).c_str());
 }
 
 } // namespace

@@ -41,6 +41,11 @@ bool by_sensitivity(const compress_line& line) {
   return line.options.allocation == allocation::sensitivity;
 }
 
+// Whether any samples are drawn: Grams from a file may leave nothing to do for them.
+bool draws_samples(const compress_line& line) {
+  return samples_needed(line.options) + line.options.heldout_samples > 0;
+}
+
 // Which options go together: an option that `applies` denies has no effect on the run.
 struct option_rule {
   const char* option;
@@ -82,11 +87,15 @@ constexpr std::array rules{
     option_rule{"--probe-samples", "--allocation sensitivity", by_sensitivity},
     option_rule{"--probe-ranks", "--allocation sensitivity", by_sensitivity},
     option_rule{"--rounds", "--allocation sensitivity", by_sensitivity},
+    option_rule{"--samples", "what needs samples beside --grams", draws_samples},
+    option_rule{"--seqlen", "what needs samples beside --grams", draws_samples},
+    option_rule{"--calibration", "what needs samples beside --grams", draws_samples},
     option_rule{"--windows", "--calibration FILE",
                 [](const compress_line& l) { return !l.options.calibration.empty(); }},
     option_rule{
         "--seed", "the model's own samples and --windows random", [](const compress_line& l) {
-          return l.options.calibration.empty() || l.options.windows == window_choice::random;
+          return draws_samples(l) &&
+                 (l.options.calibration.empty() || l.options.windows == window_choice::random);
         }}};
 
 // Method, allocation and fit as options would state them.

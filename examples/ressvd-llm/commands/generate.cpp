@@ -58,7 +58,14 @@ std::vector<std::int32_t> read_prompt(const generate_command& line, const model_
   return ids;
 }
 
-void run(const generate_command& line) {
+void run(const CLI::App& command, const generate_command& line) {
+  if (line.options.sampling.temperature == 0) {
+    for (const char* option : {"--top-k", "--seed"}) {
+      if (command.get_option(option)->count() > 0)
+        throw usage_error(std::string(option) + " has no effect with --temperature 0");
+    }
+  }
+  if (!line.json.empty()) require_writable(line.json);
   const language_model model = language_model::open(line.model);
   const model_config& config = model.config();
   std::unique_ptr<tokenizer> text;
@@ -134,7 +141,7 @@ void add_generate(CLI::App& app) {
   command->add_flag("--ignore-eos", line->ignore_eos, "Go on after an end-of-sequence token");
   add_threads_option(*command);
   command->add_option("--json", line->json, "Write a report into this file");
-  command->callback([line] { run(*line); });
+  command->callback([command, line] { run(*command, *line); });
 }
 
 } // namespace ressvd_llm

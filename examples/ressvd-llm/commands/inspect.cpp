@@ -168,6 +168,7 @@ struct inspect_options {
 };
 
 void inspect(const inspect_options& options) {
+  if (!options.json.empty()) require_writable(options.json);
   const model_config config = read_config(options.model);
   const checkpoint source = checkpoint::open(options.model);
   const model_summary model = summarise(source, config);

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "compress/compression_report.hpp"
 
-#include <cmath>
-#include <limits>
-
 #include <nlohmann/json.hpp>
+
+#include "io/json_text.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -34,12 +33,10 @@ ordered_json to_json(const matrix_report& matrix) {
   if (f.activation_loss) j["activation_loss"] = to_json(*f.activation_loss);
   if (f.whitening) {
     const whitening_summary& w = *f.whitening;
-    // JSON has no infinity.
     j["whitening"] = {{"path", w.path},
                       {"damping", w.damping},
-                      {"relative_damping", w.relative_damping},
-                      {"condition", std::isfinite(w.condition) ? ordered_json(w.condition)
-                                                               : ordered_json(nullptr)}};
+                      {"relative_damping", number_or_null(w.relative_damping)},
+                      {"condition", number_or_null(w.condition)}};
   }
   j["numerical_rank"] = f.numerical_rank;
   j["seconds"] = f.seconds;
@@ -57,10 +54,9 @@ matrix_report read_matrix(const json& j) {
   // Earlier versions wrote an empty path where nothing was whitened.
   if (j.contains("whitening") && j["whitening"].at("path") != "") {
     const json& w = j["whitening"];
-    const json& condition = w.at("condition");
-    f.whitening = whitening_summary{
-        w.at("path"), w.at("damping"), w.at("relative_damping"),
-        condition.is_null() ? std::numeric_limits<double>::infinity() : condition.get<double>()};
+    f.whitening = whitening_summary{w.at("path"), w.at("damping"),
+                                    number_or_infinity(w.at("relative_damping")),
+                                    number_or_infinity(w.at("condition"))};
   }
   f.numerical_rank = j.value("numerical_rank", f.rank);
   f.seconds = j.value("seconds", 0.0);
@@ -162,7 +158,6 @@ ordered_json to_json(const compression_report& r) {
   j["matrices"] = ordered_json::array();
   for (const matrix_report& matrix : r.matrices)
     j["matrices"].push_back(to_json(matrix));
-  j["heldout"] = nullptr;
   if (r.heldout) {
     j["heldout"] = {{"windows", r.heldout->windows},
                     {"tokens", r.heldout->tokens},
@@ -208,7 +203,9 @@ compression_report compression_report_from_json(const json& j) {
     r.power_curve.push_back({p.at("power"), p.at("heldout_divergence")});
   for (const json& matrix : j.at("matrices"))
     r.matrices.push_back(read_matrix(matrix));
-  if (const json& h = j.at("heldout"); !h.is_null()) {
+  // Earlier versions wrote null where nothing was evaluated.
+  if (j.contains("heldout") && !j["heldout"].is_null()) {
+    const json& h = j["heldout"];
     r.heldout = {h.value("windows", std::int64_t{0}), h.value("tokens", std::int64_t{0}),
                  h.at("original_perplexity"), h.at("compressed_perplexity"), h.at("divergence")};
   }

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "compress/layer_store.hpp"
 
-#include <cmath>
-#include <limits>
-
 #include <nlohmann/json.hpp>
 
 #include "compress/scratch_file.hpp"
+#include "io/json_text.hpp"
 #include "io/output_file.hpp"
 #include "io/paths.hpp"
 
@@ -15,29 +13,21 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// JSON has no infinity.
-ordered_json number(double value) {
-  return std::isfinite(value) ? ordered_json(value) : ordered_json(nullptr);
-}
-double read_number(const ordered_json& value) {
-  return value.is_null() ? std::numeric_limits<double>::infinity() : value.get<double>();
-}
-
 using state = ressvd::factored_state<float>;
 using stage = ressvd::residual_stage<std::vector<float>>;
 
 ordered_json to_json(const ressvd::whitening_report& w) {
   return {{"path", static_cast<int>(w.path)},
           {"damping", w.damping},
-          {"relative_damping", w.relative_damping},
-          {"condition", number(w.condition)}};
+          {"relative_damping", number_or_null(w.relative_damping)},
+          {"condition", number_or_null(w.condition)}};
 }
 
 ressvd::whitening_report whitening_from_json(const ordered_json& j) {
   return {.path = static_cast<ressvd::whitening_path>(j.at("path").get<int>()),
           .damping = j.at("damping"),
-          .relative_damping = j.at("relative_damping"),
-          .condition = read_number(j.at("condition"))};
+          .relative_damping = number_or_infinity(j.at("relative_damping")),
+          .condition = number_or_infinity(j.at("condition"))};
 }
 
 ordered_json to_json(const stage& s) {

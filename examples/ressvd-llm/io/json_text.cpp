@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "io/json_text.hpp"
 
+#include <cmath>
 #include <string>
 
 #include "io/error.hpp"
@@ -20,6 +21,10 @@ nlohmann::json parse_json(const std::filesystem::path& file, std::string_view te
   } catch (const nlohmann::json::exception&) {
     throw file_error(file, "is not valid JSON (a number out of range)");
   }
+}
+
+nlohmann::ordered_json number_or_null(double value) {
+  return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
 }
 
 } // namespace ressvd_llm

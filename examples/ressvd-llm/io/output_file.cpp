@@ -65,8 +65,25 @@ void output_file::close() {
   if (::close(std::exchange(descriptor_, -1)) != 0) fail(file_);
 }
 
-void write_whole_file(const std::filesystem::path& file,
+namespace {
+
+// A terminal, a pipe, /dev/null: what cannot be replaced.
+bool is_special(const std::filesystem::path& file) {
+  return std::filesystem::exists(file) && !std::filesystem::is_regular_file(file);
+}
+
+} // namespace
+
+void write_whole_file(const std::filesystem::path& given,
                       const std::function<void(output_file&)>& fill) {
+  if (is_special(given)) {
+    output_file out(given);
+    fill(out);
+    return out.close();
+  }
+  // Behind a link the file is replaced, not the link.
+  const bool linked = std::filesystem::is_symlink(given);
+  const std::filesystem::path file = linked ? std::filesystem::weakly_canonical(given) : given;
   const std::filesystem::path temporary = temporary_of(file);
   try {
     output_file out(temporary);
@@ -91,8 +108,11 @@ void require_writable(const std::filesystem::path& file) {
   if (std::filesystem::is_directory(file)) {
     throw file_error(file, "cannot be written: " + std::generic_category().message(EISDIR));
   }
-  output_file(temporary_of(file)).close();
-  std::filesystem::remove(temporary_of(file));
+  if (is_special(file)) return output_file(file).close();
+  const std::filesystem::path target =
+      std::filesystem::is_symlink(file) ? std::filesystem::weakly_canonical(file) : file;
+  output_file(temporary_of(target)).close();
+  std::filesystem::remove(temporary_of(target));
 }
 
 } // namespace ressvd_llm

@@ -84,8 +84,8 @@ class shifted_input {
     sums_.add(shifted, original);
   }
 
-  /// The factors of f at a rank, fitted to X'. Losses in the report are those of the fitted factors
-  /// on the original input.
+  /// The factors of f at a rank, fitted to X'; as they are where X' is all zero. Losses in the
+  /// report are those of the fitted factors on the original input.
   template <class M>
   compressed_matrix<B> update(const factored_matrix<B>& f, const M& method,
                               const rank_choice& choice) {
@@ -95,6 +95,10 @@ class shifted_input {
     const update_options how = detail::update_of(method);
     detail::require(how.iterations >= 0, "an update of ", how.iterations, " iterations");
     const auto gram = shifted_gram();
+    if (wide_backend<B>(be_).max_abs(gram.view()) == 0) { // every pair is as good
+      result.report.update_rank = 0;
+      return result;
+    }
     const auto target = this->target();
     for (int i = 0; i < how.iterations; ++i) {
       result.report.update_rank =
@@ -106,8 +110,8 @@ class shifted_input {
     return result;
   }
 
-  /// W truncated anew for X'. The report's weight loss is against W itself; the activation loss on
-  /// the original input is not known here.
+  /// W truncated anew for X'; in the plain metric where X' is all zero. The report's weight loss is
+  /// against W itself; the activation loss on the original input is not known here.
   template <class M>
   compressed_matrix<B> truncate(const weight<B>& w, const M& method, const rank_choice& choice) {
     if (choice.dense) return input().compress(weight<B>(be_, w.values), method, at_ratio(0));
@@ -121,10 +125,7 @@ class shifted_input {
   }
 
  private:
-  block<const double, space> shifted_gram() {
-    detail::require(sums_.tokens() > 0, options_.name, ": no tokens were accumulated");
-    return sums_.gram();
-  }
+  block<const double, space> shifted_gram() { return sums_.gram(); }
 
   /// The statistics of X', for methods; made once. X' must not be observed any more.
   calibration<B>& input() {

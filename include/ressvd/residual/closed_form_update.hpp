@@ -119,9 +119,10 @@ index_t update_right(B& be, const weight<B>& weights,
   return used;
 }
 
-/// W' as a matrix of its own, m × n. `cross`: n° × n, or empty, which gives W' = W. A
-/// pseudo-inverse stands in where G' + λI is singular to rounding. Throws std::invalid_argument
-/// also for a negative or non-finite ridge, and for a ridge > 0 when n° differs from n.
+/// W' as a matrix of its own, m × n. `cross`: n° × n, or empty, which gives W' = W; so do inputs
+/// that are all zero, where every W' is as good. A pseudo-inverse stands in where G' + λI is
+/// singular to rounding. Throws std::invalid_argument also for a negative or non-finite ridge, and
+/// for a ridge > 0 when n° differs from n.
 template <backend B>
 matrix_of<B> shifted_weights(B& be, const weight<B>& weights,
                              block<const double, typename B::space> gram,
@@ -140,8 +141,13 @@ matrix_of<B> shifted_weights(B& be, const weight<B>& weights,
   be64.copy(gram, g);
   std::vector<double> diagonal(static_cast<std::size_t>(n));
   be64.diagonal(g, diagonal);
-  const double lambda =
-      ridge * std::accumulate(diagonal.begin(), diagonal.end(), 0.0) / static_cast<double>(n);
+  const double trace = std::accumulate(diagonal.begin(), diagonal.end(), 0.0);
+  if (trace == 0 && w.cols == n) {
+    auto result = be.allocate(w.rows, n);
+    be.copy(w, result.ref());
+    return result;
+  }
+  const double lambda = ridge * trace / static_cast<double>(n);
   be64.gemm(op::transpose, op::transpose, 1.0, cross.empty() ? gram : cross, w, 0.0, fitted);
   if (lambda > 0) {
     const auto pull = be64.scratch(n, w.rows);

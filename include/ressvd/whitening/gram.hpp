@@ -118,10 +118,11 @@ class gram_accumulator {
   index_t tokens() const { return tokens_; }
 
   /// G, both triangles. Valid until the next call that changes the sums.
-  /// Throws nonfinite_error when a batch accepted under finite_check::deferred spoiled the sums.
+  /// Throws std::invalid_argument without any tokens, and nonfinite_error when a batch accepted
+  /// under finite_check::deferred spoiled the sums.
   block<const double, space> gram() {
-    be_.mirror_lower(gram_);
-    return read(gram_);
+    detail::require(tokens_ > 0, options_.name, ": no tokens were accumulated");
+    return sums();
   }
 
   /// C = Σ X°·Xᵀ, cross_features × features.
@@ -150,7 +151,7 @@ class gram_accumulator {
   gram_state state() {
     gram_state s{
         .features = features(), .tokens = tokens_, .cross_features = options_.cross_features};
-    s.gram = to_host(gram());
+    s.gram = to_host(sums());
     if (options_.channel_means) s.abs_sum = to_host(read(abs_sum_));
     if (options_.cross_features > 0) s.cross = to_host(cross());
     return s;
@@ -170,6 +171,11 @@ class gram_accumulator {
   }
 
  private:
+  block<const double, space> sums() {
+    be_.mirror_lower(gram_);
+    return read(gram_);
+  }
+
   template <class U>
   struct checked_batch {
     matrix_view<const U, space> view; // features × tokens

@@ -71,6 +71,7 @@ class qr_accumulator {
 
   index_t features() const { return stack_.cols(); }
   index_t tokens() const { return tokens_; }
+  const std::string& name() const { return name_; }
 
   /// R, upper triangular with zeros below the diagonal. Valid until the next add or merge.
   block<const scalar, space> factor() {

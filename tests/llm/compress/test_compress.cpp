@@ -272,6 +272,45 @@ TEST_CASE("A shared embedding is read under the head's name and written under it
   }
 }
 
+TEST_CASE("Inputs that are all zero give the plain metric in the report, also of a resumed run",
+          "[compress]") {
+  const fixture f("llama");
+  const temporary_directory dir;
+  const std::filesystem::path model = dir / "model";
+  std::filesystem::copy(f.directory, model);
+  { // o_proj of layer 1 reads what v_proj of layer 1 makes.
+    std::string file = llm_test::read(model / "model.safetensors");
+    std::uint64_t length = 0;
+    std::memcpy(&length, file.data(), sizeof length);
+    const auto header = nlohmann::json::parse(file.substr(8, length));
+    const auto& place = header.at("model.layers.1.self_attn.v_proj.weight").at("data_offsets");
+    const auto begin = place[0].get<std::size_t>();
+    std::fill_n(file.begin() + static_cast<std::ptrdiff_t>(8 + length + begin),
+                place[1].get<std::size_t>() - begin, '\0');
+    llm_test::write(model / "model.safetensors", file);
+  }
+  for (const std::string& method : methods_without_files) {
+    for (const bool retruncate : {false, true}) {
+      if (retruncate && method != "svd-llm" && method != "tempered") continue;
+      INFO(method << (retruncate ? ", truncated anew" : ""));
+      auto o = short_compression(model, dir / (method + (retruncate ? "-anew" : "")));
+      o.method = method;
+      o.retruncate = retruncate;
+      const compression_report report =
+          compression_report_from_json(nlohmann::json::parse(to_json(compress(o)).dump()));
+      const auto& matrix = *std::ranges::find(
+          report.matrices, std::string("model.layers.1.self_attn.o_proj"), &matrix_report::name);
+      REQUIRE(matrix.factors);
+      if (method != "svd" && method != "asvd") {
+        REQUIRE(matrix.factors->whitening);
+        CHECK(matrix.factors->whitening->path == "plain");
+        CHECK(std::isinf(matrix.factors->whitening->relative_damping));
+      }
+      if (matrix.factors->weight_loss) CHECK(matrix.factors->weight_loss->relative < 0.9);
+    }
+  }
+}
+
 TEST_CASE("The ratio may count the parameters that stay", "[compress]") {
   const fixture f("llama");
   const temporary_directory dir;

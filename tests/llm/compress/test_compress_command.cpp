@@ -144,6 +144,11 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   without_effect({"--preset", "fast", "--rounds", "2"});
   without_effect({"--windows", "first"});
   without_effect({"--calibration", "x.u16", "--windows", "first", "--seed", "1"});
+  for (const std::vector<std::string>& option : std::vector<std::vector<std::string>>{
+           {"--samples", "3"}, {"--seqlen", "8"}, {"--seed", "1"}, {"--calibration", "x.u16"}}) {
+    without_effect({"--preset", "svd-llm", "--grams", "x.safetensors", "--heldout-samples", "0",
+                    option[0], option[1]});
+  }
   refused({"--method", "adasvd", "--update"}, "--update has no effect");
   refused({"--method", "ressvd", "--retruncate"}, "--retruncate has no effect");
   refused({"--retruncate", "--update"}, "excludes");
@@ -182,6 +187,19 @@ TEST_CASE("a ratio that no ranks reach is told with the number and status 3",
     CHECK_THAT(report["ratio_shortfall"].get<double>(),
                WithinAbs(0.2 - report["achieved_ratio"].get<double>(), 1e-12));
   }
+}
+
+TEST_CASE("a ratio that is passed by far is told", "[compress][command]") {
+  const command c;
+  const outcome result = c.run({"--preset", "svd-llm", "--ratio", "0.2", "--rank-multiple", "8"});
+  CHECK(result.status == 0);
+  const double removed = c.report()["achieved_ratio"];
+  CHECK(removed > 0.22);
+  CHECK_THAT(result.err,
+             contains_text("are removed where 20.0 % were asked for; ranks are multiples "
+                           "of 8"));
+  CHECK_THAT(c.run({"--preset", "svd-llm", "--ratio", "0.5", "--rank-multiple", "1"}).err,
+             !contains_text("were asked for"));
 }
 
 TEST_CASE("the search over last layers leaves out what misses the ratio", "[compress][command]") {

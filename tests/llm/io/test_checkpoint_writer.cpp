@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "io/checkpoint_writer.hpp"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <csignal>
 #include <cstdint>
@@ -467,6 +472,28 @@ TEST_CASE("a whole file is replaced or left as it was", "[output_file]") {
   CHECK(names_in(directory.path()) == std::vector<std::string>{"report.json"});
   CHECK_THAT(file_error_of([&] { ressvd_llm::write_whole_file(directory / "gone" / "x", "x"); }),
              contains_text("cannot be written: No such file or directory"));
+}
+
+TEST_CASE("a file that is no regular one is written, not replaced", "[output_file]") {
+  const temporary_directory directory;
+  const fs::path pipe = directory / "pipe";
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  REQUIRE(reader >= 0);
+  ressvd_llm::require_writable(pipe);
+  ressvd_llm::write_whole_file(pipe, "text");
+  std::array<char, 8> got{};
+  CHECK(::read(reader, got.data(), got.size()) == 4);
+  CHECK(std::string(got.data()) == "text");
+  ::close(reader);
+  CHECK(fs::is_fifo(pipe));
+
+  write(directory / "file", "before");
+  fs::create_symlink("file", directory / "link");
+  ressvd_llm::require_writable(directory / "link");
+  ressvd_llm::write_whole_file(directory / "link", "after");
+  CHECK(fs::is_symlink(directory / "link"));
+  CHECK(read(directory / "file") == "after");
 }
 
 TEST_CASE("whether a file can be written is found without writing it", "[output_file]") {

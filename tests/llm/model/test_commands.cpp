@@ -81,6 +81,8 @@ TEST_CASE("a report that cannot be written is refused before the run") {
        {compression,
         {"perplexity", model, "--tokens", tokens, "--seqlen", "16", "--json", nowhere},
         {"compare", model, model, "--tokens", tokens, "--seqlen", "16", "--json", nowhere},
+        {"generate", model, "--prompt-tokens", tokens, "--tokens", "2", "--json", nowhere},
+        {"inspect", model, "--json", nowhere},
         {"sample", model, scratch / "nodir" / "a.u16", "--samples", "2", "--seqlen", "16"}}) {
     INFO(command.front());
     const outcome result = run_command(command);
@@ -100,6 +102,26 @@ TEST_CASE("a report may lie in the output") {
   compression.insert(compression.end(), {"--json", scratch / "out" / "report.json"});
   REQUIRE(run_command(compression).status == 0);
   CHECK(read_json(scratch / "out" / "report.json").contains("heldout"));
+}
+
+TEST_CASE("a report takes no name of a checkpoint") {
+  const llm_test::temporary_directory scratch;
+  const std::filesystem::path model = scratch / "model";
+  std::filesystem::copy(fixture("llama").directory, model);
+  const auto before = llm_test::tree(model);
+  for (const std::filesystem::path& json :
+       {scratch / "out", scratch / "out/", scratch / "out/config.json",
+        scratch / "out/model.safetensors", scratch / "out/x/../tokens.u16",
+        model / "config.json"}) {
+    INFO(json);
+    auto compression = short_compression(model, scratch / "out");
+    compression.insert(compression.end(), {"--json", json.string()});
+    const outcome result = run_command(compression);
+    CHECK(result.status == 2);
+    CHECK_THAT(result.err, contains_text("--json " + json.string() + ": "));
+    CHECK_FALSE(std::filesystem::exists(scratch / "out"));
+    CHECK(llm_test::tree(model) == before);
+  }
 }
 
 TEST_CASE("an error that leaves a partial output says how to go on") {
@@ -220,6 +242,14 @@ TEST_CASE("options that a text or token ids leave without effect are refused") {
   for (const char* option : {"--samples", "--seed"}) {
     CHECK_THAT(run_command({"compare", model, model, "--tokens", tokens, option, "2"}).err,
                contains_text(std::string("--tokens excludes ") + option));
+  }
+  CHECK_THAT(run_command({"compare", model, model, "--samples", "2", "--max-windows", "1"}).err,
+             contains_text("--samples excludes --max-windows"));
+  for (const char* option : {"--top-k", "--seed"}) {
+    CHECK_THAT(run_command({"generate", model, "--prompt-tokens", tokens, "--temperature", "0",
+                            option, "5"})
+                   .err,
+               contains_text(std::string(option) + " has no effect with --temperature 0"));
   }
   CHECK_THAT(run_command({"generate", model, "--prompt-tokens", tokens, "--no-bos"}).err,
              contains_text("--no-bos excludes --prompt-tokens"));
