@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // On the current CUDA device:
-//   subspace, projector, gram, exact   the library's factorisations of truncated_svd.hpp; exact is cuSOLVER's
+//   subspace, projector, gram, exact
+//                           the library's factorisations of truncated_svd.hpp; exact is cuSOLVER's
 //                           Xgesvdp
 //   gesvd                   exact by cuSOLVER's Xgesvd (cuda_svd::qr_iteration)
 //   gesvdj                  cuSOLVER's SVD by Jacobi's method in float
@@ -12,6 +13,8 @@
 //   llama_7b                the 224 matrices of a model of LLaMA-7B's shape at 20 %, with their 128
 //                           whitenings
 //   low_rank                low_rank.hpp
+//   low_rank_rows           y = U(V·x) for few vectors and factors by rows against cuBLAS's dense
+//                           product; eight matrices in a CUDA graph, replayed
 // Every benchmark checks its result once, outside the timed region, and fails if it is wrong.
 // Without a device the program says that it was skipped.
 #include "ressvd/cuda.hpp"
@@ -19,9 +22,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <exception>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -256,6 +262,151 @@ void whole_model(benchmark::State& state, backend_f be, const Method& method) {
   if (!(excess <= 1.1e-3)) state.SkipWithError("the loss is wrong");
 }
 
+/// A graph of what `queue` queues on the stream, and the seconds of one replay.
+class replayed {
+ public:
+  template <class F>
+  replayed(backend_f& be, F queue) : be_(be) {
+    queue(); // compiles, loads and allocates what it needs once
+    be.synchronize();
+    const cudaStream_t stream = be.context()->stream();
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    queue();
+    check(cudaStreamEndCapture(stream, &graph_));
+    check(cudaGraphInstantiate(&ready_, graph_, 0));
+    run();
+  }
+  replayed(const replayed&) = delete;
+  replayed& operator=(const replayed&) = delete;
+  ~replayed() {
+    if (ready_ != nullptr) cudaGraphExecDestroy(ready_);
+    if (graph_ != nullptr) cudaGraphDestroy(graph_);
+  }
+
+  double run() {
+    constexpr int repeats = 20;
+    return seconds_on(be_,
+                      [&] {
+                        for (int i = 0; i < repeats; ++i)
+                          check(cudaGraphLaunch(ready_, be_.context()->stream()));
+                      }) /
+           repeats;
+  }
+
+ private:
+  backend_f& be_;
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphExec_t ready_ = nullptr;
+};
+
+template <class U>
+constexpr cudaDataType_t type_of = std::is_same_v<U, float>          ? CUDA_R_32F
+                                   : std::is_same_v<U, ressvd::half> ? CUDA_R_16F
+                                                                     : CUDA_R_16BF;
+
+/// c ← aᵀ·b by cuBLAS, packed; a: k × m, b: k × n.
+template <class U>
+void transposed_product(cuda_context& context, index_t m, index_t n, index_t k, const U* a,
+                        const U* b, float* c) {
+  const float one = 1;
+  const float zero = 0;
+  check(cublasGemmEx_64(context.cublas(), CUBLAS_OP_T, CUBLAS_OP_N, m, n, k, &one, a, type_of<U>, k,
+                        b, type_of<U>, k, &zero, c, CUDA_R_32F, m, CUBLAS_COMPUTE_32F,
+                        CUBLAS_GEMM_DEFAULT));
+}
+
+/// Factors, vectors and sums in U, U and float; different matrices, so that no cache holds them.
+template <class U>
+void apply_rows(benchmark::State& state, index_t batch, int percent) {
+  constexpr index_t n = layer_size;
+  constexpr int matrices = 8;
+  const index_t rank = rank_at({n, n}, percent);
+  backend_f be(cuda_context::owning());
+  cuda_context& context = *be.context();
+  const auto random = [&](index_t count, std::uint64_t seed) {
+    auto values = context.allocate<U>(count);
+    auto frame = be.frame();
+    const auto x = be.scratch(count, 1);
+    be.random_normal(x, seed);
+    be.copy(x, cuda_col_major(values.get(), count, 1));
+    return values;
+  };
+  const auto x = random(n * batch, 1);
+  auto y = be.allocate(n, batch);
+  std::vector<std::shared_ptr<U[]>> w;
+  std::vector<std::shared_ptr<U[]>> u;
+  std::vector<std::shared_ptr<U[]>> v;
+  for (std::uint64_t i = 0; i < matrices; ++i) {
+    w.push_back(random(n * n, 3 * i + 2));
+    u.push_back(random(n * rank, 3 * i + 3));
+    v.push_back(random(n * rank, 3 * i + 4));
+  }
+  const auto inputs = cuda_col_major<const U>(x.get(), n, batch);
+  const auto pair = [&](std::size_t i) {
+    apply(be, cuda_row_major<const U>(u[i].get(), n, rank),
+          cuda_row_major<const U>(v[i].get(), rank, n), inputs, y.view());
+  };
+  const auto dense = [&](std::size_t i) {
+    transposed_product<U>(context, n, batch, n, w[i].get(), x.get(), y.data());
+  };
+  try {
+    replayed pairs(be, [&] {
+      for (std::size_t i = 0; i < matrices; ++i)
+        pair(i);
+    });
+    replayed denses(be, [&] {
+      for (std::size_t i = 0; i < matrices; ++i)
+        dense(i);
+    });
+    double seconds = 0;
+    double dense_seconds = 0;
+    for (auto _ : state) {
+      dense_seconds += denses.run() / matrices;
+      const double time = pairs.run() / matrices;
+      state.SetIterationTime(time);
+      seconds += time;
+    }
+    const double ideal = static_cast<double>(n) / static_cast<double>(2 * rank);
+    state.counters["speedup"] = dense_seconds / seconds;
+    state.counters["of_ideal"] = dense_seconds / seconds / ideal;
+    state.counters["bytes_per_second"] = static_cast<double>(2 * n * rank) * sizeof(U) *
+                                         static_cast<double>(state.iterations()) / seconds;
+  } catch (const std::exception& error) {
+    state.SkipWithError(error.what());
+    return;
+  }
+  // The last pair by cuBLAS alone checks the result.
+  pair(matrices - 1);
+  auto held = be.allocate(rank, batch);
+  auto expected = be.allocate(n, batch);
+  transposed_product<U>(context, rank, batch, n, v.back().get(), x.get(), held.data());
+  auto factor = be.allocate(rank, n);
+  be.copy(cuda_col_major<const U>(u.back().get(), rank, n), factor.ref());
+  be.gemm(op::transpose, op::none, 1.0f, factor, held, 0.0f, expected);
+  const double energy = be.dot(expected, expected);
+  be.add(-1.0f, y, expected);
+  if (!(be.dot(expected, expected) <= 1e-8 * energy)) state.SkipWithError("y is wrong");
+}
+
+void add_low_rank_rows() {
+  const auto add_type = [&]<class U>(U, const std::string& type) {
+    for (const index_t batch : {1, 4, 8}) {
+      for (const int percent : {20, 40, 60, 80}) {
+        benchmark::RegisterBenchmark(
+            ("low_rank_rows/cuda/" + type + "/" + std::to_string(batch) + "/" +
+             std::to_string(percent))
+                .c_str(),
+            [=](benchmark::State& state) { apply_rows<U>(state, batch, percent); })
+            ->UseManualTime()
+            ->Unit(benchmark::kMicrosecond);
+      }
+    }
+  };
+  add_type(ressvd::bfloat16{}, "bfloat16");
+  add_type(ressvd::half{}, "half");
+  add_type(float{}, "float");
+}
+
 void add_gram_sums() {
   for (const index_t features : {4096, 8192, 11008}) {
     const auto add_type = [&]<class U>(U, const std::string& type) {
@@ -296,6 +447,7 @@ void add_all() {
   add("llama_7b/cuda/ressvd/20",
       [=](benchmark::State& state) { whole_model(state, be, methods::ressvd{}); });
   add_low_rank(be);
+  add_low_rank_rows();
 }
 
 } // namespace

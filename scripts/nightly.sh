@@ -30,6 +30,7 @@ for preset in nightly clang-release; do
   step "every header alone, $preset" headers "$preset"
 done
 step "threads, ThreadSanitizer" threads
+step "packing for a machine with a GPU" bash scripts/device_check.sh
 step "site" cmake --build build/nightly --target ressvd_docs
 step "analysis" bash scripts/analyse.sh
 step "coverage" bash scripts/coverage.sh

@@ -90,6 +90,8 @@ constexpr std::array rules{
     option_rule{"--samples", "what needs samples beside --grams", draws_samples},
     option_rule{"--seqlen", "what needs samples beside --grams", draws_samples},
     option_rule{"--calibration", "what needs samples beside --grams", draws_samples},
+    option_rule{"--kernel-cache", "--backend cuda",
+                [](const compress_line& l) { return l.options.backend == backend_choice::cuda; }},
     option_rule{"--windows", "--calibration FILE",
                 [](const compress_line& l) { return !l.options.calibration.empty(); }},
     option_rule{
@@ -317,6 +319,10 @@ void add_output_and_machine(CLI::App& command, compress_line& line) {
   add_choice(command, "--backend", o.backend,
              {{"cpu", backend_choice::cpu}, {"cuda", backend_choice::cuda}},
              "Where Grams, factoring and fits run (default cpu)")
+      ->group("Machine");
+  command
+      .add_option("--kernel-cache", o.kernel_cache,
+                  "cuda: folder of your own that keeps compiled kernels for later runs")
       ->group("Machine");
   add_threads_option(command)->group("Machine");
 }

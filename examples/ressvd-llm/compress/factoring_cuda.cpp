@@ -7,7 +7,9 @@ namespace ressvd_llm {
 
 std::unique_ptr<factoring_engine> make_cuda_factoring_engine(const compress_options& options) {
   using backend = ressvd::cuda_backend<float>;
-  return std::make_unique<factoring_on_backend<backend>>(backend(), options.fisher);
+  return std::make_unique<factoring_on_backend<backend>>(
+      backend(ressvd::cuda_context::owning({.kernel_cache = options.kernel_cache.string()})),
+      options.fisher);
 }
 
 } // namespace ressvd_llm

@@ -59,6 +59,7 @@ struct compress_options {
   int rounds = 1;      // of probes; the later ones at the solution of those before
 
   backend_choice backend = backend_choice::cpu;
+  std::filesystem::path kernel_cache; // cuda: folder for compiled kernels
   std::int64_t rank_multiple = 1;
   output_format format = output_format::factored;
   std::optional<dtype> type; // absent: the model's

@@ -3,6 +3,7 @@
 // The command line of compress: presets, options that do not go together, ratios that no ranks
 // reach.
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -143,11 +144,15 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   without_effect({"--preset", "fast", "--probe-ranks", "1"});
   without_effect({"--preset", "fast", "--rounds", "2"});
   without_effect({"--windows", "first"});
+  without_effect({"--kernel-cache", "."});
   without_effect({"--calibration", "x.u16", "--windows", "first", "--seed", "1"});
-  for (const std::vector<std::string>& option : std::vector<std::vector<std::string>>{
+  for (const auto& [option, value] : std::map<std::string, std::string>{
            {"--samples", "3"}, {"--seqlen", "8"}, {"--seed", "1"}, {"--calibration", "x.u16"}}) {
-    without_effect({"--preset", "svd-llm", "--grams", "x.safetensors", "--heldout-samples", "0",
-                    option[0], option[1]});
+    const outcome result = llm_test::run_command(
+        {"compress", RESSVD_LLM_FIXTURES "/llama", c.output().string(), "--preset", "svd-llm",
+         "--grams", "x.safetensors", "--heldout-samples", "0", option, value});
+    CHECK(result.status == 2);
+    CHECK_THAT(result.err, contains_text(option + " has no effect with "));
   }
   refused({"--method", "adasvd", "--update"}, "--update has no effect");
   refused({"--method", "ressvd", "--retruncate"}, "--retruncate has no effect");
