@@ -58,7 +58,8 @@ void check_json(const compress_line& line) {
   namespace fs = std::filesystem;
   if (line.json.empty()) return;
   const auto whole = [](const fs::path& file) {
-    return fs::weakly_canonical(fs::absolute(file) / "").parent_path();
+    const fs::path normal = fs::absolute(file).lexically_normal();
+    return fs::weakly_canonical(normal.has_filename() ? normal : normal.parent_path());
   };
   const fs::path json = whole(line.json);
   const fs::path model = whole(line.options.model);

@@ -168,10 +168,10 @@ struct inspect_options {
 };
 
 void inspect(const inspect_options& options) {
-  if (!options.json.empty()) require_writable(options.json);
   const model_config config = read_config(options.model);
   const checkpoint source = checkpoint::open(options.model);
   const model_summary model = summarise(source, config);
+  if (!options.json.empty()) require_writable(options.json);
   print(model, config);
   if (!options.json.empty()) {
     write_whole_file(options.json, to_json(model, config).dump(2) + "\n");
