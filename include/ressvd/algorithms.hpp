@@ -18,6 +18,7 @@
 #include "ressvd/residual/losses.hpp"
 #include "ressvd/residual/residual_compensation.hpp"
 #include "ressvd/truncated_svd/low_rank.hpp"
+#include "ressvd/truncated_svd/pivoted_pair.hpp"
 #include "ressvd/truncated_svd/truncated_svd.hpp"
 #include "ressvd/whitening/gram.hpp"
 #include "ressvd/whitening/metric.hpp"

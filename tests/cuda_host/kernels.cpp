@@ -29,12 +29,14 @@ std::vector<std::string> every_kernel() {
         add(kernel, {u, t});
         add(kernel, {t, u});
       }
+      add("scatter_rows", {t, u});
       add("add_row_sums", {u, t, "false"});
     }
   }
   for (const char* t : computed) {
-    for (const char* kernel : {"mirror_lower", "copy_upper", "fill", "scale", "scale_rows",
-                               "scale_cols", "shift_diagonal", "diagonal", "dot", "random_normal"})
+    for (const char* kernel :
+         {"mirror_lower", "copy_upper", "fill", "scale", "scale_rows", "scale_cols",
+          "shift_diagonal", "diagonal", "dot", "random_normal", "unit_lower"})
       add(kernel, {t});
     add("add", {t, t});
     add("add_row_sums", {t, "double", "true"});

@@ -319,6 +319,45 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t 
   return CUSOLVER_STATUS_SUCCESS;
 }
 
+cusolverStatus_t cusolverDnXgetrf_bufferSize(cusolverDnHandle_t, cusolverDnParams_t params,
+                                             std::int64_t m, std::int64_t n, cudaDataType type,
+                                             const void*, std::int64_t lda, cudaDataType compute,
+                                             std::size_t* device_size, std::size_t* host_size) {
+  if (params == nullptr || lda < m || !same({type, compute})) return CUSOLVER_STATUS_INVALID_VALUE;
+  *device_size = panel_bytes(n, type);
+  *host_size = host_bytes;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnXgetrf(cusolverDnHandle_t handle, cusolverDnParams_t, std::int64_t m,
+                                  std::int64_t n, cudaDataType type, void* a, std::int64_t lda,
+                                  std::int64_t* ipiv, cudaDataType compute, void* work,
+                                  std::size_t work_size, void* on_host, std::size_t host_size,
+                                  int* info) {
+  if (!same({type, compute})) return CUSOLVER_STATUS_INVALID_VALUE;
+  const workspace w = checked(work, work_size, panel_bytes(n, type), on_host, host_size);
+  int* const state = checked_info(info);
+  with_type(type, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    T* const matrix = device_matrix<T>(a, m, n, lda, "getrf, A");
+    std::int64_t* const pivots = device_array<std::int64_t>(ipiv, std::min(m, n), "getrf, ipiv");
+    enqueue(stream_of(handle), [=] {
+      w.overwrite();
+      std::vector<lapack_int> swaps(static_cast<std::size_t>(std::min(m, n)));
+      if constexpr (std::is_same_v<T, float>) {
+        *state = LAPACKE_sgetrf(LAPACK_COL_MAJOR, to_lapack(m), to_lapack(n), matrix,
+                                to_lapack(lda), swaps.data());
+      } else {
+        *state = LAPACKE_dgetrf(LAPACK_COL_MAJOR, to_lapack(m), to_lapack(n), matrix,
+                                to_lapack(lda), swaps.data());
+      }
+      std::copy(swaps.begin(), swaps.end(), pivots);
+      // What stands below a pivot of 0 is not promised.
+      if (*state > 0) matrix[*state - 1 + (*state - 1) * lda + (*state < m ? 1 : 0)] = NAN;
+    });
+  });
+  return CUSOLVER_STATUS_SUCCESS;
+}
+
 cusolverStatus_t cusolverDnXgeqrf_bufferSize(cusolverDnHandle_t, cusolverDnParams_t params,
                                              std::int64_t m, std::int64_t n, cudaDataType type,
                                              const void*, std::int64_t lda, cudaDataType type_tau,

@@ -66,6 +66,12 @@ TEMPLATE_LIST_TEST_CASE("decompositions take the bytes that are asked for", "[cu
     auto values = numbers(n);
     be.eigh(c.block(), values);
   });
+  check_need(owner, owner.lu_bytes(90, 66), [&](TestType& be) {
+    placed<T, TestType> c(owner, random_normal(90, 66, 4));
+    placed<T, TestType> r(owner, dense(66, 66));
+    std::vector<index_t> order(90);
+    be.lu(c.block(), r.block(), order);
+  });
   for (const auto& [m, k] : {std::pair<index_t, index_t>{70, 70}, {90, 66}, {66, 90}, {5, 9}}) {
     INFO(m << " x " << k);
     const dense a = random_normal(m, k, 2);

@@ -293,6 +293,81 @@ TEMPLATE_LIST_TEST_CASE("potrf names the first minor that is not positive", "[ba
   CHECK(be.potrf(zero.block()) == 1);
 }
 
+TEMPLATE_LIST_TEST_CASE("lu factors tall matrices with their rows in another order", "[backend]",
+                        test_backends) {
+  using namespace backend_suite;
+  using T = typename TestType::scalar;
+  auto be = make_backend<TestType>();
+  const auto check = [&](const dense& a) {
+    const index_t m = a.rows();
+    const index_t n = a.cols();
+    INFO(m << " x " << n);
+    placed<T, TestType> pl(be, a, layout::col_major, 3);
+    placed<T, TestType> pr(be, dense(n, n, not_a_number), layout::col_major, 2);
+    std::vector<index_t> order(static_cast<std::size_t>(m), -1);
+    be.lu(pl.block(), pr.block(), order);
+    CHECK(pl.surroundings_unchanged(be));
+    CHECK(pr.surroundings_unchanged(be));
+    const dense l = pl.values(be);
+    const dense r = pr.values(be);
+    dense permuted(m, n);
+    std::vector<bool> seen(static_cast<std::size_t>(m), false);
+    for (index_t i = 0; i < m; ++i) {
+      const index_t from = order[static_cast<std::size_t>(i)];
+      REQUIRE((from >= 0 && from < m && !seen[static_cast<std::size_t>(from)]));
+      seen[static_cast<std::size_t>(from)] = true;
+      for (index_t j = 0; j < n; ++j) {
+        permuted(i, j) = a(from, j);
+        CHECK(std::abs(l(i, j)) <= 1);
+        if (i == j) CHECK(l(i, j) == 1);
+        if (i < j) CHECK(l(i, j) == 0);
+        if (i > j && i < n) CHECK(r(i, j) == 0);
+      }
+    }
+    // Each element is a sum of at most n + 1 terms |l|·|r|, rounded one by one.
+    const dense bound =
+        (2 * static_cast<double>(n + 1) * eps<TestType>)*(absolute(l) * absolute(r));
+    CHECK(error_in_bounds(l * r, permuted, bound + dense(m, n, 1e-300)) <= 1);
+  };
+  for (const auto& [m, n] :
+       {std::pair<index_t, index_t>{7, 7}, {20, 5}, {1, 1}, {9, 1}, {70, 65}, {150, 130}}) {
+    check(rounded<T>(random_normal(m, n, 70)));
+    check(rounded<T>(random_normal(m, 1, 71) * random_normal(1, n, 72)));
+    check(dense(m, n));
+  }
+  dense gap = rounded<T>(random_normal(30, 12, 73)); // a column without a pivot in between
+  for (index_t i = 0; i < 30; ++i)
+    gap(i, 4) = gap(i, 2);
+  check(gap);
+}
+
+TEMPLATE_LIST_TEST_CASE("rows are scattered by a list of indices", "[backend]", test_backends) {
+  using namespace backend_suite;
+  using T = typename TestType::scalar;
+  auto be = make_backend<TestType>();
+  const dense a = rounded<float>(random_normal(5, 4, 74));
+  const std::vector<index_t> at{3, 0, 6, 1, 4};
+  const auto rows = be.indices(at);
+  CHECK(rows.size == 5);
+  for_each_storage([&]<class U>(U) {
+    for (const layout from : {layout::row_major, layout::col_major}) {
+      for (const layout to : {layout::row_major, layout::col_major}) {
+        INFO(storage_name<U>());
+        const placed<T, TestType> in(be, a, from, 1);
+        placed<U, TestType> out(be, dense(7, 4, 9.0), to, 2);
+        be.scatter_rows(in.view(), rows, out.target());
+        dense expected(7, 4, 9.0);
+        for (index_t i = 0; i < 5; ++i) {
+          for (index_t j = 0; j < 4; ++j)
+            expected(at[static_cast<std::size_t>(i)], j) = a(i, j);
+        }
+        CHECK(out.values(be) == rounded<U>(expected));
+        CHECK(out.surroundings_unchanged(be));
+      }
+    }
+  });
+}
+
 TEMPLATE_LIST_TEST_CASE("thin_qr factors matrices of any rank", "[backend]", test_backends) {
   using namespace backend_suite;
   using T = typename TestType::scalar;

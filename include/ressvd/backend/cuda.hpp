@@ -86,6 +86,19 @@ class cuda_backend {
   void copy(block<const T, space> in, matrix_view<U, space> out) {
     detail::cuda::convert(*context_, in.view(), out);
   }
+  template <storage_scalar U>
+  void scatter_rows(matrix_view<const T, space> in, const index_list<space>& rows,
+                    matrix_view<U, space> out) {
+    detail::cuda::scatter_rows(*context_, in, rows.data.get(), out);
+  }
+  index_list<space> indices(std::span<const index_t> values) {
+    const auto count = static_cast<index_t>(values.size());
+    auto copy = context_->template allocate<index_t>(count);
+    detail::cuda::check(cudaMemcpyAsync(copy.get(), values.data(), values.size_bytes(),
+                                        cudaMemcpyHostToDevice, context_->stream()));
+    synchronize();
+    return {copy, count};
+  }
   void upload(block<const T> in, block<T, space> out) { transfer(in, out, cudaMemcpyHostToDevice); }
   void download(block<const T, space> in, block<T> out) {
     transfer(in, out, cudaMemcpyDeviceToHost);
@@ -185,6 +198,9 @@ class cuda_backend {
   void triangularize(block<T, space> c, block<T, space> r) {
     detail::cuda::triangularize(*context_, c, r);
   }
+  void lu(block<T, space> c, block<T, space> r, std::span<index_t> order) {
+    detail::cuda::lu(*context_, c, r, order);
+  }
   void eigh(block<T, space> c, std::span<double> values) {
     detail::cuda::eigh(*context_, c, values);
   }
@@ -232,6 +248,7 @@ class cuda_backend {
   std::size_t triangularize_bytes(index_t m, index_t n) {
     return detail::cuda::triangularize_bytes<T>(*context_, m, n);
   }
+  std::size_t lu_bytes(index_t m, index_t n) { return detail::cuda::lu_bytes<T>(*context_, m, n); }
   std::size_t eigh_bytes(index_t n) { return detail::cuda::eigh_bytes<T>(*context_, n); }
   std::size_t svd_bytes(index_t m, index_t n) {
     return detail::cuda::svd_bytes<T>(*context_, m, n);

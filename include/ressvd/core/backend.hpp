@@ -37,10 +37,14 @@ template <class B, class U>
 concept backend_reads = requires(B& be, block<typename B::scalar, typename B::space> out,
                                  block<const typename B::scalar, typename B::space> in,
                                  matrix_view<const U, typename B::space> source,
-                                 matrix_view<U, typename B::space> target) {
+                                 matrix_view<U, typename B::space> target,
+                                 matrix_view<const typename B::scalar, typename B::space> view,
+                                 const index_list<typename B::space>& rows) {
   // out ← source / target ← in, converting the element type and the layout. O(mn) moves.
   be.copy(source, out);
   be.copy(in, target);
+  // Row rows_i of target ← row i of view, likewise; no row twice.
+  be.scatter_rows(view, rows, target);
   // max |source_ij|; NaN or infinity when any element is. Blocks.
   { be.max_abs(source) } -> std::same_as<double>;
 };
@@ -76,7 +80,8 @@ concept backend =
              block<const typename B::scalar, typename B::space> a,
              block<const typename B::scalar, host_space> host_in,
              block<typename B::scalar, host_space> host_out,
-             std::span<double> values, index_t count, std::uint64_t seed, op o, side s) {
+             std::span<double> values, std::span<index_t> order, index_t count, std::uint64_t seed, op o,
+             side s) {
   // Opens a scratch frame; blocks from scratch live until it is destroyed.
   { be.frame() };
   // An m × n block of scratch, uninitialised.
@@ -87,6 +92,8 @@ concept backend =
   // Copies between host and backend memory, packed or not. Both block.
   be.upload(host_in, c);
   be.download(a, host_out);
+  // Indices, copied to the backend's memory. Blocks.
+  { be.indices(std::span<const index_t>(order)) } -> std::same_as<index_list<typename B::space>>;
 
   be.fill(c, alpha);           // c_ij ← alpha
   be.scale(alpha, c);          // c ← alpha·c
@@ -118,6 +125,10 @@ concept backend =
   // r: n × n upper triangular, zeros below, with rᵀr = cᵀc, for any m; c is destroyed.
   // Householder without forming Q, 2mn² flops.
   be.triangularize(c, c);
+  // c: m × n, m ≥ n, becomes L, unit lower trapezoidal with |l_ij| ≤ 1 and zeros above its diagonal;
+  // r: n × n upper triangular, zeros below. Row i of L·r is row order_i of c as it was; order: m.
+  // A column that has no pivot leaves a unit vector in L. n²(m − n/3) flops. Blocks.
+  be.lu(c, c, order);
   // Eigenvalues ascending in values, orthonormal eigenvectors in the columns of c, of the
   // symmetric matrix in c's lower triangle. 14/3·n³ flops by divide and conquer. Blocks.
   be.eigh(c, values);

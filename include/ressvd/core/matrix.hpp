@@ -57,6 +57,13 @@ class matrix {
   block<T, Space> block_;
 };
 
+/// Row numbers in the memory of a space, made by a backend (indices) and shared among copies.
+template <class Space = host_space>
+struct index_list {
+  std::shared_ptr<const index_t[]> data;
+  index_t size = 0;
+};
+
 /// A view of what may only be read: the one form in which kernels and backends take a view, a block
 /// or a matrix whose elements they do not change.
 template <class U, class Space>

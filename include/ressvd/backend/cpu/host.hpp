@@ -18,6 +18,7 @@
 
 #include "ressvd/backend/cpu/host_context.hpp"
 #include "ressvd/backend/cpu/host_values.hpp"
+#include "ressvd/backend/cpu/lu.hpp"
 #include "ressvd/core/backend.hpp"
 #include "ressvd/core/workspace.hpp"
 
@@ -64,6 +65,24 @@ class host_backend {
     detail::copy_strided(in.data, 1, in.ld, out.data, detail::row_stride(out),
                          detail::col_stride(out), in.rows, in.cols,
                          [](T x) { return store<U>(x); });
+  }
+  template <storage_scalar U>
+  void scatter_rows(matrix_view<const T> in, const index_list<>& rows, matrix_view<U> out) {
+    const index_t from_row = detail::row_stride(in);
+    const index_t from_col = detail::col_stride(in);
+    const index_t to_row = detail::row_stride(out);
+    const index_t to_col = detail::col_stride(out);
+    for (index_t j = 0; j < in.cols; ++j) {
+      const T* const from = in.data + j * from_col;
+      U* const to = out.data + j * to_col;
+      for (index_t i = 0; i < in.rows; ++i)
+        to[rows.data[i] * to_row] = store<U>(from[i * from_row]);
+    }
+  }
+  index_list<> indices(std::span<const index_t> values) {
+    const std::shared_ptr<index_t[]> copy(new index_t[values.size()]);
+    std::ranges::copy(values, copy.get());
+    return {copy, static_cast<index_t>(values.size())};
   }
   void upload(block<const T> in, block<T> out) { copy(in, out); }
   void download(block<const T> in, block<T> out) { copy(in, out); }
@@ -121,6 +140,10 @@ class host_backend {
             x.cols, [&](index_t t) { return std::abs(load<double>(x.data[i * row + t * col])); }));
       }
     }
+  }
+
+  void lu(block<T> c, block<T> r, std::span<index_t> order) {
+    detail::cpu::lu(derived(), c, r, order);
   }
 
   void fill(block<T> c, T alpha) {

@@ -13,11 +13,14 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "ressvd/backend/cpu/lu.hpp"
 #include "ressvd/backend/cuda/elementwise.hpp"
 #include "ressvd/backend/cuda/solver.hpp"
 
@@ -176,6 +179,46 @@ void triangularize(cuda_context& context, device_block<T> c, device_block<T> r) 
   copy_upper(context, as_input(c), r);
 }
 
+/// On the host: what a column without a pivot becomes is not documented for getrf.
+template <compute_scalar T>
+void lu_on_host(cuda_context& context, device_block<T> work, std::span<index_t> order) {
+  std::vector<T> host(static_cast<std::size_t>(work.size()));
+  context.read(work.data, host.data(), work.size());
+  cpu::lu_panel(block<T>{host.data(), work.rows, work.cols, work.rows}, 0, work.cols, order);
+  check(cudaMemcpyAsync(work.data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice,
+                        context.stream()));
+  context.synchronize();
+}
+
+template <compute_scalar T>
+void lu(cuda_context& context, device_block<T> c, device_block<T> r, std::span<index_t> order) {
+  std::iota(order.begin(), order.end(), index_t{0});
+  if (c.empty()) return;
+  const workspace_frame frame(context.scratch);
+  const auto work = scratch_block<T>(context, c.rows, c.cols);
+  auto* pivots = context.take<std::int64_t>(c.cols);
+  int* info = take_info(context);
+  convert(context, as_input(c).view(), work.view());
+  getrf(context, work, pivots, info);
+  int state = 0;
+  std::vector<std::int64_t> swaps(static_cast<std::size_t>(c.cols));
+  context.copy_to_host(info, &state, 1);
+  context.read(pivots, swaps.data(), c.cols);
+  check_parameters(state, "getrf");
+  if (state > 0) {
+    convert(context, as_input(c).view(), work.view());
+    lu_on_host(context, work, order);
+  } else {
+    for (std::size_t i = 0; i < swaps.size(); ++i) {
+      require<backend_error>(swaps[i] > 0 && swaps[i] <= c.rows, "cuSOLVER's getrf returned pivot ",
+                             swaps[i], " for a matrix of ", c.rows, " rows");
+      std::swap(order[i], order[static_cast<std::size_t>(swaps[i] - 1)]);
+    }
+  }
+  copy_upper(context, as_input(work), r);
+  unit_lower(context, as_input(work), c);
+}
+
 /// Divide and conquer; where that fails, Jacobi's method.
 template <compute_scalar T>
 void eigh(cuda_context& context, device_block<T> c, std::span<double> values) {
@@ -278,6 +321,12 @@ template <compute_scalar T>
 std::size_t cholesky_bytes(cuda_context& context, index_t n) {
   return total_bytes({bytes_of<T>(n, n), sizeof(int), potrf_size(context, shape<T>(n, n)).device,
                       bytes_of<double>(n, 1)});
+}
+
+template <compute_scalar T>
+std::size_t lu_bytes(cuda_context& context, index_t m, index_t n) {
+  return total_bytes({bytes_of<T>(m, n), static_cast<std::size_t>(n) * sizeof(std::int64_t),
+                      sizeof(int), getrf_size(context, shape<T>(m, n)).device});
 }
 
 template <compute_scalar T>

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "ressvd/backend/cuda/blas.hpp"
@@ -154,6 +155,28 @@ void copy_upper(cuda_context& context, device_block<const T> in, device_block<T>
   if (out.empty()) return;
   launch<T>(context, over(out.rows, out.cols), "copy_upper", in.data, in.ld, in.rows, out.data,
             out.ld, out.cols);
+}
+
+/// out ← in's strict lower triangle, ones on the diagonal and zeros above it.
+template <compute_scalar T>
+void unit_lower(cuda_context& context, device_block<const T> in, device_block<T> out) {
+  if (out.empty()) return;
+  launch<T>(context, over(out.rows, out.cols), "unit_lower", in.data, in.ld, out.data, out.ld,
+            out.rows, out.cols);
+}
+
+/// Row rows_i of out ← row i of in, from any layout to any other.
+template <compute_scalar From, storage_scalar To>
+void scatter_rows(cuda_context& context, device_view<const From> in, const index_t* rows,
+                  device_view<To> out) {
+  if (in.empty()) return;
+  const auto strides = [](const auto& v) {
+    return v.order == layout::col_major ? std::pair{index_t{1}, v.ld} : std::pair{v.ld, index_t{1}};
+  };
+  const auto [in_row, in_col] = strides(in);
+  const auto [out_row, out_col] = strides(out);
+  launch<From, To>(context, over(in.rows, in.cols), "scatter_rows", in.data, in_row, in_col, rows,
+                   out.data, out_row, out_col, in.rows, in.cols);
 }
 
 template <compute_scalar T>

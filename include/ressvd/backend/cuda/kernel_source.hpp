@@ -251,6 +251,21 @@ __global__ void random_normal(T* c, index ld, index rows, index cols, unsigned l
   });
 }
 
+template <class T>
+__global__ void unit_lower(const T* in, index in_ld, T* out, index out_ld, index rows, index cols) {
+  for_each(rows, cols, [=](index i, index j) {
+    out[i + j * out_ld] = i > j ? in[i + j * in_ld] : (T)(i == j);
+  });
+}
+
+template <class From, class To>
+__global__ void scatter_rows(const From* in, index in_row, index in_col, const index* rows, To* out,
+                             index out_row, index out_col, index count, index cols) {
+  for_each(count, cols, [=](index i, index j) {
+    out[rows[i] * out_row + j * out_col] = stored<To>::of(in[i * in_row + j * in_col]);
+  });
+}
+
 // ---- y = U(V·x) + bias for a few vectors x ----
 
 template <class T, int count> struct alignas(sizeof(T) * count) chunk { T values[count]; };

@@ -74,6 +74,25 @@ void potrf(cuda_context& context, device_block<T> c, int* info) {
 }
 
 template <compute_scalar T>
+solver_size getrf_size(cuda_context& context, device_block<T> c) {
+  solver_size size;
+  check(cusolverDnXgetrf_bufferSize(context.cusolver(), context.params(), c.rows, c.cols,
+                                    cuda_type<T>(), c.data, c.ld, cuda_type<T>(), &size.device,
+                                    &size.host));
+  return size;
+}
+
+/// LU with partial pivoting: row i changed places with row pivots_i − 1, in this order. info > 0:
+/// the pivot of that column is 0.
+template <compute_scalar T>
+void getrf(cuda_context& context, device_block<T> c, std::int64_t* pivots, int* info) {
+  const auto w = take(context, getrf_size(context, c));
+  check(cusolverDnXgetrf(context.cusolver(), context.params(), c.rows, c.cols, cuda_type<T>(),
+                         c.data, c.ld, pivots, cuda_type<T>(), w.device, w.size.device, w.host,
+                         w.size.host, info));
+}
+
+template <compute_scalar T>
 solver_size geqrf_size(cuda_context& context, device_block<T> c, device_block<T> tau) {
   solver_size size;
   check(cusolverDnXgeqrf_bufferSize(context.cusolver(), context.params(), c.rows, c.cols,

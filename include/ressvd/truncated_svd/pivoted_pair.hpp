@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A matrix of rank r in r(m+n−r) numbers, which is as many degrees of freedom as it has. r rows of
+// Ŵ = U·V that span the others are kept as they are, the others as combinations of them:
+//   Ŵ = P·[Z; C·Z],   Z = r rows of Ŵ, r × n,   C: (m−r) × r,   P a permutation of the rows
+// The product is that of the pair up to rounding; r² numbers are saved, and as many multiplications
+// of y = P·[Zx; C(Zx)].
+//
+// LU with row pivoting of U finds the rows, P·U = [L₁; L₂]·R:
+//   C = L₂·L₁⁻¹   by substitution,      Z = L₁·(R·V)
+// Neither needs R to be regular: a U of lower rank is served. |C| is small in practice (1 to 2),
+// but only bounded by 2^(r−1); where an element exceeds `largest`, its row and its column change
+// places until none does, which grows the volume of the r rows each time. Rows carry the identity:
+// columns would as well at the same size, but rows make the outputs that are exact copies of Z's,
+// and need no permutation of the inputs, which several matrices share.
+//
+//   cost        r²(m − r/3) flops for LU, r²(m−r) for C, 2r²n for Z; a swap 2r(m−r) on the host
+//   workspace   2mr + 2rn + 2r² doubles
+//   blocks      yes
+//   errors      nonfinite_error for NaN and infinity in U or V
+//   source      PIFA, arXiv 2501.19090; the swaps: Goreinov et al., "How to find a good submatrix",
+//               in "Matrix Methods: Theory, Algorithms and Applications" (2010)
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "ressvd/core/backend.hpp"
+#include "ressvd/truncated_svd/low_rank.hpp"
+
+namespace ressvd {
+inline namespace v0 {
+
+template <class T, class Space = host_space>
+struct pivoted_pair {
+  matrix<T, Space> c;         ///< C, (m−r) × r
+  matrix<T, Space> z;         ///< Z, r × n
+  std::vector<index_t> order; ///< m: row i of [Z; C·Z] is row order[i] of Ŵ
+  index_list<Space> rows_at;  ///< the same in the space's memory
+
+  index_t rows() const { return static_cast<index_t>(order.size()); }
+  index_t cols() const { return z.cols(); }
+  index_t rank() const { return z.rows(); }
+  /// r(m+n−r); the order is not counted.
+  index_t parameters() const { return c.size() + z.size(); }
+};
+
+struct pivoting_options {
+  double largest = 4; ///< bound on |C|, above 1
+};
+
+struct pivoting_report {
+  double largest = 0;   ///< max |c_ij|
+  double condition = 1; ///< of the r rows of U, estimated from R's diagonal; infinity when singular
+  index_t swaps = 0;    ///< beyond those of LU
+};
+
+template <backend B>
+struct pivoted_result {
+  pivoted_pair<typename B::scalar, typename B::space> pair;
+  pivoting_report report;
+};
+
+namespace detail {
+
+/// Swaps rows of C = A₂·A₁⁻¹ (rest × r, packed) with pivots until no element exceeds `largest`.
+/// swapped(j, c_i): pivot j becomes the combination c_i of the pivots so far.
+template <class Swapped>
+index_t swap_until_bounded(std::vector<double>& c, index_t rest, index_t r, double largest,
+                           std::span<index_t> order, Swapped swapped) {
+  index_t swaps = 0;
+  for (;; ++swaps) {
+    const auto found =
+        std::ranges::max_element(c, [](double a, double b) { return std::abs(a) < std::abs(b); });
+    if (found == c.end() || std::abs(*found) <= largest) return swaps;
+    const index_t place = found - c.begin();
+    const index_t i = place % rest;
+    const index_t j = place / rest;
+    const double pivot = *found;
+    std::vector<double> row(static_cast<std::size_t>(r));
+    for (index_t k = 0; k < r; ++k)
+      row[static_cast<std::size_t>(k)] = c[static_cast<std::size_t>(i + k * rest)];
+    swapped(j, row);
+    // C ← C − c_j(c_i − e_j)ᵀ/c_ij, but for row i, which is the old pivot's from now on.
+    std::vector<double> column(c.begin() + j * rest, c.begin() + (j + 1) * rest);
+    for (index_t k = 0; k < r; ++k) {
+      const double step = (row[static_cast<std::size_t>(k)] - (k == j ? 1 : 0)) / pivot;
+      double* const target = c.data() + k * rest;
+      for (index_t l = 0; l < rest; ++l)
+        target[l] -= column[static_cast<std::size_t>(l)] * step;
+      target[i] = (k == j ? 1 : 0) - step;
+    }
+    std::swap(order[static_cast<std::size_t>(j)], order[static_cast<std::size_t>(r + i)]);
+  }
+}
+
+} // namespace detail
+
+/// The pivoted form of U·V. The product changes by rounding only.
+template <backend B>
+pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::space>& pair,
+                        const pivoting_options& options = {}) {
+  using wide = wide_backend<B>;
+  detail::check_pair(pair.u.view(), pair.v.view());
+  detail::require(options.largest > 1, "the bound ", options.largest, " on |C| is not above 1");
+  detail::require_finite(be, pair.u.view(), "U");
+  detail::require_finite(be, pair.v.view(), "V");
+  const index_t m = pair.rows();
+  const index_t n = pair.cols();
+  const index_t r = pair.rank();
+  detail::require(r <= m, "a pair of rank ", r, " has ", m, " rows");
+  wide be64(be);
+  auto frame = be64.frame();
+
+  pivoted_result<B> result;
+  auto& [c, z, order, rows_at] = result.pair;
+  order.resize(static_cast<std::size_t>(m));
+  const auto l = be64.scratch(m, r);
+  const auto upper = be64.scratch(r, r);
+  be64.copy(pair.u, l);
+  be64.lu(l, upper, order);
+
+  std::vector<double> diagonal(static_cast<std::size_t>(r));
+  be64.diagonal(upper, diagonal);
+  const auto [least, most] =
+      std::ranges::minmax(diagonal, [](double a, double b) { return std::abs(a) < std::abs(b); });
+  result.report.condition =
+      least == 0 ? std::numeric_limits<double>::infinity() : std::abs(most / least);
+
+  const auto top = l.top_rows(r);
+  const auto v = be64.scratch(r, n);
+  const auto rv = be64.scratch(r, n);
+  const auto lower = be64.scratch(r, r);
+  be64.copy(pair.v, v);
+  be64.copy(upper.transposed(), lower);
+  be64.trmm(side::left, op::transpose, lower, v, rv);
+  be64.trmm(side::left, op::none, top, rv, v); // Z
+
+  const index_t rest = m - r;
+  c = be.allocate(rest, r);
+  if (rest > 0) {
+    const auto below = l.part(r, 0, rest, r);
+    be64.trsm(side::right, op::none, top, below);
+    result.report.largest = be64.max_abs(below.view());
+    if (result.report.largest > options.largest) {
+      std::vector<double> host(static_cast<std::size_t>(rest * r));
+      const block<double> packed{host.data(), rest, r, rest};
+      be64.download(below, packed);
+      const auto combination = be64.scratch(1, r);
+      const auto combined = be64.scratch(1, n);
+      result.report.swaps = detail::swap_until_bounded(
+          host, rest, r, options.largest, order, [&](index_t j, std::vector<double>& row) {
+            be64.upload({row.data(), 1, r, 1}, combination);
+            be64.gemm(op::none, op::none, 1.0, combination, v, 0.0, combined);
+            be64.copy(combined, v.part(j, 0, 1, n));
+          });
+      be64.upload(packed, below);
+      result.report.largest = be64.max_abs(below.view());
+    }
+    be64.copy(below, c.view());
+  }
+  z = be.allocate(r, n);
+  be64.copy(v, z.view());
+  rows_at = be.indices(order);
+  return result;
+}
+
+/// y = P·[Z·x; C·(Z·x)] + bias; arguments, layouts, types and errors as in apply of a pair.
+/// Workspace m·b scalars and the conversions; does not block.
+template <backend B, readable_matrix<typename B::space> X, class Y,
+          readable_matrix<typename B::space> Bias =
+              matrix_view<const typename B::scalar, typename B::space>>
+void apply(B& be, const pivoted_pair<typename B::scalar, typename B::space>& pair, const X& x,
+           matrix_view<Y, typename B::space> y, const Bias& bias = {}) {
+  using T = typename B::scalar;
+  const auto inputs = const_view(x);
+  const auto addend = const_view(bias);
+  detail::check_view(inputs, "x");
+  detail::check_view(y, "y");
+  detail::check_shape(inputs, pair.cols(), inputs.cols, "x");
+  detail::check_shape(y, pair.rows(), inputs.cols, "y");
+  const bool biased = addend.data != nullptr || !addend.empty();
+  if (biased) {
+    detail::check_view(addend, "bias");
+    detail::check_shape(addend, pair.rows(), 1, "bias");
+  }
+  if (inputs.cols == 0) return;
+  auto frame = be.frame();
+  // In the layout of x, so that the products read along memory.
+  const bool by_rows = inputs.order == layout::row_major;
+  const auto held =
+      by_rows ? be.scratch(inputs.cols, pair.rows()) : be.scratch(pair.rows(), inputs.cols);
+  const auto outputs = by_rows ? held.view().transposed() : held.view();
+  const auto own = outputs.part(0, 0, pair.rank(), inputs.cols);
+  detail::product(be, pair.z.view(), detail::in_scalar(be, inputs), T{0}, own);
+  if (pair.rows() > pair.rank()) {
+    detail::product(be, pair.c.view(), matrix_view<const T, typename B::space>(own), T{0},
+                    outputs.part(pair.rank(), 0, pair.rows() - pair.rank(), inputs.cols));
+  }
+  if (!biased) return be.scatter_rows(outputs, pair.rows_at, y);
+  const auto sum =
+      by_rows ? be.scratch(inputs.cols, pair.rows()) : be.scratch(pair.rows(), inputs.cols);
+  const auto sums = by_rows ? sum.view().transposed() : sum.view();
+  const auto ones = be.scratch(1, inputs.cols);
+  be.fill(ones, T{1});
+  be.scatter_rows(outputs, pair.rows_at, sums);
+  detail::product(be, detail::in_scalar(be, addend), const_view(ones), T{1}, sums);
+  be.copy(sum, by_rows ? y.transposed() : y);
+}
+
+/// The pair [I; C]-with-rows-in-order · Z: U: m × r, V = Z.
+template <backend B>
+low_rank<typename B::scalar, typename B::space> unpivot(
+    B& be, const pivoted_pair<typename B::scalar, typename B::space>& pair) {
+  using T = typename B::scalar;
+  const index_t r = pair.rank();
+  auto frame = be.frame();
+  const auto stacked = be.scratch(pair.rows(), r);
+  be.fill(stacked, T{0});
+  be.shift_diagonal(stacked.top_rows(r), T{1});
+  if (pair.rows() > r) be.copy(pair.c.view(), stacked.part(r, 0, pair.rows() - r, r));
+  low_rank<T, typename B::space> result{be.allocate(pair.rows(), r), be.allocate(r, pair.cols())};
+  be.scatter_rows(stacked.view(), pair.rows_at, result.u.view());
+  be.copy(pair.z, result.v.ref());
+  return result;
+}
+
+/// out ← Ŵ, any layout and storage type. Workspace mn + mr scalars.
+template <backend B, class U>
+void materialise(B& be, const pivoted_pair<typename B::scalar, typename B::space>& pair,
+                 matrix_view<U, typename B::space> out) {
+  using T = typename B::scalar;
+  detail::check_view(out, "out");
+  detail::check_shape(out, pair.rows(), pair.cols(), "out");
+  auto frame = be.frame();
+  const auto w = be.scratch(pair.rows(), pair.cols());
+  const index_t r = pair.rank();
+  be.copy(pair.z, w.top_rows(r));
+  if (pair.rows() > r) {
+    be.gemm(op::none, op::none, T{1}, pair.c, pair.z, T{0}, w.part(r, 0, pair.rows() - r, w.cols));
+  }
+  be.scatter_rows(w.view(), pair.rows_at, out);
+}
+
+} // namespace v0
+} // namespace ressvd
