@@ -309,6 +309,12 @@ void add_output_and_machine(CLI::App& command, compress_line& line) {
              {{"factored", output_format::factored}, {"dense", output_format::dense}},
              "factored (default): two matrices in place of one; dense: their product")
       ->group("Output");
+  add_choice(
+      command, "--form", o.form,
+      {{"pair", ressvd::factored_form::pair}, {"pivoted", ressvd::factored_form::pivoted}},
+      "pair (default): U of out x rank and V of rank x in; pivoted: rank rows of the product "
+      "and how the others follow from them, rank^2 numbers less")
+      ->group("Output");
   add_choice(command, "--dtype", o.type,
              {{"f32", dtype::f32}, {"f16", dtype::f16}, {"bf16", dtype::bf16}},
              "Type of the tensors (default: the model's own)")

@@ -209,7 +209,8 @@ run_plan plan_for(const compress_options& options, const language_model& model) 
   auto possible = plan.candidates;
   if (possible.empty()) possible.push_back({config.layers, plan.ratio});
   for (const ressvd::layer_candidate& candidate : possible) {
-    const double removed = achieved_ratio(ranks_of(candidate, config, options), config);
+    const double removed =
+        achieved_ratio(ranks_of(candidate, config, options), config, options.form);
     plan.kept_share = (std::max)(plan.kept_share, 1 - removed);
   }
   if (!options.grams.empty()) gram_file(options.grams).require(config, plan.wanted);
@@ -258,7 +259,7 @@ sample_set write_output(checkpoint_writer& writer, const language_model& model,
       select_ranks(passes, factored, options, plan.ratio, plan.candidates, samples, kept);
   clock.finish("choosing ranks");
 
-  report.achieved_ratio = achieved_ratio(selection.ranks, model.config());
+  report.achieved_ratio = achieved_ratio(selection.ranks, model.config(), options.form);
   const double missing = plan.ratio - report.achieved_ratio;
   if (missing > ratio_tolerance) report.shortfall = missing;
   report.matrices = report_matrices(factored, model.config(), selection.ranks, options);

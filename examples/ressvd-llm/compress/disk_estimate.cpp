@@ -73,6 +73,8 @@ disk_estimate estimate_disk(const compress_options& options, const model_config&
     for (std::size_t i = 0; i < modules.size(); ++i) {
       estimate.bases += basis_bytes(modules[i], wanted[layer][i], method);
       removed += (1 - kept_share) * static_cast<double>(stored(modules[i].weight_name()));
+      if (options.form == ressvd::factored_form::pivoted) // the order of the rows
+        estimate.tensors += bytes(modules[i].out, 4);
       factors += kept_share * static_cast<double>(bytes(matrix_parameters(modules[i]), 4));
     }
   }

@@ -33,7 +33,7 @@ std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& 
   }
   using backend = ressvd::eigen_backend<float>;
   return std::make_unique<factoring_on_backend<backend>>(backend(make_host_context()),
-                                                         options.fisher);
+                                                         options.fisher, options.form);
 }
 
 } // namespace ressvd_llm

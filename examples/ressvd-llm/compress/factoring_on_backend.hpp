@@ -25,7 +25,8 @@ template <ressvd::backend B>
 class factoring_on_backend final : public factoring_engine {
  public:
   // `fisher`: mean squared gradients of the matrices, under their names; may be empty.
-  factoring_on_backend(B be, const std::filesystem::path& fisher) : be_(std::move(be)) {
+  factoring_on_backend(B be, const std::filesystem::path& fisher, ressvd::factored_form form)
+      : be_(std::move(be)), form_(form) {
     if (!fisher.empty()) fisher_ = checkpoint::open_file(fisher);
   }
 
@@ -207,6 +208,13 @@ class factoring_on_backend final : public factoring_engine {
   // The factors as the linear layer that takes the place of `original`.
   linear linear_of(const ressvd::compressed_matrix<B>& compressed, const linear& original) {
     const auto& f = compressed.factors;
+    if (form_ == ressvd::factored_form::pivoted) {
+      const auto pivoted = ressvd::pivot(be_, f).pair;
+      return make_pivoted_linear(
+          weight_matrix(pivoted.c.rows(), pivoted.c.cols(), row_major(pivoted.c)),
+          weight_matrix(pivoted.z.rows(), pivoted.z.cols(), row_major(pivoted.z)),
+          {pivoted.order.begin(), pivoted.order.end()}, original.bias);
+    }
     return make_linear(weight_matrix(f.rows(), f.rank(), row_major(f.u)),
                        weight_matrix(f.rank(), f.cols(), row_major(f.v)), original.bias);
   }
@@ -221,6 +229,7 @@ class factoring_on_backend final : public factoring_engine {
   }
 
   B be_;
+  ressvd::factored_form form_;
   std::optional<checkpoint> fisher_;
 };
 

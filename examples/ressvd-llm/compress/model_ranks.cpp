@@ -13,7 +13,8 @@ namespace {
 
 ressvd::rank_choice rank_at(const linear_module& module, double ratio,
                             const compress_options& options) {
-  return ressvd::rank_for_ratio(module.out, module.in, ratio, {.multiple = options.rank_multiple});
+  return ressvd::rank_for_ratio(module.out, module.in, ratio,
+                                {.multiple = options.rank_multiple, .form = options.form});
 }
 
 } // namespace
@@ -53,7 +54,7 @@ std::vector<ressvd::layer_candidate> closest_to_ratio(
     const compress_options& options) {
   std::vector<double> achieved;
   for (const auto& candidate : candidates)
-    achieved.push_back(achieved_ratio(ranks_of(candidate, config, options), config));
+    achieved.push_back(achieved_ratio(ranks_of(candidate, config, options), config, options.form));
   const double reached = (std::min)(ratio, *std::ranges::max_element(achieved));
   std::vector<ressvd::layer_candidate> kept;
   for (std::size_t i = 0; i < candidates.size(); ++i) {
@@ -109,7 +110,7 @@ candidate_ranks ranks_of_all(const std::vector<ressvd::layer_candidate>& candida
     for (const linear_module& module : linear_modules(config, layer)) {
       std::set<std::int64_t, std::greater<>> ranks;
       if (candidates.empty()) {
-        const auto largest = ressvd::largest_saving_rank(module.out, module.in);
+        const auto largest = ressvd::largest_saving_rank(module.out, module.in, options.form);
         if (largest > 0) ranks.insert(largest);
       }
       for (const auto& candidate : candidates) {
@@ -123,14 +124,15 @@ candidate_ranks ranks_of_all(const std::vector<ressvd::layer_candidate>& candida
   return all;
 }
 
-double achieved_ratio(const model_ranks& ranks, const model_config& config) {
+double achieved_ratio(const model_ranks& ranks, const model_config& config,
+                      ressvd::factored_form form) {
   std::int64_t kept = 0;
   std::int64_t all = 0;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const auto modules = linear_modules(config, layer);
     for (std::size_t i = 0; i < modules.size(); ++i) {
       all += matrix_parameters(modules[i]);
-      kept += ressvd::kept_parameters(modules[i].out, modules[i].in, ranks[layer][i]);
+      kept += ressvd::kept_parameters(modules[i].out, modules[i].in, ranks[layer][i], form);
     }
   }
   return 1 - static_cast<double>(kept) / static_cast<double>(all);

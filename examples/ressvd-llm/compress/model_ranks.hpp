@@ -79,6 +79,7 @@ candidate_ranks ranks_of_all(const std::vector<ressvd::layer_candidate>& candida
 constexpr double ratio_tolerance = 0.005;
 
 // The share of the layers' matrix parameters that the ranks remove.
-double achieved_ratio(const model_ranks& ranks, const model_config& config);
+double achieved_ratio(const model_ranks& ranks, const model_config& config,
+                      ressvd::factored_form form);
 
 } // namespace ressvd_llm

@@ -21,6 +21,10 @@ const char* name_of(allocation a) {
   return "";
 }
 
+const char* name_of(ressvd::factored_form form) {
+  return form == ressvd::factored_form::pair ? "pair" : "pivoted";
+}
+
 std::int64_t samples_needed(const compress_options& o) {
   if (o.grams.empty() || refits(o)) return o.samples;
   switch (o.allocation) {
@@ -61,6 +65,7 @@ std::string fingerprint(const compress_options& o) {
       {"rounds", o.rounds},
       {"backend", o.backend == backend_choice::cpu ? "cpu" : "cuda"},
       {"rank_multiple", o.rank_multiple},
+      {"form", name_of(o.form)},
       {"format", o.format == output_format::factored ? "factored" : "dense"},
       {"seed", o.seed}};
   // What is not given is not there.

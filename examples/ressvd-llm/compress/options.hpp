@@ -6,6 +6,8 @@
 #include <optional>
 #include <string>
 
+#include <ressvd/layer_ratio/rank_choice.hpp>
+
 #include "io/dtype.hpp"
 
 namespace ressvd_llm {
@@ -61,6 +63,7 @@ struct compress_options {
   backend_choice backend = backend_choice::cpu;
   std::filesystem::path kernel_cache; // cuda: folder for compiled kernels
   std::int64_t rank_multiple = 1;
+  ressvd::factored_form form = ressvd::factored_form::pair;
   output_format format = output_format::factored;
   std::optional<dtype> type; // absent: the model's
   std::uint64_t seed = 0;
@@ -69,6 +72,7 @@ struct compress_options {
 };
 
 const char* name_of(allocation a);
+const char* name_of(ressvd::factored_form form);
 
 // The factors are fitted to what the compressed layers before them produce.
 inline bool refits(const compress_options& o) {

@@ -26,6 +26,13 @@ void save_factors(const std::filesystem::path& file, const model_config& config,
   for (const linear_module& module : linear_modules(config, layer)) {
     const linear& l = weights[module.kind];
     if (!l.factored()) continue;
+    if (l.pivoted()) {
+      list.push_back({module.c_name(), {l.out() - l.rank(), l.rank()}, l.c.values()});
+      list.push_back({module.z_name(), {l.rank(), l.in()}, l.z.values()});
+      // Row numbers are far below what float holds exactly.
+      list.push_back({module.order_name(), {l.out()}, {l.order.begin(), l.order.end()}});
+      continue;
+    }
     list.push_back({module.u_name(), {l.out(), l.rank()}, l.u.values()});
     list.push_back({module.v_name(), {l.rank(), l.in()}, l.v.values()});
   }
@@ -35,13 +42,19 @@ void save_factors(const std::filesystem::path& file, const model_config& config,
 void load_factors(const std::filesystem::path& file, const model_config& config, std::int64_t layer,
                   layer_weights& weights) {
   const checkpoint source = checkpoint::open_file(file);
+  const auto matrix = [&](const std::string& name) {
+    const auto shape = source.describe(name).shape;
+    return weight_matrix(shape[0], shape[1], read_f32(source, name, shape));
+  };
   for (const linear_module& module : linear_modules(config, layer)) {
-    if (!source.contains(module.u_name())) continue;
     linear& l = weights[module.kind];
-    const auto u = source.describe(module.u_name()).shape;
-    const auto v = source.describe(module.v_name()).shape;
-    l = make_linear(weight_matrix(u[0], u[1], read_f32(source, module.u_name(), u)),
-                    weight_matrix(v[0], v[1], read_f32(source, module.v_name(), v)), l.bias);
+    if (source.contains(module.z_name())) {
+      const auto order = read_f32(source, module.order_name(), {module.out});
+      l = make_pivoted_linear(matrix(module.c_name()), matrix(module.z_name()),
+                              {order.begin(), order.end()}, l.bias);
+    } else if (source.contains(module.u_name())) {
+      l = make_linear(matrix(module.u_name()), matrix(module.v_name()), l.bias);
+    }
   }
 }
 

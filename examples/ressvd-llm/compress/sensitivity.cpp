@@ -51,7 +51,8 @@ class sensitivity_allocation {
                           .cols = m.module.in,
                           .sensitivity = free ? 1 : std::numeric_limits<double>::infinity(),
                           .max_rank = m.state.rank,
-                          .rank_multiple = options_.rank_multiple});
+                          .rank_multiple = options_.rank_multiple,
+                          .form = options_.form});
     }
   }
 
@@ -106,10 +107,11 @@ class sensitivity_allocation {
     const double almost_all = std::nextafter(1.0, 0.0);
     std::int64_t sum = 0;
     for (const ressvd::allocation_matrix& m : problem_) {
-      const auto smallest = m.max_rank > 0 ? ressvd::rank_for_ratio(m.rows, m.cols, almost_all,
-                                                                    {.multiple = m.rank_multiple})
-                                           : ressvd::keep_dense(m.rows, m.cols);
-      sum += ressvd::kept_parameters(m.rows, m.cols, smallest);
+      const auto smallest =
+          m.max_rank > 0 ? ressvd::rank_for_ratio(m.rows, m.cols, almost_all,
+                                                  {.multiple = m.rank_multiple, .form = m.form})
+                         : ressvd::keep_dense(m.rows, m.cols);
+      sum += ressvd::kept_parameters(m.rows, m.cols, smallest, m.form);
     }
     return sum;
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "compress/write_checkpoint.hpp"
 
+#include <algorithm>
 #include <array>
 #include <set>
 #include <utility>
@@ -13,20 +14,34 @@
 namespace ressvd_llm {
 namespace {
 
-// The product of a factored layer's matrices, out × in.
-std::vector<float> product_of(const linear& pair) {
-  const auto v = pair.v.values();
+// left·right, rows × right.cols().
+std::vector<float> product_of(const weight_matrix& left, const weight_matrix& right) {
+  const auto v = right.values();
   std::vector<float> transposed(v.size());
-  for (std::int64_t i = 0; i < pair.rank(); ++i) {
-    for (std::int64_t j = 0; j < pair.in(); ++j) {
-      transposed[static_cast<std::size_t>(j * pair.rank() + i)] =
-          v[static_cast<std::size_t>(i * pair.in() + j)];
+  for (std::int64_t i = 0; i < right.rows(); ++i) {
+    for (std::int64_t j = 0; j < right.cols(); ++j) {
+      transposed[static_cast<std::size_t>(j * right.rows() + i)] =
+          v[static_cast<std::size_t>(i * right.cols() + j)];
     }
   }
-  std::vector<float> out(static_cast<std::size_t>(pair.out() * pair.in()), 0.0f);
-  multiply_add(pair.u.values().data(), pair.out(),
-               weight_matrix(pair.in(), pair.rank(), std::move(transposed)), out.data());
+  std::vector<float> out(static_cast<std::size_t>(left.rows() * right.cols()), 0.0f);
+  multiply_add(left.values().data(), left.rows(),
+               weight_matrix(right.cols(), right.rows(), std::move(transposed)), out.data());
   return out;
+}
+
+// The matrix that a compressed one stands for, out × in.
+std::vector<float> product_of(const linear& l) {
+  if (!l.pivoted()) return product_of(l.u, l.v);
+  std::vector<float> rows = l.z.values();
+  const std::vector<float> rest = product_of(l.c, l.z);
+  rows.insert(rows.end(), rest.begin(), rest.end());
+  std::vector<float> product(rows.size());
+  for (std::size_t i = 0; i < l.order.size(); ++i) {
+    std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(i) * l.in(), l.in(),
+                product.begin() + static_cast<std::ptrdiff_t>(l.order[i]) * l.in());
+  }
+  return product;
 }
 
 dtype type_of(const language_model& model, const linear_module& module,
@@ -72,6 +87,13 @@ void write_layer(checkpoint_writer& writer, const language_model& model, std::in
       writer.add(module.weight_name(), {l.out(), l.in()}, product_of(l), type);
       continue;
     }
+    if (l.pivoted()) {
+      writer.add(module.c_name(), {l.out() - l.rank(), l.rank()}, l.c.values(), type);
+      writer.add(module.z_name(), {l.rank(), l.in()}, l.z.values(), type);
+      writer.add(module.order_name(), {l.out()}, l.order);
+      if (!l.bias.empty()) writer.add(module.c_bias_name(), {l.out()}, l.bias, type);
+      continue;
+    }
     writer.add(module.u_name(), {l.out(), l.rank()}, l.u.values(), type);
     writer.add(module.v_name(), {l.rank(), l.in()}, l.v.values(), type);
     if (!l.bias.empty()) writer.add(module.u_bias_name(), {l.out()}, l.bias, type);
@@ -84,6 +106,7 @@ void write_description(checkpoint_writer& writer, const language_model& model,
   compressed_info info;
   info.method = options.method;
   info.format = options.format == output_format::factored ? "factored" : "dense";
+  info.form = name_of(options.form);
   info.ratio = achieved;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const auto modules = linear_modules(config, layer);

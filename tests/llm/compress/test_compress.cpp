@@ -113,6 +113,41 @@ TEST_CASE("Factored and dense outputs of one run agree, for every family and met
   }
 }
 
+TEST_CASE("Pivoted outputs are their products and reach higher ranks at the same size",
+          "[compress]") {
+  using form = ressvd::factored_form;
+  for (const std::string& family : testing::families) {
+    const fixture f(family);
+    for (const std::string m : {"svd-llm", "ressvd"}) {
+      INFO(family << ", " << m);
+      const temporary_directory dir;
+      auto o = short_compression(f.directory, dir / "pair");
+      o.method = m;
+      const auto pair = compress(o);
+      o.form = form::pivoted;
+      o.output = dir / "pivoted";
+      const auto pivoted = compress(o);
+      CHECK(pivoted.achieved_ratio >= o.ratio - 1e-12);
+      CHECK(pivoted.parameters <= pair.parameters + pair.parameters / 50);
+      for (std::size_t i = 0; i < pivoted.matrices.size(); ++i) {
+        const matrix_report& now = pivoted.matrices[i];
+        if (!now.factors) continue;
+        CHECK(now.factors->rank < std::min(now.rows, now.cols));
+        REQUIRE(pair.matrices[i].factors);
+        CHECK(now.factors->rank > pair.matrices[i].factors->rank);
+        CHECK(now.factors->activation_loss->absolute <=
+              pair.matrices[i].factors->activation_loss->absolute);
+      }
+      const auto logits = logits_of(o.output, f);
+      o.output = dir / "dense";
+      o.format = output_format::dense;
+      compress(o);
+      CHECK(relative_difference(logits, logits_of(o.output, f)) < 1e-4);
+      CHECK(read_config(dir / "pivoted").compressed->form == "pivoted");
+    }
+  }
+}
+
 TEST_CASE("The report's figures are those of the written checkpoint", "[compress]") {
   const fixture f("llama");
   for (const std::string m : {"svd", "svd-llm", "ressvd", "tempered"}) {
@@ -191,6 +226,7 @@ TEST_CASE("Allocations keep to the budget", "[compress]") {
       auto o = short_compression(f.directory, dir / "out");
       o.method = "ressvd";
       o.allocation = a;
+      o.form = multiple > 1 ? ressvd::factored_form::pivoted : ressvd::factored_form::pair;
       o.rank_multiple = multiple;
       o.ratio = 0.3;
       const auto report = compress(o);

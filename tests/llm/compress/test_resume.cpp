@@ -42,13 +42,15 @@ compress_options short_run(const fs::path& model, const fs::path& output) {
 
 // One run for each kind of measurement that is kept.
 std::vector<compress_options> slow_runs(const fs::path& model, const fs::path& output) {
-  std::vector<compress_options> runs(3, short_run(model, output));
+  std::vector<compress_options> runs(4, short_run(model, output));
   runs[1].allocation = allocation::sensitivity;
   runs[1].rounds = 2;
   runs[1].update = true;
   runs[2].allocation = allocation::uniform;
   runs[2].method = "tempered";
   runs[2].retruncate = true;
+  runs[3] = runs[2];
+  runs[3].form = ressvd::factored_form::pivoted;
   return runs;
 }
 
