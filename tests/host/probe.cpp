@@ -110,6 +110,32 @@ TEST_CASE("probes at several ranks fit sensitivity and curvature", "[probe]") {
   }
 }
 
+TEST_CASE("pivoted pairs are probed at the rank that keeps the share", "[probe]") {
+  probed_model m = random_model(9, 20);
+  m.add(1, 30, 1, 1);
+  m.add(2, 2, 1, 1);
+  for (auto& matrix : m.matrices)
+    matrix.form = ressvd::factored_form::pivoted;
+  for (const double share : {0.25, 0.5, 0.75, 1.0}) {
+    const auto probes = ressvd::probe_matrices(m.matrices, [](index_t, index_t) { return 1.0; },
+                                               {.rank_shares = {share}});
+    for (std::size_t j = 0; j < m.matrices.size(); ++j) {
+      const index_t rows = m.matrices[j].rows, cols = m.matrices[j].cols;
+      index_t expected = 1; // the highest rank within the share that truncates something
+      for (index_t r = 2; r < std::min(rows, cols); ++r)
+        if (static_cast<double>(r * (rows + cols - r)) <= share * static_cast<double>(rows * cols))
+          expected = r;
+      CAPTURE(rows, cols, share);
+      if (rows == 1) {
+        CHECK(probes[j].points.empty());
+        continue;
+      }
+      REQUIRE(probes[j].points.size() == 1);
+      CHECK(probes[j].points[0].rank == expected);
+    }
+  }
+}
+
 TEST_CASE("matrices that a probe cannot truncate", "[probe]") {
   std::vector<double> rank_three(20, 0.0), rank_one(20, 0.0), zero(20, 0.0), full(20, 1.0);
   rank_three[0] = 5, rank_three[1] = 2, rank_three[2] = 1, rank_one[0] = 5;
@@ -220,6 +246,37 @@ TEST_CASE("rounds leave a solution alone that needs no correction", "[refine_all
   CHECK(refined.attempts.size() == 1);
   CHECK(refined.attempts[0].accepted);
   CHECK(refined.sensitivities == m.truth);
+}
+
+TEST_CASE("rounds move a matrix to half of what it has", "[refine_allocation]") {
+  for (const auto form : {ressvd::factored_form::pair, ressvd::factored_form::pivoted}) {
+    probed_model m = random_model(7, 20);
+    for (auto& matrix : m.matrices)
+      matrix.form = form;
+    const index_t budget = ressvd::uniform_budget(m.matrices, 0.1);
+    const auto first = ressvd::allocate_ranks(m.matrices, budget);
+    int dense = 0, factored = 0;
+    ressvd::refine_allocation(
+        m.matrices, budget,
+        [&](std::span<const rank_choice> ranks, index_t changed) {
+          if (changed == ressvd::no_matrix) return m.additive(ranks);
+          const auto j = static_cast<std::size_t>(changed);
+          const index_t rows = m.matrices[j].rows, cols = m.matrices[j].cols;
+          REQUIRE(!ranks[j].dense);
+          if (first.ranks[j].dense) { // the highest rank that keeps at most half
+            ++dense;
+            CHECK(2 * ressvd::kept_parameters(rows, cols, ranks[j], form) <= rows * cols);
+            CHECK(2 * ressvd::kept_parameters(rows, cols, {ranks[j].rank + 1}, form) > rows * cols);
+          } else if (first.ranks[j].rank > 1) {
+            ++factored;
+            CHECK(ranks[j].rank == first.ranks[j].rank / 2);
+          }
+          return m.additive(ranks);
+        },
+        [&](std::span<const rank_choice>) { return 1.0; });
+    CHECK(dense > 0);
+    CHECK(factored > 0);
+  }
 }
 
 TEST_CASE("rounds correct wrong sensitivities within the trust region", "[refine_allocation]") {

@@ -15,6 +15,7 @@
 
 using ressvd::allocation;
 using ressvd::allocation_matrix;
+using ressvd::factored_form;
 using ressvd::index_t;
 using ressvd::rank_choice;
 using support::infinity;
@@ -83,20 +84,32 @@ model small_model(generator& random) {
   return m;
 }
 
+enum class forms { pairs, pivoted, mixed };
+
+void set_forms(generator& random, model& m, forms wanted) {
+  if (wanted == forms::pairs) return;
+  for (auto& matrix : m.matrices)
+    if (wanted == forms::pivoted || integer(random, 0, 1) == 0)
+      matrix.form = factored_form::pivoted;
+}
+
+index_t cost_of(const allocation_matrix& matrix, const rank_choice& stored) {
+  const index_t m = matrix.rows, n = matrix.cols, r = stored.rank;
+  if (stored.dense) return m * n;
+  return matrix.form == factored_form::pair ? r * (m + n) : r * (m + n - r);
+}
+
 /// Every choice the constraints allow, from their definition; the cheapest first.
 std::vector<rank_choice> choices(const allocation_matrix& matrix) {
   const index_t m = matrix.rows, n = matrix.cols;
   std::vector<rank_choice> all;
   const auto known = static_cast<index_t>(matrix.singular_values.size());
   for (index_t r = 1; !std::isinf(matrix.sensitivity) && r <= known; ++r)
-    if (r <= matrix.max_rank && r % matrix.rank_multiple == 0 && r * (m + n) < m * n)
+    if (r <= matrix.max_rank && r % matrix.rank_multiple == 0 &&
+        cost_of(matrix, {.rank = r}) < m * n)
       all.push_back({.rank = r, .dense = false});
   all.push_back({.rank = std::min(m, n), .dense = true});
   return all;
-}
-
-index_t cost_of(const allocation_matrix& matrix, const rank_choice& stored) {
-  return stored.dense ? matrix.rows * matrix.cols : stored.rank * (matrix.rows + matrix.cols);
 }
 
 double loss_of(const allocation_matrix& matrix, const rank_choice& stored) {
@@ -190,7 +203,8 @@ std::vector<rank_choice> last_layers_ranks(const std::vector<allocation_matrix>&
   std::vector<rank_choice> ranks;
   for (std::size_t j = 0; j < matrices.size(); ++j)
     ranks.push_back(ressvd::rank_for_ratio(matrices[j].rows, matrices[j].cols,
-                                           j < first ? 0 : candidate.ratio));
+                                           j < first ? 0 : candidate.ratio,
+                                           {.form = matrices[j].form}));
   return ranks;
 }
 
@@ -200,13 +214,15 @@ constexpr double rounding_error = 1e-12;
 } // namespace
 
 TEST_CASE("allocation against all assignments of small problems", "[rank_allocation]") {
+  const forms wanted = GENERATE(forms::pairs, forms::pivoted, forms::mixed);
   generator random{1};
   int feasible_problems = 0, infeasible_problems = 0, optimal = 0;
   for (int trial = 0; trial < 4000; ++trial) {
-    const model m = small_model(random);
+    model m = small_model(random);
+    set_forms(random, m, wanted);
     const double whole = static_cast<double>(dense_parameters(m.matrices));
     const auto budget = static_cast<index_t>(uniform(random, 0.1, 1.0) * whole);
-    CAPTURE(trial);
+    CAPTURE(static_cast<int>(wanted), trial);
 
     const std::optional<double> least = brute_force(m.matrices, budget);
     if (!least) {
@@ -225,6 +241,14 @@ TEST_CASE("allocation against all assignments of small problems", "[rank_allocat
     REQUIRE(result.loss_bound <= *least + slack);
     REQUIRE(result.loss - result.loss_bound <= largest_step(m.matrices) + slack);
     optimal += result.loss <= *least + slack;
+    // Whatever is left of the budget pays for no further step of a single matrix.
+    for (std::size_t j = 0; j < m.matrices.size(); ++j)
+      for (const rank_choice& other : choices(m.matrices[j])) {
+        const index_t more =
+            cost_of(m.matrices[j], other) - cost_of(m.matrices[j], result.ranks[j]);
+        if (more > 0 && result.parameters + more <= budget)
+          REQUIRE(loss_of(m.matrices[j], other) >= loss_of(m.matrices[j], result.ranks[j]) - slack);
+      }
   }
   CAPTURE(optimal, feasible_problems);
   CHECK(feasible_problems > 1000);
@@ -233,9 +257,11 @@ TEST_CASE("allocation against all assignments of small problems", "[rank_allocat
 }
 
 TEST_CASE("the bound is the dual function at the price, and its maximum", "[rank_allocation]") {
+  const forms wanted = GENERATE(forms::pairs, forms::pivoted, forms::mixed);
   generator random{2};
   for (const double ratio : {0.1, 0.2, 0.4, 0.6, 0.8}) {
-    const model m = llama_like(random, 12, 48);
+    model m = llama_like(random, 12, 48);
+    set_forms(random, m, wanted);
     const index_t budget = ressvd::uniform_budget(m.matrices, ratio);
     const allocation result = ressvd::allocate_ranks(m.matrices, budget);
     const auto dual = [&](double price) {
@@ -249,7 +275,7 @@ TEST_CASE("the bound is the dual function at the price, and its maximum", "[rank
       }
       return value;
     };
-    CAPTURE(ratio);
+    CAPTURE(static_cast<int>(wanted), ratio);
     CHECK(result.price > 0);
     // The dual is a difference of sums as large as price × budget, which carries the rounding.
     const double slack = 1e-12 * result.price * static_cast<double>(budget);
@@ -261,8 +287,10 @@ TEST_CASE("the bound is the dual function at the price, and its maximum", "[rank
 }
 
 TEST_CASE("no feasible assignment of a large problem is below the bound", "[rank_allocation]") {
+  const forms wanted = GENERATE(forms::pairs, forms::pivoted, forms::mixed);
   generator random{3};
-  const model m = llama_like(random, 16, 64);
+  model m = llama_like(random, 16, 64);
+  set_forms(random, m, wanted);
   const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
   const allocation result = ressvd::allocate_ranks(m.matrices, budget);
   CHECK(result.parameters <= budget);
@@ -284,6 +312,7 @@ TEST_CASE("no feasible assignment of a large problem is below the bound", "[rank
 }
 
 TEST_CASE("more budget never costs loss, bound or price", "[rank_allocation]") {
+  const forms wanted = GENERATE(forms::pairs, forms::pivoted, forms::mixed);
   generator random{4};
   for (int trial = 0; trial < 60; ++trial) {
     model m;
@@ -292,6 +321,7 @@ TEST_CASE("more budget never costs loss, bound or price", "[rank_allocation]") {
     else
       while (m.matrices.size() < 3 || !brute_force(m.matrices, ressvd::unlimited))
         m = small_model(random);
+    set_forms(random, m, wanted);
     double loss = infinity, bound = infinity, price = infinity;
     for (int percent = 1; percent <= 100; ++percent) {
       const index_t budget = dense_parameters(m.matrices) * percent / 100;
@@ -302,7 +332,7 @@ TEST_CASE("more budget never costs loss, bound or price", "[rank_allocation]") {
         REQUIRE(loss == infinity); // feasible once, feasible with every larger budget
         continue;
       }
-      CAPTURE(trial, percent);
+      CAPTURE(static_cast<int>(wanted), trial, percent);
       REQUIRE(result.loss <= loss + rounding_error * result.loss);
       REQUIRE(result.loss_bound <= bound + rounding_error * (result.loss_bound + result.loss));
       REQUIRE(result.price <= price);
@@ -314,9 +344,11 @@ TEST_CASE("more budget never costs loss, bound or price", "[rank_allocation]") {
 }
 
 TEST_CASE("never above the uniform ratio nor the last k layers", "[rank_allocation]") {
+  const forms wanted = GENERATE(forms::pairs, forms::pivoted, forms::mixed);
   generator random{5};
   for (int trial = 0; trial < 40; ++trial) {
     model m = llama_like(random, 8, 32);
+    set_forms(random, m, wanted);
     if (trial % 4 == 0) // flat spectra and equal sensitivities: uniform has little to improve on
       for (std::size_t j = 0; j < m.matrices.size(); ++j) {
         std::ranges::fill(m.spectra[j], 1.0);
@@ -335,8 +367,10 @@ TEST_CASE("never above the uniform ratio nor the last k layers", "[rank_allocati
 }
 
 TEST_CASE("uniform: budget and point agree", "[rank_allocation]") {
+  const forms wanted = GENERATE(forms::pairs, forms::pivoted, forms::mixed);
   generator random{6};
-  const model m = llama_like(random, 4, 48);
+  model m = llama_like(random, 4, 48);
+  set_forms(random, m, wanted);
   for (const double ratio : {0.2, 0.4, 0.6}) {
     const auto point =
         ressvd::evaluate_allocation(m.matrices, last_layers_ranks(m.matrices, {4, ratio}));
@@ -455,8 +489,10 @@ TEST_CASE("scaling all sensitivities changes no rank", "[rank_allocation]") {
 }
 
 TEST_CASE("rank limits and multiples hold on a large problem", "[rank_allocation]") {
+  const forms wanted = GENERATE(forms::pairs, forms::pivoted, forms::mixed);
   generator random{9};
   model m = llama_like(random, 10, 64);
+  set_forms(random, m, wanted);
   const index_t budget = ressvd::uniform_budget(m.matrices, 0.4);
   for (auto& matrix : m.matrices) {
     matrix.rank_multiple = 4;
@@ -547,6 +583,73 @@ TEST_CASE("a truncated spectrum with its tail is as good as the full one", "[ran
   const allocation result = ressvd::allocate_ranks(cut, budget);
   CHECK(result.ranks == expected.ranks);
   CHECK(result.loss == Approx(expected.loss).epsilon(rounding_error));
+}
+
+TEST_CASE("pivoted pairs: ranks between the vertices spend what is left", "[rank_allocation]") {
+  // A flat spectrum: the cost of ranks is concave, so the hull goes straight from rank 1 to dense.
+  model m;
+  m.add({.rows = 16, .cols = 16, .form = factored_form::pivoted}, std::vector<double>(16, 1.0));
+  for (const auto& [budget, rank] :
+       std::vector<std::pair<index_t, index_t>>{{31, 1}, {59, 1}, {60, 2}, {206, 8}, {255, 15}}) {
+    const allocation result = ressvd::allocate_ranks(m.matrices, budget);
+    CAPTURE(budget);
+    CHECK(result.ranks[0] == rank_choice{.rank = rank, .dense = false});
+    CHECK(result.loss == static_cast<double>(16 - rank));
+    CHECK(result.loss_bound <= result.loss);
+    // On the line from (31, 15) to (256, 0).
+    CHECK(result.loss_bound == Approx(15 * static_cast<double>(256 - budget) / 225));
+  }
+  CHECK(ressvd::allocate_ranks(m.matrices, 256).ranks[0].dense);
+  m.matrices[0].rank_multiple = 4;
+  CHECK(ressvd::allocate_ranks(m.matrices, 255).ranks[0].rank == 12);
+  m.matrices[0].max_rank = 11;
+  CHECK(ressvd::allocate_ranks(m.matrices, 255).ranks[0].rank == 8);
+  m.matrices[0].sensitivity = 0;
+  CHECK(ressvd::allocate_ranks(m.matrices, 256).ranks[0].rank == 4);
+}
+
+TEST_CASE("pivoted pairs: what one matrix cannot use goes to another", "[rank_allocation]") {
+  // Both are flat; the budget holds one of them dense and a bit.
+  model m;
+  for (int j = 0; j < 2; ++j)
+    m.add({.rows = 32, .cols = 32, .form = factored_form::pivoted}, std::vector<double>(32, 1.0));
+  const allocation result = ressvd::allocate_ranks(m.matrices, 32 * 32 + 63 + 62);
+  CHECK(result.ranks == std::vector<rank_choice>{{32, true}, {2, false}}); // 2 · 62 numbers
+  CHECK(result.loss == 30);
+}
+
+TEST_CASE("pivoted pairs: plateaus and zero tails", "[rank_allocation]") {
+  model m;
+  m.add({.rows = 20, .cols = 30, .form = factored_form::pivoted},
+        {4, 4, 4, 1, 1, 1, 1, 1, 0, 0, 0, 0});
+  m.add({.rows = 12, .cols = 12, .form = factored_form::pivoted}, std::vector<double>(12, 0.0));
+  m.add({.rows = 1, .cols = 40, .form = factored_form::pivoted}, {2});
+  m.add({.rows = 2, .cols = 2, .form = factored_form::pivoted}, {2, 1});
+  const allocation whole = ressvd::allocate_ranks(m.matrices, ressvd::unlimited);
+  // Nothing is lost from rank 8 on, and more than that is not kept.
+  CHECK(whole.ranks == std::vector<rank_choice>{{8, false}, {1, false}, {1, true}, {2, true}});
+  CHECK(whole.loss == 0);
+  CHECK(whole.price == 0);
+  CHECK(whole.parameters == 8 * 42 + 23 + 40 + 4);
+  const allocation least = ressvd::allocate_ranks(m.matrices, 49 + 23 + 40 + 3);
+  CHECK(least.ranks == std::vector<rank_choice>{{1, false}, {1, false}, {1, true}, {1, false}});
+  CHECK_THROWS_WITH(ressvd::allocate_ranks(m.matrices, 49 + 23 + 40 + 2),
+                    contains_text("at least 115 parameters and the budget is 114"));
+}
+
+TEST_CASE("pivoted pairs lose less than pairs of the same size", "[rank_allocation]") {
+  generator random{13};
+  for (const double ratio : {0.1, 0.2, 0.4, 0.6, 0.8}) {
+    model m = llama_like(random, 8, 48);
+    const index_t budget = ressvd::uniform_budget(m.matrices, ratio);
+    const allocation pairs = ressvd::allocate_ranks(m.matrices, budget);
+    set_forms(random, m, forms::pivoted);
+    // Every assignment of pairs fits as pivoted pairs, so this much is certain.
+    CHECK(ressvd::allocate_ranks(m.matrices, budget).loss_bound <= pairs.loss);
+    CHECK(ressvd::allocate_ranks(m.matrices, budget).loss < pairs.loss);
+    CHECK(ressvd::uniform_budget(m.matrices, ratio) <=
+          static_cast<index_t>((1 - ratio) * static_cast<double>(dense_parameters(m.matrices))));
+  }
 }
 
 TEST_CASE("bad allocation problems are refused by name and number", "[rank_allocation]") {

@@ -9,10 +9,30 @@
 #include "support/catch.hpp"
 #include "support/special_values.hpp"
 
+using ressvd::factored_form;
 using ressvd::index_t;
 using ressvd::rank_choice;
 using ressvd::rounding;
 using support::not_a_number;
+
+namespace {
+
+constexpr auto pivoted = factored_form::pivoted;
+
+/// The largest r with r(m+n−r) ≤ share/100 · mn in integers; 0 where there is none.
+index_t pivoted_rank(index_t m, index_t n, index_t share) {
+  index_t low = 0, high = std::min(m, n); // the cost grows up to there
+  while (low < high) {
+    const index_t r = (low + high + 1) / 2;
+    if (100 * r * (m + n - r) <= share * m * n)
+      low = r;
+    else
+      high = r - 1;
+  }
+  return low;
+}
+
+} // namespace
 
 TEST_CASE("ranks of percentages are those of integer arithmetic", "[layer_ratio]") {
   // R = p/100 makes the rank ⌊(100−p)mn / (100(m+n))⌋ without any rounding of R.
@@ -109,12 +129,125 @@ TEST_CASE("at least one multiple; dense where it saves nothing", "[layer_ratio]"
   CHECK(ressvd::largest_saving_rank(1, 4096) == 0);
 }
 
+TEST_CASE("pivoted: ranks of percentages are those of integer arithmetic", "[layer_ratio]") {
+  const auto check = [](index_t m, index_t n, index_t percent) {
+    const double ratio = static_cast<double>(percent) / 100;
+    const index_t exact = pivoted_rank(m, n, 100 - percent);
+    const auto choice = ressvd::rank_for_ratio(m, n, ratio, {.form = pivoted});
+    CAPTURE(m, n, percent);
+    if (std::min(m, n) == 1 || percent == 0) {
+      REQUIRE(choice == ressvd::keep_dense(m, n));
+      return;
+    }
+    REQUIRE(choice == rank_choice{.rank = std::max<index_t>(exact, 1), .dense = false});
+    if (exact > 0) {
+      REQUIRE(100 * ressvd::kept_parameters(m, n, choice, pivoted) <= (100 - percent) * m * n);
+      REQUIRE(ressvd::achieved_ratio(m, n, choice, pivoted) >= ratio - 1e-15);
+    }
+  };
+  for (index_t m = 1; m <= 12; ++m)
+    for (index_t n = 1; n <= 12; ++n)
+      for (index_t percent = 0; percent < 100; ++percent)
+        check(m, n, percent);
+  std::mt19937_64 random{3};
+  std::uniform_int_distribution<index_t> size{1, 20000};
+  for (int trial = 0; trial < 20000; ++trial) {
+    const index_t m = trial % 7 == 0 ? 1 + trial % 3 : size(random);
+    check(m, trial % 4 == 0 ? m : size(random), 1 + trial % 99);
+  }
+}
+
+TEST_CASE("pivoted: multiples, direction and the ratio reached", "[layer_ratio]") {
+  std::mt19937_64 random{4};
+  std::uniform_int_distribution<index_t> size{1, 3000};
+  for (int trial = 0; trial < 6000; ++trial) {
+    const index_t m = size(random), n = trial % 4 == 0 ? m : size(random), least = std::min(m, n);
+    const index_t percent = 1 + trial % 99, q = trial % 2 == 0 ? index_t{1} << (trial % 7) : 3;
+    const double ratio = static_cast<double>(percent) / 100;
+    const index_t below = pivoted_rank(m, n, 100 - percent);
+    const bool exact = 100 * below * (m + n - below) == (100 - percent) * m * n;
+    CAPTURE(m, n, percent, q);
+    for (const rounding towards : {rounding::down, rounding::nearest, rounding::up}) {
+      const auto choice =
+          ressvd::rank_for_ratio(m, n, ratio, {.multiple = q, .towards = towards, .form = pivoted});
+      // The real rank is `below` or lies between it and the next one.
+      const index_t down = std::max(below / q * q, q);
+      const index_t up = exact ? std::max((below + q - 1) / q * q, q) : (below / q + 1) * q;
+      const auto expected = [&](index_t rank) {
+        return rank < least ? rank_choice{.rank = rank, .dense = false} : ressvd::keep_dense(m, n);
+      };
+      if (towards == rounding::down) REQUIRE(choice == expected(down));
+      if (towards == rounding::up) REQUIRE(choice == expected(up));
+      if (towards == rounding::nearest) {
+        REQUIRE((choice == expected(down) || choice == expected(up)));
+        // Half a multiple above `down` the smaller side still has room for the ratio asked for.
+        const index_t twice = 2 * down + q; // twice the middle; r(m+n−r) times 4 in integers
+        const bool above = 100 * twice * (2 * (m + n) - twice) < 4 * (100 - percent) * m * n;
+        if (below >= q && twice < 2 * least) REQUIRE(choice == expected(above ? up : down));
+      }
+      const index_t kept = ressvd::kept_parameters(m, n, choice, pivoted);
+      REQUIRE(kept == (choice.dense ? m * n : m * n - (m - choice.rank) * (n - choice.rank)));
+      REQUIRE(kept <= m * n);
+      REQUIRE(choice.dense == (kept == m * n));
+      REQUIRE(ressvd::achieved_ratio(m, n, choice, pivoted) ==
+              Approx(static_cast<double>(m * n - kept) / static_cast<double>(m * n)).margin(1e-15));
+    }
+  }
+}
+
+TEST_CASE("pivoted: a larger ratio never keeps more, nor less than a pair's rank",
+          "[layer_ratio]") {
+  std::mt19937_64 random{5};
+  std::uniform_int_distribution<index_t> size{2, 5000};
+  for (int trial = 0; trial < 300; ++trial) {
+    const index_t m = size(random), n = trial % 3 == 0 ? m : size(random);
+    index_t kept = m * n;
+    for (int step = 0; step < 200; ++step) {
+      const double ratio = step / 200.0;
+      const auto choice = ressvd::rank_for_ratio(m, n, ratio, {.form = pivoted});
+      const auto pair = ressvd::rank_for_ratio(m, n, ratio);
+      CAPTURE(m, n, ratio);
+      REQUIRE(ressvd::kept_parameters(m, n, choice, pivoted) <= kept);
+      REQUIRE((pair.dense || choice.rank >= pair.rank));
+      kept = ressvd::kept_parameters(m, n, choice, pivoted);
+    }
+  }
+}
+
+TEST_CASE("pivoted: dense is the end of the scale", "[layer_ratio]") {
+  for (const index_t m : {1, 2, 3, 64, 4096})
+    for (const index_t n : {1, 2, 5, 64, 11008}) {
+      const index_t least = std::min(m, n);
+      CAPTURE(m, n);
+      CHECK(ressvd::kept_parameters(m, n, {.rank = least}, pivoted) == m * n);
+      CHECK(ressvd::achieved_ratio(m, n, {.rank = least}, pivoted) == 0);
+      CHECK(ressvd::largest_saving_rank(m, n, pivoted) == least - 1);
+      if (least > 1) CHECK(ressvd::kept_parameters(m, n, {.rank = least - 1}, pivoted) < m * n);
+      CHECK(ressvd::rank_for_ratio(m, n, 0, {.form = pivoted}) == ressvd::keep_dense(m, n));
+    }
+  // The largest shape: nothing overflows, and a share is not lost between its roundings.
+  const index_t huge = (index_t{1} << 31) - 1;
+  CHECK(ressvd::kept_parameters(huge, huge, {.rank = huge}, pivoted) == huge * huge);
+  CHECK(ressvd::rank_for_ratio(huge, huge, 0.25, {.form = pivoted}).rank == huge / 2); // n(1 − √R)
+  // Ratios that no share can tell from 0, and from 1.
+  CHECK(ressvd::rank_for_ratio(64, 64, 1e-300, {.form = pivoted}).dense);
+  CHECK(ressvd::rank_for_ratio(64, 64, 1 - 1e-16, {.form = pivoted}).rank == 1);
+  CHECK(ressvd::rank_for_ratio(64, 64, 1 - 1e-16,
+                               {.multiple = 8, .towards = rounding::up, .form = pivoted})
+            .rank == 8);
+  CHECK(ressvd::rank_for_ratio(2, 2, 0.25, {.form = pivoted}).rank == 1); // 3 of 4 numbers
+  CHECK(ressvd::rank_for_ratio(2, 2, 0.25).dense); // a pair of rank 1 takes all 4
+  CHECK(ressvd::rank_for_ratio(64, 64, 0.5, {.multiple = 64, .form = pivoted}).dense);
+}
+
 TEST_CASE("a target is a ratio or a rank", "[layer_ratio]") {
   using ressvd::at_rank;
   using ressvd::at_ratio;
   CHECK(at_ratio(0.2).choose(1024, 8192) == ressvd::rank_for_ratio(1024, 8192, 0.2));
   CHECK(at_ratio(0.2, {.multiple = 64}).choose(4096, 11008).rank == 2368);
   CHECK(at_ratio(0).choose(6, 4) == ressvd::keep_dense(6, 4));
+  CHECK(at_ratio(0.19, {.form = pivoted}).choose(100, 100).rank == 56); // 100(1 − √0.19) = 56.4
+  CHECK(at_ratio(0.19, {.multiple = 16, .form = pivoted}).choose(100, 100).rank == 48);
   // A rank is taken as it is, though the factors of rank 4 are larger than 6 × 4.
   CHECK(at_rank(4).choose(6, 4) == rank_choice{.rank = 4, .dense = false});
   CHECK(ressvd::achieved_ratio(6, 4, at_rank(4).choose(6, 4)) == Approx(1 - 40.0 / 24));
@@ -149,4 +282,12 @@ TEST_CASE("bad shapes, ratios and multiples are refused with their numbers", "[l
   CHECK_THROWS_WITH(rank_for_ratio(8, 8, 0.5, {.multiple = 0}), contains_text("multiple 0"));
   CHECK_THROWS_WITH(ressvd::achieved_ratio(8, 6, {.rank = 7}), contains_text("rank 7"));
   CHECK_THROWS_WITH(ressvd::kept_parameters(8, 6, {.rank = 0}), contains_text("rank 0"));
+  CHECK_THROWS_WITH(rank_for_ratio(0, 4, 0.5, {.form = pivoted}), contains_text("0 x 4"));
+  CHECK_THROWS_WITH(rank_for_ratio(8, 8, 1, {.form = pivoted}), contains_text("ratio 1 "));
+  CHECK_THROWS_WITH(rank_for_ratio(8, 8, not_a_number, {.form = pivoted}), contains_text("nan"));
+  CHECK_THROWS_WITH(rank_for_ratio(8, 8, 0.5, {.multiple = -1, .form = pivoted}),
+                    contains_text("multiple -1"));
+  CHECK_THROWS_WITH(ressvd::kept_parameters(8, 6, {.rank = 7}, pivoted), contains_text("rank 7"));
+  CHECK_THROWS_WITH(ressvd::achieved_ratio(8, 6, {.rank = 0}, pivoted), contains_text("rank 0"));
+  CHECK_THROWS_WITH(ressvd::largest_saving_rank(8, 0, pivoted), contains_text("8 x 0"));
 }

@@ -4,8 +4,9 @@
 //
 // Every matrix j is known by its spectrum, the singular values σ_ij of the weighted matrix in
 // descending order: truncation at rank r loses the energy T_j(r) = Σ_{i>r} σ²_ij. A sensitivity c_j
-// says what a unit of that loss costs the model. A matrix at rank r takes r(m_j+n_j) parameters; a
-// dense one takes m_j n_j and loses nothing. rank_allocation.hpp solves the problem to
+// says what a unit of that loss costs the model. A matrix at rank r takes r(m_j+n_j) parameters, or
+// r(m_j+n_j−r) in a pivoted pair; a dense one takes m_j n_j and loses nothing.
+// rank_allocation.hpp solves the problem to
 //   minimise  Σ_j c_j T_j(r_j)   subject to   Σ_j parameters_j ≤ budget
 // Host scalars only.
 #pragma once
@@ -36,6 +37,7 @@ struct allocation_matrix {
   double tail_energy = 0;                       ///< Σ σ² past the end of a truncated spectrum
   index_t max_rank = unlimited;                 ///< of the factors; does not forbid dense
   index_t rank_multiple = 1;                    ///< ranks are multiples of this
+  factored_form form = factored_form::pair;     ///< what a rank costs
 };
 
 /// What an assignment of ranks loses and keeps.
@@ -98,7 +100,7 @@ inline double truncated_energy(std::span<const double> singular_values, index_t 
                          [](double sum, double s) { return sum + s * s; });
 }
 
-/// c T(r); 0 when dense.
+/// c T(r), the same in either form; 0 when dense.
 inline double predicted_loss(const allocation_matrix& matrix, const rank_choice& choice) {
   if (choice.dense) return 0;
   return matrix.sensitivity *
@@ -114,18 +116,22 @@ inline allocation_totals evaluate_allocation(std::span<const allocation_matrix> 
   allocation_totals totals;
   for (std::size_t j = 0; j < matrices.size(); ++j) {
     totals.loss += predicted_loss(matrices[j], ranks[j]);
-    totals.parameters += kept_parameters(matrices[j].rows, matrices[j].cols, ranks[j]);
+    totals.parameters +=
+        kept_parameters(matrices[j].rows, matrices[j].cols, ranks[j], matrices[j].form);
   }
   return totals;
 }
 
-/// Σ_j ⌊(1−R)α_j⌋(m_j+n_j): the budget that makes an allocation comparable with the uniform ratio
-/// R. It is a promise about all these matrices, whatever is kept dense or rounded among them.
+/// What all matrices keep at the uniform ratio R, Σ_j ⌊(1−R)α_j⌋(m_j+n_j) in pairs: the budget that
+/// makes an allocation comparable with R. It is a promise about all these matrices, whatever is
+/// kept dense or rounded among them. A pivoted pair counts with what it keeps at R.
 inline index_t uniform_budget(std::span<const allocation_matrix> matrices, double ratio) {
   index_t budget = 0;
-  for (const allocation_matrix& matrix : matrices)
-    budget +=
-        kept_parameters(matrix.rows, matrix.cols, rank_for_ratio(matrix.rows, matrix.cols, ratio));
+  for (const allocation_matrix& matrix : matrices) {
+    const rank_choice choice =
+        rank_for_ratio(matrix.rows, matrix.cols, ratio, {.form = matrix.form});
+    budget += kept_parameters(matrix.rows, matrix.cols, choice, matrix.form);
+  }
   return budget;
 }
 

@@ -26,7 +26,8 @@ namespace ressvd {
 inline namespace v0 {
 
 struct probe_options {
-  /// Each matrix is probed at these shares of its break-even rank α.
+  /// Each matrix is probed at the ranks that keep these shares of its parameters: the same shares
+  /// of the break-even rank α in pairs.
   std::vector<double> rank_shares = {0.5};
   /// A probe must truncate at least this share of the matrix's energy; where the rank above
   /// truncates less (matrices of low rank), the largest rank that does is probed instead.
@@ -66,11 +67,11 @@ inline std::vector<double> truncated_energies(const allocation_matrix& matrix) {
 inline std::vector<index_t> probe_ranks(const allocation_matrix& matrix,
                                         std::span<const double> tails,
                                         const probe_options& options) {
-  const double alpha = break_even_rank(matrix.rows, matrix.cols);
   const double least = options.least_truncated_share * tails.front();
   std::vector<index_t> ranks;
   for (const double share : options.rank_shares) {
-    const auto wanted = static_cast<index_t>(share * alpha);
+    const auto wanted =
+        static_cast<index_t>(rank_keeping(matrix.rows, matrix.cols, share, matrix.form));
     index_t rank = std::clamp<index_t>(wanted, 1, static_cast<index_t>(tails.size()) - 1);
     while (rank > 0 && tails[static_cast<std::size_t>(rank)] <= least)
       --rank;

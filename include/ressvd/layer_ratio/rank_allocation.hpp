@@ -5,15 +5,17 @@
 //   minimise  Σ_j c_j T_j(r_j)   subject to   Σ_j parameters_j ≤ budget,   T_j(r) = Σ_{i>r} σ²_ij
 //
 // (allocation_problem.hpp). Steps in the order of c_jσ²_ij/(m_j+n_j) are optimal without the dense
-// choice, as spectra descend. The dense choice makes it a knapsack: a matrix may jump from any rank
-// to m_j n_j parameters and no loss. So each matrix is replaced by its lower convex hull
-// (loss_curve.hpp). At a price λ per parameter every matrix chooses for itself, min loss + λ·cost;
-// the smallest λ whose choices keep to the budget solves the relaxation over the hulls, and
+// choice in pairs, as spectra descend. The dense choice makes it a knapsack: a matrix may jump from
+// any rank to m_j n_j parameters and no loss. So do pivoted pairs, whose ranks cost less the higher
+// they are. So each matrix is replaced by its lower convex hull (loss_curve.hpp). At a price λ per
+// parameter every matrix chooses for itself, min loss + λ·cost; the smallest λ whose choices keep
+// to the budget solves the relaxation over the hulls, and
 //   Σ_j min_choice(loss + λ·cost) − λ·budget
 // is a lower bound for every assignment. Further steps, best first, spend what is left of the
 // budget.
 //   cost     one pass over the spectra, then about 63 · log₂(ranks) operations per matrix
-//   memory   about 100 bytes per matrix; the spectra are not copied
+//   memory   about 160 bytes per matrix, and 16 bytes per vertex of the hull of a pivoted pair; the
+//            spectra are not copied
 //   errors   std::invalid_argument, with the matrix and the numbers, for data that is no spectrum
 //            and for a budget below what the lowest ranks need; nonfinite_error for NaN and
 //            infinity (a sensitivity may be infinite: it keeps its matrix dense)
@@ -61,29 +63,34 @@ double clearing_price(Cost&& cost, index_t budget) {
   return std::bit_cast<double>(above);
 }
 
-/// Spends `left` parameters on the next steps of all curves in the order of their savings. A step
-/// that does not fit is left out; where it was the jump to dense, the ranks beyond the knee follow.
+/// Spends `left` parameters, always on the step of all curves that saves the most per parameter and
+/// fits. That is the step to the next vertex, until it does not fit: it never will again, and the
+/// ranks before it follow.
 inline void spend(std::span<const loss_curve> curves, index_t left, std::span<rank_choice> ranks) {
-  std::vector<bool> without_dense(curves.size(), false);
+  std::vector<bool> vertex_fits(curves.size(), true);
   std::priority_queue<std::pair<double, std::ptrdiff_t>> steps; // saving, −j: first one first
+  const auto next = [&](std::size_t j) {
+    return vertex_fits[j] ? curves[j].next_vertex(ranks[j]) : curves[j].next_within(ranks[j], left);
+  };
   const auto offer = [&](std::size_t j) {
-    const double saving = curves[j].next(ranks[j], without_dense[j]).saving;
+    const double saving = next(j).saving;
     if (saving > 0) steps.emplace(saving, -static_cast<std::ptrdiff_t>(j));
   };
   for (std::size_t j = 0; j < curves.size(); ++j)
     offer(j);
   while (!steps.empty()) {
+    const double offered = steps.top().first;
     const auto j = static_cast<std::size_t>(-steps.top().second);
     steps.pop();
-    const rank_choice to = curves[j].next(ranks[j], without_dense[j]).to;
-    const index_t parameters = curves[j].cost(to) - curves[j].cost(ranks[j]);
-    if (parameters <= left) {
-      left -= parameters;
-      ranks[j] = to;
-    } else if (to.dense) {
-      without_dense[j] = true;
-    } else {
-      continue; // all further ranks of this matrix cost as much
+    const loss_curve::step step = next(j);
+    if (step.saving == offered) { // else the rank that was offered does not fit any more
+      const index_t parameters = curves[j].cost(step.to) - curves[j].cost(ranks[j]);
+      if (parameters <= left) {
+        left -= parameters;
+        ranks[j] = step.to;
+      } else {
+        vertex_fits[j] = false;
+      }
     }
     offer(j);
   }

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a matrix is stored: two factors of some rank, or the matrix itself. Host scalars only.
+// How a matrix is stored: factors of some rank, or the matrix itself. Host scalars only.
 //
-// Two factors of rank r store an m×n matrix in r(m+n) numbers, so the compression ratio (the share
-// of parameters removed) is R = 1 − r(m+n)/(mn) = 1 − r/α with the break-even rank α = mn/(m+n),
-// and a ratio R asks for the rank r = ⌊(1−R)α⌋ (the convention of SVD-LLM, arXiv 2403.07378).
+// The compression ratio R is the share of parameters removed. A pair of factors of rank r stores an
+// m×n matrix in r(m+n) numbers, so R = 1 − r(m+n)/(mn) = 1 − r/α with the break-even rank
+// α = mn/(m+n), and a ratio R asks for the rank r = ⌊(1−R)α⌋ (the convention of SVD-LLM, arXiv
+// 2403.07378). A pivoted pair of rank r takes r(m+n−r) numbers, so a ratio R asks for
+//   r = ⌊((m+n) − √((m+n)² − 4(1−R)mn)) / 2⌋,
+// the largest r with r(m+n−r) ≤ (1−R)mn. Rank min(m, n) takes mn, what the matrix takes: every
+// rank below saves something.
 //
 // Rounding rule. Ratios such as 0.9 or N·R/k are rarely exact in binary: (1 − 0.9)·10 is
-// 0.99999999999999978. A value is taken for the integer next to it when they differ by less than
-// the error such a ratio can cause, 64 ε α ≈ 1.4e-14 α.
+// 0.99999999999999978. So a share of parameters counts as another when they differ by no more than
+// the error such a ratio can have, 64 ε ≈ 1.4e-14.
 //
 // Errors: std::invalid_argument, with the numbers, for sizes outside [1, 2³¹), ratios outside
 // [0, 1) and ranks that the matrix does not have.
@@ -26,7 +30,14 @@
 namespace ressvd {
 inline namespace v0 {
 
-/// Two factors of this rank, or the matrix itself.
+/// How factors of rank r store an m×n matrix.
+enum class factored_form : std::uint8_t {
+  pair, ///< U·V with U m×r and V r×n: r(m+n) numbers
+  pivoted ///< P·[I; C]·Z with P a permutation, C (m−r)×r and Z r×n: r(m+n−r) numbers. r rows of
+          ///< the product span it, and only the other rows need coefficients
+};
+
+/// Factors of this rank, or the matrix itself.
 struct rank_choice {
   index_t rank = 0;   ///< of the factors; min(rows, cols) when dense
   bool dense = false; ///< the matrix itself is kept
@@ -40,6 +51,7 @@ enum class rounding : std::uint8_t { down, nearest, up };
 struct rank_rounding {
   index_t multiple = 1;              ///< ranks are multiples of this (8, 32, 64 for tensor cores)
   rounding towards = rounding::down; ///< which multiple
+  factored_form form = factored_form::pair; ///< what a rank costs
 };
 
 namespace detail {
@@ -66,17 +78,21 @@ inline void require_multiple(index_t multiple) {
   require(multiple >= 1, "rank multiple ", multiple, " is below 1");
 }
 
-/// `value` rounded to an integer, where differences below `slack` do not count.
-inline index_t round_with_slack(double value, double slack, rounding towards) {
+inline index_t rounded(double value, rounding towards) {
   switch (towards) {
     case rounding::down:
-      return static_cast<index_t>(std::floor(value + slack));
+      return static_cast<index_t>(std::floor(value));
     case rounding::up:
-      return static_cast<index_t>(std::ceil(value - slack));
+      return static_cast<index_t>(std::ceil(value));
     case rounding::nearest:
       break;
   }
-  return static_cast<index_t>(std::ceil(value - 0.5 - slack));
+  return static_cast<index_t>(std::ceil(value - 0.5));
+}
+
+/// What factors of this rank take, below 2⁶³ for the shapes of require_shape.
+inline index_t factor_parameters(index_t rows, index_t cols, index_t rank, factored_form form) {
+  return rank * (form == factored_form::pair ? rows + cols : rows + cols - rank);
 }
 
 } // namespace detail
@@ -87,42 +103,68 @@ inline rank_choice keep_dense(index_t rows, index_t cols) {
   return {.rank = (std::min)(rows, cols), .dense = true};
 }
 
-/// What stays of a matrix: mn when dense, r(m+n) otherwise.
-inline index_t kept_parameters(index_t rows, index_t cols, const rank_choice& choice) {
+/// What stays of an m×n matrix: mn when dense, else r(m+n) in a pair, r(m+n−r) in a pivoted pair.
+inline index_t kept_parameters(index_t rows, index_t cols, const rank_choice& choice,
+                               factored_form form = factored_form::pair) {
   detail::require_rank(rows, cols, choice.rank);
-  return choice.dense ? rows * cols : choice.rank * (rows + cols);
+  return choice.dense ? rows * cols : detail::factor_parameters(rows, cols, choice.rank, form);
 }
 
-/// The ratio that a choice reaches: 0 when dense, else 1 − r/α, negative where the factors are
-/// larger than the matrix.
-inline double achieved_ratio(index_t rows, index_t cols, const rank_choice& choice) {
-  const auto kept = static_cast<double>(kept_parameters(rows, cols, choice));
+/// The ratio that a choice reaches, 1 − kept/(mn): 0 when dense, negative where a pair is larger
+/// than the matrix, which no pivoted pair is.
+inline double achieved_ratio(index_t rows, index_t cols, const rank_choice& choice,
+                             factored_form form = factored_form::pair) {
+  const auto kept = static_cast<double>(kept_parameters(rows, cols, choice, form));
   return 1 - kept / static_cast<double>(rows * cols);
 }
 
-/// α = mn/(m+n), the rank at which two factors cost what the matrix costs.
+/// α = mn/(m+n), the rank at which a pair costs what the matrix costs.
 inline double break_even_rank(index_t rows, index_t cols) {
   detail::require_shape(rows, cols);
   return static_cast<double>(rows * cols) / static_cast<double>(rows + cols);
 }
 
-/// The largest rank whose factors are smaller than the matrix, ⌈α⌉ − 1; 0 for a vector.
-inline index_t largest_saving_rank(index_t rows, index_t cols) {
+/// The largest rank whose factors are smaller than the matrix: ⌈α⌉ − 1 of a pair, min(m, n) − 1 of
+/// a pivoted pair; 0 for a vector.
+inline index_t largest_saving_rank(index_t rows, index_t cols,
+                                   factored_form form = factored_form::pair) {
   detail::require_shape(rows, cols);
-  return (rows * cols - 1) / (rows + cols);
+  return form == factored_form::pair ? (rows * cols - 1) / (rows + cols)
+                                     : (std::min)(rows, cols) - 1;
 }
 
-/// The rank (1−R)α, rounded as `options` says, at least one multiple. Dense where that rank saves
+namespace detail {
+
+/// The real r at which factors keep the share ρ ∈ [0, 1] of an m×n matrix: ρα in a pair, the
+/// smaller root of r(m+n−r) = ρmn in a pivoted pair, written without differences of like numbers.
+inline double rank_keeping(index_t rows, index_t cols, double share, factored_form form) {
+  if (form == factored_form::pair) return share * break_even_rank(rows, cols);
+  require_shape(rows, cols);
+  const auto whole = static_cast<double>(rows * cols), sum = static_cast<double>(rows + cols),
+             difference = static_cast<double>(rows - cols);
+  return 2 * share * whole / (sum + std::sqrt(difference * difference + 4 * (1 - share) * whole));
+}
+
+} // namespace detail
+
+/// The rank whose factors keep the share 1 − R of an m×n matrix, rounded as `options` says, at
+/// least one multiple: (1−R)α of a pair, ((m+n) − √((m+n)² − 4(1−R)mn))/2 of a pivoted pair.
+/// Rounded down, more than one multiple never keeps more than asked. Dense where that rank saves
 /// nothing, or R = 0.
 inline rank_choice rank_for_ratio(index_t rows, index_t cols, double ratio,
                                   const rank_rounding& options = {}) {
+  detail::require_shape(rows, cols);
   detail::require_ratio(ratio);
   detail::require_multiple(options.multiple);
-  const double multiples = break_even_rank(rows, cols) / static_cast<double>(options.multiple);
-  const index_t rounded = detail::round_with_slack(
-      (1 - ratio) * multiples, detail::ratio_epsilon * multiples, options.towards);
-  const index_t rank = options.multiple * std::max<index_t>(rounded, 1);
-  if (ratio == 0 || rank > largest_saving_rank(rows, cols)) return keep_dense(rows, cols);
+  const double slack =
+      options.towards == rounding::down ? detail::ratio_epsilon : -detail::ratio_epsilon;
+  const double share = std::clamp(1 - ratio + slack, 0.0, 1.0);
+  const double multiples =
+      detail::rank_keeping(rows, cols, share, options.form) / static_cast<double>(options.multiple);
+  const index_t rank =
+      options.multiple * std::max<index_t>(detail::rounded(multiples, options.towards), 1);
+  if (ratio == 0 || rank > largest_saving_rank(rows, cols, options.form))
+    return keep_dense(rows, cols);
   return {.rank = rank, .dense = false};
 }
 
@@ -132,7 +174,7 @@ class rank_target {
   friend rank_target at_ratio(double ratio, const rank_rounding& rounding);
   friend rank_target at_rank(index_t rank);
 
-  /// The choice for an m×n matrix. A rank is taken as it is, also where its factors are larger than
+  /// The choice for an m×n matrix. A rank is taken as it is, also where a pair of it is larger than
   /// the matrix; it must be in [1, min(rows, cols)].
   rank_choice choose(index_t rows, index_t cols) const {
     if (const auto* by_ratio = std::get_if<wanted_ratio>(&wanted_))
@@ -153,14 +195,14 @@ class rank_target {
   std::variant<index_t, wanted_ratio> wanted_;
 };
 
-/// The share of parameters to remove, in [0, 1): rank_for_ratio.
+/// The share of parameters to remove, in [0, 1): rank_for_ratio, of the form in `rounding`.
 inline rank_target at_ratio(double ratio, const rank_rounding& rounding = {}) {
   detail::require_ratio(ratio);
   detail::require_multiple(rounding.multiple);
   return rank_target{rank_target::wanted_ratio{ratio, rounding}};
 }
 
-/// Two factors of this rank.
+/// Factors of this rank, of either form.
 inline rank_target at_rank(index_t rank) {
   return rank_target{rank};
 }

@@ -54,13 +54,14 @@ struct refined_allocation {
 
 namespace detail {
 
-/// The rank to which a matrix is moved to measure its slope at the solution: half of what it has
-/// (of α when dense), rank 2 from rank 1; 0 where there is no such rank.
+/// The rank to which a matrix is moved to measure its slope at the solution: half of what it has,
+/// the rank that keeps half of a dense matrix, rank 2 from rank 1; 0 where there is no such rank.
 inline index_t neighbouring_rank(const allocation_matrix& matrix, const rank_choice& stored) {
   const auto count = static_cast<index_t>(matrix.singular_values.size());
-  const index_t reference =
-      stored.dense ? static_cast<index_t>(break_even_rank(matrix.rows, matrix.cols)) : stored.rank;
-  if (reference >= 2) return (std::min)(reference / 2, count);
+  const index_t half =
+      stored.dense ? static_cast<index_t>(rank_keeping(matrix.rows, matrix.cols, 0.5, matrix.form))
+                   : stored.rank / 2;
+  if (half >= 1) return (std::min)(half, count);
   const index_t rank = stored.dense ? 1 : 2;
   return rank <= count ? rank : 0;
 }
