@@ -5,14 +5,12 @@
 // The choices are the ranks q, 2q, …, highest, and dense, far to the right. What matters of them is
 // their lower convex hull, whose vertices from left to right are ranks and then dense; the last of
 // the ranks is called the knee.
-//   pairs          The ranks lie on a convex curve, because the singular values descend. All of
-//                  them up to the knee are vertices, and from there the tangent goes straight to
-//                  dense: the next rank saves no more per parameter than the jump to dense does,
-//                  c T(r) / (mn − r(m+n)) with T(r) = Σ_{i>r} σ²_i.
-//   pivoted pairs  A rank costs m+n−2r+1 numbers more than the one before, ever less, so it may
-//   save
-//                  more per parameter. The vertices can be any of the ranks, and are kept in a
-//                  list.
+//   pairs    The ranks lie on a convex curve, because the singular values descend. All of them up
+//            to the knee are vertices, and from there the tangent goes straight to dense: the next
+//            rank saves no more per parameter than the jump to dense does,
+//            c T(r) / (mn − r(m+n)) with T(r) = Σ_{i>r} σ²_i.
+//   pivoted  A rank costs m+n−2r+1 numbers more than the one before, ever less, so it may save
+//            more per parameter. Any of the ranks can be a vertex; a list holds those that are.
 #pragma once
 
 #include <algorithm>
