@@ -18,6 +18,8 @@
       const metric<B::space>&);                                                                   \
   STORAGE template class warm_started_svd<B>;                                                     \
   STORAGE template class residual_stages<B>;                                                      \
+  STORAGE template pivoted_result<B> pivot(B&, const low_rank<B::scalar>&,                        \
+                                           const pivoting_options&);                              \
   STORAGE template loss weighted_loss(B&, const weight<B>&, const_block_of<B>, const_block_of<B>, \
                                       const metric<B::space>&);                                   \
   STORAGE template std::vector<double> truncation_losses(B&, const weight<B>&, const_block_of<B>, \

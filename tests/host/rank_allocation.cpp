@@ -618,6 +618,18 @@ TEST_CASE("pivoted pairs: what one matrix cannot use goes to another", "[rank_al
   CHECK(result.loss == 30);
 }
 
+TEST_CASE("pivoted pairs: the best rank within reach is taken, not the next", "[rank_allocation]") {
+  // From rank 1 of the flat matrix the next rank saves 1/29 a parameter and rank 15 saves 14/224,
+  // rank 2 of the other one 0.05; dense is one parameter out of reach.
+  model m;
+  m.add({.rows = 16, .cols = 16, .form = factored_form::pivoted}, std::vector<double>(16, 1.0));
+  std::vector<double> two(16, 0.0);
+  two[0] = 2, two[1] = 0.05 * 29;
+  m.add({.rows = 16, .cols = 16, .form = factored_form::pivoted}, two);
+  const allocation result = ressvd::allocate_ranks(m.matrices, 2 * 31 + 224);
+  CHECK(result.ranks == std::vector<rank_choice>{{15, false}, {1, false}});
+}
+
 TEST_CASE("pivoted pairs: plateaus and zero tails", "[rank_allocation]") {
   model m;
   m.add({.rows = 20, .cols = 30, .form = factored_form::pivoted},

@@ -5,14 +5,12 @@
 // The choices are the ranks q, 2q, …, highest, and dense, far to the right. What matters of them is
 // their lower convex hull, whose vertices from left to right are ranks and then dense; the last of
 // the ranks is called the knee.
-//   pairs          The ranks lie on a convex curve, because the singular values descend. All of
-//                  them up to the knee are vertices, and from there the tangent goes straight to
-//                  dense: the next rank saves no more per parameter than the jump to dense does,
-//                  c T(r) / (mn − r(m+n)) with T(r) = Σ_{i>r} σ²_i.
-//   pivoted pairs  A rank costs m+n−2r+1 numbers more than the one before, ever less, so it may
-//   save
-//                  more per parameter. The vertices can be any of the ranks, and are kept in a
-//                  list.
+//   pairs    The ranks lie on a convex curve, because the singular values descend. All of them up
+//            to the knee are vertices, and from there the tangent goes straight to dense: the next
+//            rank saves no more per parameter than the jump to dense does,
+//            c T(r) / (mn − r(m+n)) with T(r) = Σ_{i>r} σ²_i.
+//   pivoted  A rank costs m+n−2r+1 numbers more than the one before, ever less, so it may save
+//            more per parameter. Any of the ranks can be a vertex; a list holds those that are.
 #pragma once
 
 #include <algorithm>
@@ -141,23 +139,25 @@ class loss_curve {
   /// Puts the steps of rank before the jump to dense, from the last to the first, and joins each
   /// with what follows until what is saved per parameter falls from segment to segment.
   void find_hull(double tail_energy) {
-    std::vector<segment> hull; // from right to left
-    hull.push_back({.from = highest_,
-                    .energy = truncated_energy(singular_values_, highest_, tail_energy),
-                    .parameters = rows_ * cols_ - cost(highest_)});
+    segment first{.from = highest_,
+                  .energy = truncated_energy(singular_values_, highest_, tail_energy),
+                  .parameters = rows_ * cols_ - cost(highest_)};
+    std::vector<segment> hull; // those after `first`, from right to left
     for (index_t rank = highest_; rank > step_; rank -= step_) {
-      segment added{.from = rank - step_,
-                    .energy = step_energy(rank),
-                    .parameters = cost(rank) - cost(rank - step_)};
-      const bool convex = saves_more(added, hull.back());
-      if (convex && form_ == factored_form::pair) break; // and so are all ranks before
-      while (!hull.empty() && !saves_more(added, hull.back())) {
-        added.energy += hull.back().energy;
-        added.parameters += hull.back().parameters;
-        hull.pop_back();
+      const segment added{.from = rank - step_,
+                          .energy = step_energy(rank),
+                          .parameters = cost(rank) - cost(rank - step_)};
+      if (saves_more(added, first)) {
+        if (form_ == factored_form::pair) break; // so do all steps before
+        hull.push_back(first);
+        first = added;
+        continue;
       }
-      hull.push_back(added);
+      first = joined(added, first);
+      for (; !hull.empty() && !saves_more(first, hull.back()); hull.pop_back())
+        first = joined(first, hull.back());
     }
+    hull.push_back(first);
     knee_ = hull.front().from;
     dense_saving_ = saving(hull.front());
     if (form_ == factored_form::pair) return;
@@ -176,6 +176,12 @@ class loss_curve {
   static bool saves_more(const segment& left, const segment& right) {
     return left.energy * static_cast<double>(left.parameters + right.parameters) >
            (left.energy + right.energy) * static_cast<double>(left.parameters);
+  }
+
+  static segment joined(const segment& left, const segment& right) {
+    return {.from = left.from,
+            .energy = left.energy + right.energy,
+            .parameters = left.parameters + right.parameters};
   }
 
   double saving(const segment& line) const {

@@ -4,12 +4,13 @@
 //
 //   minimise  Σ_j c_j T_j(r_j)   subject to   Σ_j parameters_j ≤ budget,   T_j(r) = Σ_{i>r} σ²_ij
 //
-// (allocation_problem.hpp). Steps in the order of c_jσ²_ij/(m_j+n_j) are optimal without the dense
-// choice in pairs, as spectra descend. The dense choice makes it a knapsack: a matrix may jump from
-// any rank to m_j n_j parameters and no loss. So do pivoted pairs, whose ranks cost less the higher
-// they are. So each matrix is replaced by its lower convex hull (loss_curve.hpp). At a price λ per
-// parameter every matrix chooses for itself, min loss + λ·cost; the smallest λ whose choices keep
-// to the budget solves the relaxation over the hulls, and
+// (allocation_problem.hpp). For pairs without the dense choice, steps in the order of
+// c_jσ²_ij/(m_j+n_j) are optimal, as spectra descend. The dense choice makes it a knapsack: a
+// matrix may jump from any rank to m_j n_j parameters and no loss. Pivoted pairs make it one as
+// well: the higher a rank, the fewer parameters it adds. So each matrix is replaced by its lower
+// convex hull (loss_curve.hpp). At a price λ per parameter every matrix chooses for itself, min
+// loss + λ·cost; the smallest λ whose choices keep to the budget solves the relaxation over the
+// hulls, and
 //   Σ_j min_choice(loss + λ·cost) − λ·budget
 // is a lower bound for every assignment. Further steps, best first, spend what is left of the
 // budget.

@@ -30,12 +30,10 @@
 namespace ressvd {
 inline namespace v0 {
 
-/// How factors of rank r store an m×n matrix.
-enum class factored_form : std::uint8_t {
-  pair, ///< U·V with U m×r and V r×n: r(m+n) numbers
-  pivoted ///< P·[I; C]·Z with P a permutation, C (m−r)×r and Z r×n: r(m+n−r) numbers. r rows of
-          ///< the product span it, and only the other rows need coefficients
-};
+/// How factors of rank r store an m×n matrix: a pair U·V, U m×r and V r×n, in r(m+n) numbers; a
+/// pivoted pair P·[I; C]·Z, P a permutation, C (m−r)×r and Z r×n, in r(m+n−r). There r rows of the
+/// product span it, and only the other rows need coefficients.
+enum class factored_form : std::uint8_t { pair, pivoted };
 
 /// Factors of this rank, or the matrix itself.
 struct rank_choice {
