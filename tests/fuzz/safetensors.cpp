@@ -29,6 +29,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       const std::optional<ressvd_llm::dtype> type = ressvd_llm::parse_dtype(tensor.type);
       if (!type) continue;
       fuzz::require(elements * ressvd_llm::size_of(*type) == tensor.data.size());
+      if (type == ressvd_llm::dtype::i32) continue;
       std::vector<float> values(elements);
       ressvd_llm::decode(*type, tensor.data.data(), std::span(values));
     }

@@ -28,9 +28,14 @@ struct matrix_summary {
   std::int64_t out = 0;
   std::int64_t in = 0;
   std::optional<std::int64_t> rank; // of a factored matrix
+  bool pivoted = false;
 
+  std::string form() const { return !rank ? "dense" : pivoted ? "pivoted" : "pair"; }
   std::int64_t dense_parameters() const { return out * in; }
-  std::int64_t parameters() const { return rank ? *rank * (out + in) : dense_parameters(); }
+  std::int64_t parameters() const {
+    if (!rank) return dense_parameters();
+    return *rank * (out + in - (pivoted ? *rank : 0));
+  }
 };
 
 struct layer_summary {
@@ -55,7 +60,7 @@ struct model_summary {
 matrix_summary summarise(const checkpoint& source, const model_config& config,
                          const linear_module& module) {
   matrix_summary matrix{module.prefix.substr(module.prefix.rfind('.') + 1), module.out, module.in,
-                        rank_of(source, module)};
+                        rank_of(source, module), is_pivoted(source, module)};
   if (config.compressed && config.compressed->format == "factored") {
     const auto& ranks = config.compressed->ranks;
     const auto stated = ranks.find(module.prefix);
@@ -64,6 +69,10 @@ matrix_summary summarise(const checkpoint& source, const model_config& config,
       throw file_error(config.file, module.prefix,
                        "its rank in the config is not that of the checkpoint");
     }
+    if (matrix.rank && matrix.form() != config.compressed->form) {
+      throw file_error(config.file, module.prefix,
+                       "its form in the config is not that of the checkpoint");
+    }
   }
   return matrix;
 }
@@ -71,8 +80,17 @@ matrix_summary summarise(const checkpoint& source, const model_config& config,
 model_summary summarise(const checkpoint& source, const model_config& config) {
   model_summary model;
   model.file_bytes = source.file_bytes();
+  for (std::int64_t index = 0; index < config.layers; ++index) {
+    layer_summary layer;
+    for (const linear_module& module : linear_modules(config, index)) {
+      layer.matrices.push_back(summarise(source, config, module));
+      model.matrix_parameters += layer.matrices.back().parameters();
+      model.dense_matrix_parameters += layer.matrices.back().dense_parameters();
+    }
+    model.layers.push_back(std::move(layer));
+  }
   std::map<std::string, std::int64_t> parameters_of_layer; // by "model.layers.3."
-  for (const std::string& name : source.names()) {
+  for (const std::string& name : parameter_names(source, config)) {
     const checkpoint::description tensor = source.describe(name);
     model.types.insert(tensor.type);
     model.parameters += tensor.elements;
@@ -82,16 +100,9 @@ model_summary summarise(const checkpoint& source, const model_config& config) {
     parameters_of_layer[name.substr(0, end)] += tensor.elements;
   }
   for (std::int64_t index = 0; index < config.layers; ++index) {
-    layer_summary layer;
-    const std::vector<linear_module> modules = linear_modules(config, index);
-    for (const linear_module& module : modules) {
-      layer.matrices.push_back(summarise(source, config, module));
-      model.matrix_parameters += layer.matrices.back().parameters();
-      model.dense_matrix_parameters += layer.matrices.back().dense_parameters();
-    }
-    const std::string& prefix = modules.front().prefix;
-    layer.parameters = parameters_of_layer[prefix.substr(0, prefix.find(".self_attn"))];
-    model.layers.push_back(std::move(layer));
+    const std::string prefix = linear_modules(config, index).front().prefix;
+    model.layers[static_cast<std::size_t>(index)].parameters =
+        parameters_of_layer[prefix.substr(0, prefix.find(".self_attn"))];
   }
   return model;
 }
@@ -111,12 +122,14 @@ nlohmann::ordered_json to_json(const model_summary& model, const model_config& c
     json["method"] = config.compressed->method;
     json["ratio"] = config.compressed->ratio;
     json["format"] = config.compressed->format;
+    if (config.compressed->format == "factored") json["form"] = config.compressed->form;
   }
   json["layers"] = nlohmann::ordered_json::array();
   for (const layer_summary& layer : model.layers) {
     nlohmann::ordered_json matrices = nlohmann::ordered_json::array();
     for (const matrix_summary& matrix : layer.matrices) {
       nlohmann::ordered_json item{{"name", matrix.name}, {"out", matrix.out}, {"in", matrix.in}};
+      item["form"] = matrix.form();
       item["rank"] = matrix.rank ? nlohmann::ordered_json(*matrix.rank) : nullptr;
       item["parameters"] = matrix.parameters();
       matrices.push_back(std::move(item));
@@ -138,9 +151,11 @@ void print(const model_summary& model, const model_config& config) {
   std::printf("%lld parameters in %lld bytes\n", number(model.parameters),
               number(model.file_bytes));
   if (config.compressed) {
+    const compressed_info& info = *config.compressed;
+    const std::string format =
+        info.format == "factored" && info.form != "pair" ? info.form : info.format;
     std::printf("compressed by %s (%s), ratio %g; %.1f %% of the matrices' parameters removed\n",
-                printable(config.compressed->method).c_str(),
-                printable(config.compressed->format).c_str(), config.compressed->ratio,
+                printable(info.method).c_str(), printable(format).c_str(), info.ratio,
                 100 * model.removed_share());
   }
   std::printf("\n%-12s %14s\n", "matrix", "out x in");

@@ -2,6 +2,7 @@
 #include "io/checkpoint.hpp"
 
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <optional>
@@ -128,9 +129,17 @@ bool checkpoint::contains(std::string_view name) const {
 
 const tensor_view& checkpoint::at(std::string_view name) const {
   const contents::entry& entry = data_->at(name);
-  if (!entry.readable) {
+  if (!entry.readable || entry.readable == dtype::i32) {
     throw file_error(file_of(name), name,
                      "element type " + entry.type + " where F32, F16 or BF16 is expected");
+  }
+  return entry.view;
+}
+
+const tensor_view& checkpoint::at_i32(std::string_view name) const {
+  const contents::entry& entry = data_->at(name);
+  if (entry.readable != dtype::i32) {
+    throw file_error(file_of(name), name, "element type " + entry.type + " where I32 is expected");
   }
   return entry.view;
 }
@@ -168,23 +177,22 @@ void checkpoint::release(std::string_view name) const {
   data_->shards[entry.shard].mapping.release(entry.data);
 }
 
-void require_shape(const checkpoint& source, std::string_view name,
+namespace {
+
+void require_shape(const checkpoint& source, const tensor_view& tensor,
                    const std::vector<std::int64_t>& shape) {
-  const tensor_view& tensor = source.at(name);
   if (tensor.shape != shape) {
     throw file_error(
-        source.file_of(name), name,
+        source.file_of(tensor.name), tensor.name,
         "shape " + to_string(tensor.shape) + " where " + to_string(shape) + " is expected");
   }
 }
 
-namespace {
-
 template <class T>
 std::vector<T> read_as(const checkpoint& source, std::string_view name,
                        const std::vector<std::int64_t>& shape) {
-  require_shape(source, name, shape);
   const tensor_view& tensor = source.at(name);
+  require_shape(source, tensor, shape);
   std::vector<T> values(static_cast<std::size_t>(tensor.elements()));
   decode(tensor.type, tensor.data, std::span(values));
   source.release(name);
@@ -199,6 +207,16 @@ std::vector<T> read_as(const checkpoint& source, std::string_view name,
 
 } // namespace
 
+void require_shape(const checkpoint& source, std::string_view name,
+                   const std::vector<std::int64_t>& shape) {
+  require_shape(source, source.at(name), shape);
+}
+
+void require_i32_shape(const checkpoint& source, std::string_view name,
+                       const std::vector<std::int64_t>& shape) {
+  require_shape(source, source.at_i32(name), shape);
+}
+
 std::vector<float> read_f32(const checkpoint& source, std::string_view name,
                             const std::vector<std::int64_t>& shape) {
   return read_as<float>(source, name, shape);
@@ -207,6 +225,16 @@ std::vector<float> read_f32(const checkpoint& source, std::string_view name,
 std::vector<double> read_f64(const checkpoint& source, std::string_view name,
                              const std::vector<std::int64_t>& shape) {
   return read_as<double>(source, name, shape);
+}
+
+std::vector<std::int32_t> read_i32(const checkpoint& source, std::string_view name,
+                                   const std::vector<std::int64_t>& shape) {
+  const tensor_view& tensor = source.at_i32(name);
+  require_shape(source, tensor, shape);
+  std::vector<std::int32_t> values(static_cast<std::size_t>(tensor.elements()));
+  if (!values.empty()) std::memcpy(values.data(), tensor.data, tensor.bytes());
+  source.release(name);
+  return values;
 }
 
 } // namespace ressvd_llm

@@ -31,6 +31,9 @@ class checkpoint {
   // this program reads. The view lives as long as any copy of the checkpoint.
   const tensor_view& at(std::string_view name) const;
 
+  // The same for a tensor of type I32, and of no other.
+  const tensor_view& at_i32(std::string_view name) const;
+
   // Sorted.
   std::vector<std::string> names() const;
 
@@ -69,8 +72,15 @@ std::vector<float> read_f32(const checkpoint& source, std::string_view name,
 std::vector<double> read_f64(const checkpoint& source, std::string_view name,
                              const std::vector<std::int64_t>& shape);
 
-// Throws file_error unless the tensor exists with this shape and a readable element type.
+// The same for integers of type I32; any value is one.
+std::vector<std::int32_t> read_i32(const checkpoint& source, std::string_view name,
+                                   const std::vector<std::int64_t>& shape);
+
+// Throws file_error unless the tensor exists with this shape and a readable floating-point element
+// type, or with type I32.
 void require_shape(const checkpoint& source, std::string_view name,
                    const std::vector<std::int64_t>& shape);
+void require_i32_shape(const checkpoint& source, std::string_view name,
+                       const std::vector<std::int64_t>& shape);
 
 } // namespace ressvd_llm

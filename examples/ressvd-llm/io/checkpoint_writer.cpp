@@ -60,6 +60,7 @@ std::uint32_t overflow_threshold(dtype type) {
       return 0x7f7f8000u;
     case dtype::f32:
     case dtype::f64:
+    case dtype::i32:
       break;
   }
   return 0x7f800000u;
@@ -82,6 +83,13 @@ fs::path resolved(const fs::path& path) {
 bool lies_in(const fs::path& path, const fs::path& directory) {
   return std::mismatch(directory.begin(), directory.end(), path.begin(), path.end()).first ==
          directory.end();
+}
+
+void require_size(const tensor_view& tensor, std::size_t values) {
+  if (std::cmp_not_equal(tensor.elements(), values)) {
+    throw std::invalid_argument("tensor " + tensor.name + " of shape " + to_string(tensor.shape) +
+                                " is given " + std::to_string(values) + " values");
+  }
 }
 
 std::string safetensors_header(const std::vector<const written_tensor*>& tensors) {
@@ -326,10 +334,7 @@ void checkpoint_writer::state::begin_tensor(std::string_view name, dtype type,
 void checkpoint_writer::add(std::string_view name, const std::vector<std::int64_t>& shape,
                             std::span<const float> values, dtype type) {
   const tensor_view extents{std::string(name), type, shape, nullptr};
-  if (std::cmp_not_equal(extents.elements(), values.size())) {
-    throw std::invalid_argument("tensor " + std::string(name) + " of shape " + to_string(shape) +
-                                " is given " + std::to_string(values.size()) + " values");
-  }
+  require_size(extents, values.size());
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (!representable(values[i], type)) {
       throw file_error(state_->output, name,
@@ -345,6 +350,14 @@ void checkpoint_writer::add(std::string_view name, const std::vector<std::int64_
     state_->data->write(std::span(block).first(part.size() * size_of(type)));
     values = values.subspan(part.size());
   }
+}
+
+void checkpoint_writer::add(std::string_view name, const std::vector<std::int64_t>& shape,
+                            std::span<const std::int32_t> values) {
+  const tensor_view tensor{std::string(name), dtype::i32, shape,
+                           reinterpret_cast<const std::byte*>(values.data())};
+  require_size(tensor, values.size());
+  add(tensor);
 }
 
 void checkpoint_writer::add(const tensor_view& tensor) {

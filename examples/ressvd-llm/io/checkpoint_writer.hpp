@@ -43,6 +43,10 @@ class checkpoint_writer {
   void add(std::string_view name, const std::vector<std::int64_t>& shape,
            std::span<const float> values, dtype type);
 
+  // The same for integers, of type I32.
+  void add(std::string_view name, const std::vector<std::int64_t>& shape,
+           std::span<const std::int32_t> values);
+
   // Appends a tensor as it is, for example one of the original checkpoint.
   void add(const tensor_view& tensor);
 

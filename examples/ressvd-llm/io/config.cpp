@@ -323,16 +323,20 @@ void read_dtype(const json_object& json, model_config& config) {
   const char* const key = json.has("dtype") ? "dtype" : "torch_dtype";
   if (!json.has(key)) return;
   config.type = parse_dtype(json.text(key));
-  if (!config.type || *config.type == dtype::f64) {
+  if (!config.type || *config.type == dtype::f64 || *config.type == dtype::i32) {
     json.unsupported("element type '" + printable(json.text(key)) + "'");
   }
 }
 
 compressed_info read_compressed(const json_object& json) {
   compressed_info info;
-  info.version = json.extent("version");
-  if (info.version > compressed_info{}.version) {
-    json.unsupported("version " + std::to_string(info.version) + " of compressed checkpoints");
+  const std::int64_t version = json.extent("version");
+  if (version > 2) {
+    json.unsupported("version " + std::to_string(version) + " of compressed checkpoints");
+  }
+  if (version == 2) info.form = json.text("form");
+  if (info.form != "pair" && info.form != "pivoted") {
+    json.unsupported("form '" + printable(info.form) + "' of compressed matrices");
   }
   info.method = json.text("method");
   info.format = json.text("format", info.format);
@@ -405,11 +409,15 @@ model_config parse_config(const std::filesystem::path& file, std::string text) {
 }
 
 nlohmann::ordered_json to_json(const compressed_info& info) {
-  return {{"version", info.version},
-          {"method", info.method},
-          {"format", info.format},
-          {"ratio", info.ratio},
-          {"ranks", info.ranks}};
+  nlohmann::ordered_json json;
+  // Programs that know pairs only read version 1, and refuse version 2.
+  json["version"] = info.form == "pair" ? 1 : 2;
+  json["method"] = info.method;
+  json["format"] = info.format;
+  if (info.form != "pair") json["form"] = info.form;
+  json["ratio"] = info.ratio;
+  json["ranks"] = info.ranks;
+  return json;
 }
 
 } // namespace ressvd_llm

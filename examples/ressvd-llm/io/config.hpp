@@ -31,9 +31,9 @@ struct rope_config {
 
 // The object "ressvd" of a compressed checkpoint's config.json.
 struct compressed_info {
-  std::int64_t version = 1;                  // of this object's layout
   std::string method;                        // as on the command line
   std::string format = "factored";           // or "dense"
+  std::string form = "pair";                 // of the factored matrices; or "pivoted"
   double ratio = 0.0;                        // share of the layers' parameters removed
   std::map<std::string, std::int64_t> ranks; // canonical prefix of a factored matrix → rank
 };

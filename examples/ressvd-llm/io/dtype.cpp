@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
 #include <ressvd/core/scalar.hpp>
 
@@ -42,6 +43,8 @@ void decode_any(dtype type, const std::byte* data, std::span<T> values) {
       return decode_as<ressvd::bfloat16>(data, values);
     case dtype::f64:
       return decode_as<double>(data, values);
+    case dtype::i32:
+      throw std::invalid_argument("I32 holds no weights");
   }
 }
 
@@ -56,6 +59,7 @@ constexpr std::array spellings{
     spelling{dtype::f16, 2, "F16", "float16", "f16"},
     spelling{dtype::bf16, 2, "BF16", "bfloat16", "bf16"},
     spelling{dtype::f64, 8, "F64", "float64", "f64"},
+    spelling{dtype::i32, 4, "I32", "int32", "i32"},
 };
 
 const spelling& of(dtype type) {
@@ -100,7 +104,8 @@ void encode(std::span<const float> values, dtype type, std::byte* data) {
     case dtype::bf16:
       return encode_as<ressvd::bfloat16>(values, data);
     case dtype::f64:
-      throw std::invalid_argument("weights are not written as F64");
+    case dtype::i32:
+      throw std::invalid_argument("weights are not written as " + std::string(name_of(type)));
   }
 }
 

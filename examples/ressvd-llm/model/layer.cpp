@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "io/error.hpp"
@@ -58,15 +59,27 @@ weight_matrix load_matrix(const checkpoint& source, const std::string& name, std
 
 linear load_linear(const checkpoint& source, const linear_module& module, weight_storage storage) {
   const std::optional<std::int64_t> rank = rank_of(source, module);
-  const bool factored = rank.has_value();
-  const std::string bias_name = factored ? module.u_bias_name() : module.bias_name();
+  const bool pivoted = is_pivoted(source, module);
+  const std::string bias_name = pivoted ? module.c_bias_name()
+                                : rank  ? module.u_bias_name()
+                                        : module.bias_name();
   std::vector<float> bias;
   if (module.has_bias)
     bias = read_f32(source, bias_name, {module.out});
   else if (source.contains(bias_name))
     throw file_error(source.file_of(bias_name), bias_name,
                      "the config says that this layer has no bias");
-  if (!factored)
+  if (pivoted) {
+    const std::string name = module.order_name();
+    std::vector<std::int32_t> order = read_i32(source, name, {module.out});
+    if (!is_permutation(order))
+      throw file_error(source.file_of(name), name, "is no permutation of the rows");
+    return make_pivoted_linear(
+        load_matrix(source, module.c_name(), module.out - *rank, *rank, storage),
+        load_matrix(source, module.z_name(), *rank, module.in, storage), std::move(order),
+        std::move(bias));
+  }
+  if (!rank)
     return make_linear(load_matrix(source, module.weight_name(), module.out, module.in, storage),
                        std::move(bias));
   return make_linear(load_matrix(source, module.u_name(), module.out, *rank, storage),
@@ -105,11 +118,23 @@ std::string linear_module::u_name() const {
 std::string linear_module::v_name() const {
   return factor_prefix(prefix, "v") + ".weight";
 }
+std::string linear_module::c_name() const {
+  return factor_prefix(prefix, "c") + ".weight";
+}
+std::string linear_module::z_name() const {
+  return factor_prefix(prefix, "z") + ".weight";
+}
+std::string linear_module::order_name() const {
+  return factor_prefix(prefix, "c") + ".rows";
+}
 std::string linear_module::bias_name() const {
   return prefix + ".bias";
 }
 std::string linear_module::u_bias_name() const {
   return factor_prefix(prefix, "u") + ".bias";
+}
+std::string linear_module::c_bias_name() const {
+  return factor_prefix(prefix, "c") + ".bias";
 }
 
 std::vector<linear_module> linear_modules(const model_config& config, std::int64_t layer) {
@@ -138,14 +163,39 @@ std::vector<linear_module> linear_modules(const model_config& config, std::int64
   return result;
 }
 
+bool is_pivoted(const checkpoint& source, const linear_module& module) {
+  return source.contains(module.c_name()) || source.contains(module.z_name()) ||
+         source.contains(module.order_name());
+}
+
 std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_module& module) {
-  if (!source.contains(module.u_name()) && !source.contains(module.v_name())) {
+  const bool pivoted = is_pivoted(source, module);
+  const bool pair = source.contains(module.u_name()) || source.contains(module.v_name());
+  if (!pivoted && !pair) {
     require_shape(source, module.weight_name(), {module.out, module.in});
     return std::nullopt;
   }
   if (source.contains(module.weight_name()))
     throw file_error(source.file_of(module.weight_name()), module.weight_name(),
                      "stands beside the factors of the same matrix");
+  if (pivoted && pair) {
+    const std::string name = source.contains(module.u_name()) ? module.u_name() : module.v_name();
+    throw file_error(source.file_of(name), name,
+                     "stands beside the pivoted form of the same matrix");
+  }
+  if (pivoted) {
+    const tensor_view& z = source.at(module.z_name());
+    const std::int64_t rank = z.shape.size() == 2 ? z.shape[0] : 0;
+    if (rank < 1 || rank >= std::min(module.out, module.in))
+      throw file_error(source.file_of(z.name), z.name,
+                       "shape " + to_string(z.shape) + " is not that of pivot rows of a " +
+                           std::to_string(module.out) + " x " + std::to_string(module.in) +
+                           " matrix");
+    require_shape(source, module.z_name(), {rank, module.in});
+    require_shape(source, module.c_name(), {module.out - rank, rank});
+    require_i32_shape(source, module.order_name(), {module.out});
+    return rank;
+  }
   const tensor_view& u = source.at(module.u_name());
   const std::int64_t rank = u.shape.size() == 2 ? u.shape[1] : 0;
   if (rank < 1)
@@ -154,6 +204,18 @@ std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_modul
   require_shape(source, module.u_name(), {module.out, rank});
   require_shape(source, module.v_name(), {rank, module.in});
   return rank;
+}
+
+std::vector<std::string> parameter_names(const checkpoint& source, const model_config& config) {
+  std::set<std::string> orders;
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    for (const linear_module& module : linear_modules(config, layer)) {
+      if (source.contains(module.order_name())) orders.insert(module.order_name());
+    }
+  }
+  std::vector<std::string> names = source.names();
+  std::erase_if(names, [&](const std::string& name) { return orders.contains(name); });
+  return names;
 }
 
 std::string canonical_embedding_name(const model_config& config) {

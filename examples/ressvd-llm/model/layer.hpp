@@ -39,8 +39,12 @@ struct linear_module {
   std::string weight_name() const; // "….q_proj.weight", dense
   std::string u_name() const; // "….q_u_proj.weight" (out × rank); OPT's fc1: "….fc1_u.weight"
   std::string v_name() const; // "….q_v_proj.weight" (rank × in)
+  std::string c_name() const; // "….q_c_proj.weight" (out − rank × rank)
+  std::string z_name() const; // "….q_z_proj.weight" (rank × in)
+  std::string order_name() const;  // "….q_c_proj.rows" (out numbers)
   std::string bias_name() const;   // "….q_proj.bias", dense
-  std::string u_bias_name() const; // "….q_u_proj.bias", factored
+  std::string u_bias_name() const; // "….q_u_proj.bias", of a pair
+  std::string c_bias_name() const; // "….q_c_proj.bias", pivoted
 };
 
 // All of them in the order in which the forward pass reaches them; a group's modules are
@@ -72,9 +76,15 @@ struct layer_weights {
 enum class weight_storage : std::uint8_t { float32, mapped };
 
 // The rank of a factored matrix, nothing for a dense one. Throws file_error, naming file and
-// tensor, for a matrix that is missing, present in both forms or of another shape than the
+// tensor, for a matrix that is missing, present in two forms or of another shape than the
 // module's.
 std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_module& module);
+
+// Whether the checkpoint has any part of the matrix's pivoted form.
+bool is_pivoted(const checkpoint& source, const linear_module& module);
+
+// The names of the tensors that count as parameters: all but the orders of pivoted matrices.
+std::vector<std::string> parameter_names(const checkpoint& source, const model_config& config);
 
 // The tensor that holds the embedding: "model.embed_tokens.weight", or the head's name where the
 // two are one tensor and the checkpoint stores it under that name alone.
@@ -86,9 +96,10 @@ std::string canonical_embedding_name(const model_config& config);
 // config says. What is computed from the config is then bounded by what the files hold.
 void require_matrices(const checkpoint& source, const model_config& config);
 
-// One layer of the checkpoint; each matrix dense or factored by which tensors exist. Throws
+// One layer of the checkpoint; each matrix dense, a pair or pivoted by which tensors exist. Throws
 // file_error, naming file and tensor, for missing, misshapen or non-finite tensors, for a matrix
-// present in both forms, and for a bias that the config does not announce.
+// present in two forms, for an order that is no permutation, and for a bias that the config does
+// not announce.
 layer_weights load_layer(const checkpoint& source, const model_config& config, std::int64_t layer,
                          weight_storage storage = weight_storage::float32);
 

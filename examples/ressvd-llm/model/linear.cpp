@@ -59,6 +59,48 @@ std::string size_text(const weight_matrix& m) {
   return std::to_string(m.rows()) + " x " + std::to_string(m.cols());
 }
 
+void require_bias(const std::vector<float>& bias, std::int64_t out, const std::string& matrices) {
+  if (!bias.empty() && static_cast<std::int64_t>(bias.size()) != out)
+    throw std::invalid_argument("linear: bias of " + std::to_string(bias.size()) + " for " +
+                                matrices);
+}
+
+// x·Wᵀ for every token, into y.
+void multiply(const float* x, std::int64_t tokens, const weight_matrix& w, float_buffer& y) {
+  y.reserve(tokens * w.rows());
+  std::fill_n(y.data(), tokens * w.rows(), 0.0f);
+  multiply_add(x, tokens, w, y.data());
+}
+
+// y = Wx + b, or y += Wx + b; row by row of y, which is in the cache then while its elements are
+// reached out of order.
+void apply_pivoted(const linear& l, const float* x, std::int64_t tokens, float* y, bool added) {
+  float_buffer own;
+  float_buffer others;
+  multiply(x, tokens, l.z, own);
+  multiply(own.data(), tokens, l.c, others);
+  const std::int64_t out = l.out();
+  const std::int64_t r = l.rank();
+  const auto scatter = [](const float* from, std::span<const std::int32_t> rows, float* to) {
+    for (const std::int32_t row : rows)
+      to[row] += *from++;
+  };
+  const auto rows = std::span(l.order);
+  const auto own_rows = rows.first(static_cast<std::size_t>(r));
+  const auto other_rows = rows.subspan(static_cast<std::size_t>(r));
+  const std::int64_t grain = std::max<std::int64_t>(1, 65'536 / out);
+  parallel_for(tokens, grain, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t token = first; token < last; ++token) {
+      float* const to = y + token * out;
+      if (!added) std::fill_n(to, out, 0.0f);
+      for (std::size_t i = 0; i < l.bias.size(); ++i)
+        to[i] += l.bias[i];
+      scatter(own.data() + token * r, own_rows, to);
+      scatter(others.data() + token * (out - r), other_rows, to);
+    }
+  });
+}
+
 } // namespace
 
 weight_matrix::weight_matrix(std::int64_t rows, std::int64_t cols, std::vector<float> values)
@@ -111,17 +153,31 @@ void multiply_add(const float* x, std::int64_t tokens, const weight_matrix& w, f
   }
 }
 
+std::int64_t linear::out() const {
+  if (pivoted()) return static_cast<std::int64_t>(order.size());
+  return factored() ? u.rows() : dense.rows();
+}
+
+std::int64_t linear::in() const {
+  if (pivoted()) return z.cols();
+  return factored() ? v.cols() : dense.cols();
+}
+
 std::int64_t linear::parameters() const {
-  return dense.rows() * dense.cols() + u.rows() * u.cols() + v.rows() * v.cols() +
-         static_cast<std::int64_t>(bias.size());
+  auto sum = static_cast<std::int64_t>(bias.size());
+  for (const weight_matrix* m : {&dense, &u, &v, &c, &z})
+    sum += m->rows() * m->cols();
+  return sum;
 }
 
 void linear::apply(const float* x, std::int64_t tokens, float* y) const {
+  if (pivoted()) return apply_pivoted(*this, x, tokens, y, false);
   std::fill(y, y + tokens * out(), 0.0f);
   apply_add(x, tokens, y);
 }
 
 void linear::apply_add(const float* x, std::int64_t tokens, float* y) const {
+  if (pivoted()) return apply_pivoted(*this, x, tokens, y, true);
   if (!bias.empty())
     map(y, tokens, out(), Eigen::OuterStride<>(out())).rowwise() +=
         Eigen::Map<const Eigen::RowVectorXf>(bias.data(), out());
@@ -130,17 +186,13 @@ void linear::apply_add(const float* x, std::int64_t tokens, float* y) const {
     return;
   }
   float_buffer inner;
-  inner.reserve(tokens * rank());
-  std::fill_n(inner.data(), tokens * rank(), 0.0f);
-  multiply_add(x, tokens, v, inner.data());
+  multiply(x, tokens, v, inner);
   multiply_add(inner.data(), tokens, u, y);
 }
 
 linear make_linear(weight_matrix dense, std::vector<float> bias) {
   if (dense.empty()) throw std::invalid_argument("linear: no matrix");
-  if (!bias.empty() && static_cast<std::int64_t>(bias.size()) != dense.rows())
-    throw std::invalid_argument("linear: bias of " + std::to_string(bias.size()) + " for a " +
-                                size_text(dense) + " matrix");
+  require_bias(bias, dense.rows(), "a " + size_text(dense) + " matrix");
   linear result;
   result.dense = std::move(dense);
   result.bias = std::move(bias);
@@ -151,14 +203,39 @@ linear make_linear(weight_matrix u, weight_matrix v, std::vector<float> bias) {
   if (u.empty() || u.cols() != v.rows())
     throw std::invalid_argument("linear: factors " + size_text(u) + " and " + size_text(v) +
                                 " do not fit");
-  if (!bias.empty() && static_cast<std::int64_t>(bias.size()) != u.rows())
-    throw std::invalid_argument("linear: bias of " + std::to_string(bias.size()) + " for factors " +
-                                size_text(u) + " and " + size_text(v));
+  require_bias(bias, u.rows(), "factors " + size_text(u) + " and " + size_text(v));
   linear result;
   result.u = std::move(u);
   result.v = std::move(v);
   result.bias = std::move(bias);
   return result;
+}
+
+linear make_pivoted_linear(weight_matrix c, weight_matrix z, std::vector<std::int32_t> order,
+                           std::vector<float> bias) {
+  const std::string parts = "C " + size_text(c) + " and Z " + size_text(z);
+  if (c.empty() || c.cols() != z.rows())
+    throw std::invalid_argument("linear: " + parts + " do not fit");
+  if (static_cast<std::int64_t>(order.size()) != c.rows() + z.rows() || !is_permutation(order))
+    throw std::invalid_argument("linear: the order of " + std::to_string(order.size()) +
+                                " rows is no permutation for " + parts);
+  require_bias(bias, c.rows() + z.rows(), parts);
+  linear result;
+  result.c = std::move(c);
+  result.z = std::move(z);
+  result.order = std::move(order);
+  result.bias = std::move(bias);
+  return result;
+}
+
+bool is_permutation(std::span<const std::int32_t> order) {
+  std::vector<bool> seen(order.size(), false);
+  for (const std::int32_t place : order) {
+    if (place < 0 || std::cmp_greater_equal(place, seen.size())) return false;
+    if (seen[static_cast<std::size_t>(place)]) return false;
+    seen[static_cast<std::size_t>(place)] = true;
+  }
+  return true;
 }
 
 } // namespace ressvd_llm

@@ -45,21 +45,27 @@ class weight_matrix {
 // 2·tokens·in·out flops, shared among threads.
 void multiply_add(const float* x, std::int64_t tokens, const weight_matrix& w, float* y);
 
-// A linear layer y = Wx + b, W dense (out × in) or the product of two factors U (out × rank) and
-// V (rank × in).
+// A linear layer y = Wx + b. W is dense (out × in), or factored:
+//   a pair   W = U·V, U (out × rank) and V (rank × in)
+//   pivoted  W = P·[Z; C·Z], Z (rank × in) and C (out − rank × rank): row i of [Z; C·Z] is row
+//            order[i] of W
 struct linear {
   weight_matrix dense;
   weight_matrix u;
   weight_matrix v;
-  std::vector<float> bias; // out, or empty
+  weight_matrix c;
+  weight_matrix z;
+  std::vector<std::int32_t> order; // out, a permutation
+  std::vector<float> bias;         // out, or empty
 
-  bool factored() const { return dense.empty() && !u.empty(); }
-  bool empty() const { return dense.empty() && u.empty(); }
-  std::int64_t out() const { return factored() ? u.rows() : dense.rows(); }
-  std::int64_t in() const { return factored() ? v.cols() : dense.cols(); }
+  bool pivoted() const { return !z.empty(); }
+  bool factored() const { return dense.empty() && !empty(); }
+  bool empty() const { return dense.empty() && u.empty() && z.empty(); }
+  std::int64_t out() const;
+  std::int64_t in() const;
   // 0 when dense.
-  std::int64_t rank() const { return factored() ? u.cols() : 0; }
-  // Elements of the matrices and the bias.
+  std::int64_t rank() const { return pivoted() ? z.rows() : u.cols(); }
+  // Elements of the matrices and the bias; the order does not count.
   std::int64_t parameters() const;
 
   // y = Wx + b for every token: x (tokens × in), y (tokens × out), row-major, apart from x.
@@ -68,9 +74,14 @@ struct linear {
   void apply_add(const float* x, std::int64_t tokens, float* y) const;
 };
 
-// Throws std::invalid_argument when the factors do not fit each other or the bias, or when W is
-// both dense and factored.
+// Throws std::invalid_argument when the parts do not fit each other or the bias, or when the order
+// is no permutation.
 linear make_linear(weight_matrix dense, std::vector<float> bias);
 linear make_linear(weight_matrix u, weight_matrix v, std::vector<float> bias);
+linear make_pivoted_linear(weight_matrix c, weight_matrix z, std::vector<std::int32_t> order,
+                           std::vector<float> bias);
+
+// Whether the values are 0 … size − 1 in some order.
+bool is_permutation(std::span<const std::int32_t> order);
 
 } // namespace ressvd_llm

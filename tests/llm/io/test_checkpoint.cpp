@@ -233,3 +233,29 @@ TEST_CASE("weights that are not finite are refused by name", "[checkpoint]") {
   CHECK_THAT(file_error_of([&] { read_f32(model, "w", {1}); }),
              contains_text("tensor w: element 0 is not finite"));
 }
+
+TEST_CASE("integers are read as such and never as weights", "[checkpoint]") {
+  const temporary_directory directory;
+  const std::string file = (directory / "model.safetensors").string();
+  // Behind one byte, so that no number is aligned.
+  const std::vector<std::int32_t> rows{2, -1, 2'147'483'647};
+  write(file, safetensors("{" + entry("pad", "U8", "[1]", 0, 1) + "," +
+                              entry("rows", "I32", "[3]", 1, 13) + "," +
+                              entry("w", "F32", "[1]", 13, 17) + "}",
+                          "x" + bytes_of(rows) + bytes_of(std::vector<float>{1})));
+  const checkpoint model = checkpoint::open(directory.path());
+  CHECK(ressvd_llm::read_i32(model, "rows", {3}) == rows);
+  ressvd_llm::require_i32_shape(model, "rows", {3});
+  const auto refusal = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
+    return file_error_of([&] { ressvd_llm::read_i32(model, name, shape); });
+  };
+  CHECK(refusal("rows", {3, 1}) == file + ": tensor rows: shape [3] where [3, 1] is expected");
+  CHECK(refusal("w", {1}) == file + ": tensor w: element type F32 where I32 is expected");
+  CHECK(refusal("pad", {1}) == file + ": tensor pad: element type U8 where I32 is expected");
+  CHECK(refusal("gone", {1}) == directory.path().string() + ": tensor gone: missing");
+  const std::string no_weights =
+      file + ": tensor rows: element type I32 where F32, F16 or BF16 is expected";
+  CHECK(file_error_of([&] { model.at("rows"); }) == no_weights);
+  CHECK(file_error_of([&] { read_f32(model, "rows", {3}); }) == no_weights);
+  CHECK(file_error_of([&] { ressvd_llm::require_shape(model, "rows", {3}); }) == no_weights);
+}

@@ -127,6 +127,41 @@ TEST_CASE("what is written is read back", "[checkpoint_writer]") {
         "{\"__metadata__\":{\"format\":\"pt\"},");
 }
 
+TEST_CASE("integers are written, resumed, copied and read back", "[checkpoint_writer]") {
+  const temporary_directory directory;
+  const fs::path output = directory / "out";
+  const std::vector<std::int32_t> rows{2, 0, -2'147'483'647, 1}, none;
+  const std::vector<float> odd = numbers(1, 3);
+  CHECK(!killed_while_writing(RLIM_INFINITY, [&] {
+    checkpoint_writer writer(output, {});
+    writer.add("odd", {1}, odd, dtype::bf16);
+    writer.add("rows", {4}, rows);
+    writer.mark("half");
+    writer.add("lost", {4}, rows);
+    std::raise(SIGKILL);
+  }));
+  {
+    checkpoint_writer writer(output, {}, {.resume = true});
+    CHECK(writer.resumed_state() == "half");
+    CHECK(writer.tensor_bytes() == 2 + 16);
+    writer.add("more", {2, 2}, rows);
+    writer.add("none", {0}, none);
+    writer.commit();
+  }
+  const checkpoint model = checkpoint::open(output);
+  CHECK(model.names() == std::vector<std::string>{"more", "none", "odd", "rows"});
+  CHECK(model.describe("rows").type == "I32");
+  CHECK(ressvd_llm::read_i32(model, "rows", {4}) == rows);
+  CHECK(ressvd_llm::read_i32(model, "more", {2, 2}) == rows);
+  CHECK(ressvd_llm::read_i32(model, "none", {0}).empty());
+  CHECK(reinterpret_cast<std::uintptr_t>(model.at_i32("rows").data) % 4 == 0);
+
+  checkpoint_writer writer(directory / "copy", output);
+  writer.add(model.at_i32("rows"));
+  writer.commit();
+  CHECK(ressvd_llm::read_i32(checkpoint::open(directory / "copy"), "rows", {4}) == rows);
+}
+
 TEST_CASE("tensors of another checkpoint are copied bit by bit", "[checkpoint_writer]") {
   const temporary_directory directory;
   const std::string data = bytes_of(std::vector<std::uint16_t>{0x7f80, 0x0001, 0xffff, 0x8000});
@@ -345,6 +380,9 @@ TEST_CASE("mistakes of the caller are refused", "[checkpoint_writer]") {
   CHECK(message_of<std::invalid_argument>([&] {
           writer.add("x", {3, 2}, numbers(5, 0), dtype::f32);
         }) == "tensor x of shape [3, 2] is given 5 values");
+  CHECK(message_of<std::invalid_argument>([&] {
+          writer.add("x", {3}, std::vector<std::int32_t>{1});
+        }) == "tensor x of shape [3] is given 1 values");
   CHECK(message_of<std::invalid_argument>([&] {
           checkpoint_writer(directory / "none", {}).commit();
         }) == "a checkpoint without tensors");

@@ -316,17 +316,46 @@ TEST_CASE("the note of a compressed checkpoint is written and read back", "[conf
   const json note = json::parse(ressvd_llm::to_json(info).dump());
   const model_config config = parsed(with(llama(), "ressvd", note));
   REQUIRE(config.compressed);
-  CHECK(config.compressed->version == info.version);
+  CHECK(note["version"] == 1);
+  CHECK(!note.contains("form"));
+  CHECK(config.compressed->form == "pair");
   CHECK(config.compressed->method == info.method);
   CHECK(config.compressed->format == "factored");
   CHECK(config.compressed->ratio == info.ratio);
   CHECK(config.compressed->ranks == info.ranks);
 
+  CHECK_THAT(refusal(with(llama(), "ressvd", with(note, "version", 3))),
+             contains_text("version 3 of compressed checkpoints is not supported"));
   CHECK_THAT(refusal(with(llama(), "ressvd", with(note, "version", 2))),
-             contains_text("version 2 of compressed checkpoints is not supported"));
+             contains_text("key 'ressvd.form' is missing"));
   CHECK_THAT(refusal(with(llama(), "ressvd", with(note, "ranks", {{"q", 0}}))),
              contains_text("key 'ressvd.ranks.q' is 0, outside"));
   CHECK_THAT(refusal(with(llama(), "ressvd", with(note, "method", nullptr))),
              contains_text("key 'ressvd.method' is missing"));
   CHECK_THAT(refusal(with(llama(), "ressvd", true)), contains_text("'ressvd' is not an object"));
+}
+
+TEST_CASE("the form of compressed matrices is noted from version 2 on", "[config]") {
+  const ressvd_llm::compressed_info info{
+      .method = "svd", .form = "pivoted", .ratio = 0.2, .ranks = {{"model.layers.0.mlp.up", 3}}};
+  const json note = json::parse(ressvd_llm::to_json(info).dump());
+  CHECK(note["version"] == 2);
+  const model_config config = parsed(with(llama(), "ressvd", note));
+  REQUIRE(config.compressed);
+  CHECK(config.compressed->form == "pivoted");
+  CHECK(config.compressed->ranks == info.ranks);
+  const model_config pairs = parsed(with(llama(), "ressvd", with(note, "form", "pair")));
+  CHECK(pairs.compressed->form == "pair");
+
+  CHECK_THAT(refusal(with(llama(), "ressvd", with(note, "form", "triple"))),
+             contains_text("form 'triple' of compressed matrices is not supported"));
+  CHECK_THAT(refusal(with(llama(), "ressvd", with(note, "form", 2))),
+             contains_text("key 'ressvd.form' is not a text"));
+}
+
+TEST_CASE("weights of integers are refused", "[config]") {
+  for (const char* type : {"int32", "I32"}) {
+    CHECK_THAT(refusal(with(llama(), "dtype", type)),
+               contains_text(std::string("element type '") + type + "' is not supported"));
+  }
 }

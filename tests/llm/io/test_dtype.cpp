@@ -8,6 +8,7 @@
 #include <limits>
 #include <random>
 #include <span>
+#include <stdexcept>
 #include <vector>
 
 #include "support/catch.hpp"
@@ -85,11 +86,23 @@ TEST_CASE("doubles are read in full", "[dtype]") {
 }
 
 TEST_CASE("element types have their names in files, configs and on the command line", "[dtype]") {
-  for (const dtype type : {dtype::f32, dtype::f16, dtype::bf16, dtype::f64}) {
+  for (const dtype type : {dtype::f32, dtype::f16, dtype::bf16, dtype::f64, dtype::i32}) {
     CHECK(ressvd_llm::parse_dtype(ressvd_llm::name_of(type)) == type);
     CHECK(ressvd_llm::parse_dtype(ressvd_llm::torch_name_of(type)) == type);
   }
   CHECK(ressvd_llm::parse_dtype("bf16") == dtype::bf16);
-  CHECK(!ressvd_llm::parse_dtype("I32").has_value());
+  CHECK(!ressvd_llm::parse_dtype("I64").has_value());
   CHECK(!ressvd_llm::parse_dtype("").has_value());
+}
+
+TEST_CASE("integers are no weights", "[dtype]") {
+  std::byte storage[4]{};
+  float single = 0;
+  double wide = 0;
+  CHECK_THROWS_AS(ressvd_llm::decode(dtype::i32, storage, std::span(&single, 1)),
+                  std::invalid_argument);
+  CHECK_THROWS_AS(ressvd_llm::decode(dtype::i32, storage, std::span(&wide, 1)),
+                  std::invalid_argument);
+  CHECK_THROWS_AS(ressvd_llm::encode(std::span(&single, 1), dtype::i32, storage),
+                  std::invalid_argument);
 }

@@ -18,37 +18,44 @@ using namespace llm_test;
 namespace {
 
 /// A LLaMA of one layer: hidden size 4, two heads, MLP of 6, vocabulary of 3; q_proj in two
-/// factors of rank 1.
-void write_model(const fs::path& directory) {
-  const nlohmann::json config = {{"architectures", {"LlamaForCausalLM"}},
-                                 {"hidden_size", 4},
-                                 {"intermediate_size", 6},
-                                 {"num_hidden_layers", 1},
-                                 {"num_attention_heads", 2},
-                                 {"vocab_size", 3},
-                                 {"max_position_embeddings", 8},
-                                 {"rms_norm_eps", 1e-5},
-                                 {"ressvd",
-                                  {{"version", 1},
-                                   {"method", "svd"},
-                                   {"ratio", 0.1},
-                                   {"ranks", {{"model.layers.0.self_attn.q_proj", 1}}}}}};
-  const struct {
+/// factors of rank 1, as a pair or pivoted.
+void write_model(const fs::path& directory, bool pivoted = false) {
+  nlohmann::json config = {{"architectures", {"LlamaForCausalLM"}},
+                           {"hidden_size", 4},
+                           {"intermediate_size", 6},
+                           {"num_hidden_layers", 1},
+                           {"num_attention_heads", 2},
+                           {"vocab_size", 3},
+                           {"max_position_embeddings", 8},
+                           {"rms_norm_eps", 1e-5},
+                           {"ressvd",
+                            {{"version", 1},
+                             {"method", "svd"},
+                             {"ratio", 0.1},
+                             {"ranks", {{"model.layers.0.self_attn.q_proj", 1}}}}}};
+  struct tensor {
     std::string name;
     std::vector<std::int64_t> shape;
-  } tensors[] = {{"model.embed_tokens.weight", {3, 4}},
-                 {"model.layers.0.input_layernorm.weight", {4}},
-                 {"model.layers.0.self_attn.q_u_proj.weight", {4, 1}},
-                 {"model.layers.0.self_attn.q_v_proj.weight", {1, 4}},
-                 {"model.layers.0.self_attn.k_proj.weight", {4, 4}},
-                 {"model.layers.0.self_attn.v_proj.weight", {4, 4}},
-                 {"model.layers.0.self_attn.o_proj.weight", {4, 4}},
-                 {"model.layers.0.post_attention_layernorm.weight", {4}},
-                 {"model.layers.0.mlp.gate_proj.weight", {6, 4}},
-                 {"model.layers.0.mlp.up_proj.weight", {6, 4}},
-                 {"model.layers.0.mlp.down_proj.weight", {4, 6}},
-                 {"model.norm.weight", {4}},
-                 {"lm_head.weight", {3, 4}}};
+  };
+  std::vector<tensor> tensors = {{"model.embed_tokens.weight", {3, 4}},
+                                 {"model.layers.0.input_layernorm.weight", {4}},
+                                 {"model.layers.0.self_attn.q_u_proj.weight", {4, 1}},
+                                 {"model.layers.0.self_attn.q_v_proj.weight", {1, 4}},
+                                 {"model.layers.0.self_attn.k_proj.weight", {4, 4}},
+                                 {"model.layers.0.self_attn.v_proj.weight", {4, 4}},
+                                 {"model.layers.0.self_attn.o_proj.weight", {4, 4}},
+                                 {"model.layers.0.post_attention_layernorm.weight", {4}},
+                                 {"model.layers.0.mlp.gate_proj.weight", {6, 4}},
+                                 {"model.layers.0.mlp.up_proj.weight", {6, 4}},
+                                 {"model.layers.0.mlp.down_proj.weight", {4, 6}},
+                                 {"model.norm.weight", {4}},
+                                 {"lm_head.weight", {3, 4}}};
+  if (pivoted) {
+    config["ressvd"]["version"] = 2;
+    config["ressvd"]["form"] = "pivoted";
+    tensors[2] = {"model.layers.0.self_attn.q_c_proj.weight", {3, 1}};
+    tensors[3] = {"model.layers.0.self_attn.q_z_proj.weight", {1, 4}};
+  }
   std::string header = "{";
   std::uint64_t end = 0;
   for (const auto& tensor : tensors) {
@@ -59,10 +66,14 @@ void write_model(const fs::path& directory) {
               entry(tensor.name, "F32", ressvd_llm::to_string(tensor.shape), end, end + bytes);
     end += bytes;
   }
+  std::string data = bytes_of(std::vector<float>(end / 4, 0.5f));
+  if (pivoted) {
+    header += "," + entry("model.layers.0.self_attn.q_c_proj.rows", "I32", "[4]", end, end + 16);
+    data += bytes_of(std::vector<std::int32_t>{2, 0, 1, 3});
+  }
   fs::create_directory(directory);
   write(directory / "config.json", config.dump());
-  write(directory / "model.safetensors",
-        safetensors(header + "}", bytes_of(std::vector<float>(end / 4, 0.5f))));
+  write(directory / "model.safetensors", safetensors(header + "}", data));
 }
 
 } // namespace
@@ -91,6 +102,31 @@ TEST_CASE("inspect reports shapes, ranks and parameters", "[program]") {
   CHECK(inspected["layers"][0]["matrices"][1]["rank"].is_null());
   CHECK(inspected["removed_share"] == Approx(8.0 / (matrices + 8)));
   CHECK(inspected["method"] == "svd");
+  CHECK(inspected["form"] == "pair");
+  CHECK(inspected["layers"][0]["matrices"][0]["form"] == "pair");
+  CHECK(inspected["layers"][0]["matrices"][1]["form"] == "dense");
+}
+
+TEST_CASE("inspect counts pivoted matrices without the order of their rows", "[program]") {
+  const temporary_directory directory;
+  write_model(directory / "model", true);
+  const std::string report = (directory / "report.json").string();
+  const outcome result = run_command({"inspect", (directory / "model").string(), "--json", report});
+  CHECK(result.err.empty());
+  REQUIRE(result.status == 0);
+  CHECK_THAT(result.out, contains_text("compressed by svd (pivoted)"));
+
+  const auto inspected = nlohmann::json::parse(read(report));
+  const int matrices = 7 + 3 * 16 + 3 * 24;
+  CHECK(inspected["form"] == "pivoted");
+  CHECK(inspected["element_types"] == nlohmann::json{"F32"});
+  CHECK(inspected["matrix_parameters"] == matrices);
+  CHECK(inspected["parameters"] == 12 + 12 + 4 + 8 + matrices);
+  CHECK(inspected["layers"][0]["parameters"] == 8 + matrices);
+  const auto& q = inspected["layers"][0]["matrices"][0];
+  CHECK(q["form"] == "pivoted");
+  CHECK(q["rank"] == 1);
+  CHECK(q["parameters"] == 7);
 }
 
 TEST_CASE("a file that cannot be used ends the program with status 2 and one line", "[program]") {
@@ -131,6 +167,13 @@ TEST_CASE("a file that cannot be used ends the program with status 2 and one lin
     other["ressvd"]["ranks"]["model.layers.0.self_attn.q_proj"] = 2;
     write(model / "config.json", other.dump());
     expected = "its rank in the config is not that of the checkpoint";
+  }
+  SECTION("form against the config") {
+    auto other = nlohmann::json::parse(config);
+    other["ressvd"]["version"] = 2;
+    other["ressvd"]["form"] = "pivoted";
+    write(model / "config.json", other.dump());
+    expected = "its form in the config is not that of the checkpoint";
   }
   SECTION("unwritable report") {
     expected = "x/report.json.tmp: cannot be written: No such file or directory";

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 #include <random>
 #include <span>
 #include <stdexcept>
@@ -84,6 +85,14 @@ inline std::vector<float> random_values(std::int64_t count, unsigned seed) {
   for (float& value : values)
     value = static_cast<float>(engine()) / 2147483648.0f - 1.0f;
   return values;
+}
+
+// 0 … count − 1 in random order.
+inline std::vector<std::int32_t> random_order(std::int64_t count, unsigned seed) {
+  std::vector<std::int32_t> order(static_cast<std::size_t>(count));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937(seed));
+  return order;
 }
 
 } // namespace ressvd_llm::testing
