@@ -80,20 +80,17 @@ matrix_summary summarise(const checkpoint& source, const model_config& config,
 model_summary summarise(const checkpoint& source, const model_config& config) {
   model_summary model;
   model.file_bytes = source.file_bytes();
-  std::set<std::string> orders; // of rows, which are no parameters
   for (std::int64_t index = 0; index < config.layers; ++index) {
     layer_summary layer;
     for (const linear_module& module : linear_modules(config, index)) {
       layer.matrices.push_back(summarise(source, config, module));
       model.matrix_parameters += layer.matrices.back().parameters();
       model.dense_matrix_parameters += layer.matrices.back().dense_parameters();
-      if (layer.matrices.back().pivoted) orders.insert(module.order_name());
     }
     model.layers.push_back(std::move(layer));
   }
   std::map<std::string, std::int64_t> parameters_of_layer; // by "model.layers.3."
-  for (const std::string& name : source.names()) {
-    if (orders.contains(name)) continue;
+  for (const std::string& name : parameter_names(source, config)) {
     const checkpoint::description tensor = source.describe(name);
     model.types.insert(tensor.type);
     model.parameters += tensor.elements;

@@ -112,9 +112,9 @@ calibration_samples samples_of_run(checkpoint_writer& writer, const compress_opt
   return samples;
 }
 
-std::int64_t count_parameters(const checkpoint& source) {
+std::int64_t count_parameters(const checkpoint& source, const model_config& config) {
   std::int64_t parameters = 0;
-  for (const std::string& name : source.names())
+  for (const std::string& name : parameter_names(source, config))
     parameters += source.describe(name).elements;
   return parameters;
 }
@@ -223,7 +223,7 @@ void estimate(const checkpoint_writer& writer, const compress_options& options,
   report.memory.estimate =
       report.memory.program +
       estimate_memory(options, config, model.storage() == weight_storage::float32,
-                      static_cast<std::uint64_t>(count_parameters(model.source())))
+                      static_cast<std::uint64_t>(count_parameters(model.source(), model.config())))
           .total();
   print_size("estimated peak memory", report.memory.estimate);
   report.disk_estimate =
@@ -319,7 +319,7 @@ compression_report compress(const compress_options& options) {
   report.requested_ratio = options.ratio;
   report.seconds = clock.seconds();
   const checkpoint written = checkpoint::open(options.output);
-  report.parameters = count_parameters(written);
+  report.parameters = count_parameters(written, model.config());
   report.bytes = written.file_bytes();
   report.memory.peak = peak_memory();
   if (report.fallbacks.count > 0) {

@@ -72,7 +72,7 @@ std::vector<float> read_f32(const checkpoint& source, std::string_view name,
 std::vector<double> read_f64(const checkpoint& source, std::string_view name,
                              const std::vector<std::int64_t>& shape);
 
-// Throws file_error unless the tensor exists with this shape and element type I32.
+// The same for integers of type I32; any value is one.
 std::vector<std::int32_t> read_i32(const checkpoint& source, std::string_view name,
                                    const std::vector<std::int64_t>& shape);
 

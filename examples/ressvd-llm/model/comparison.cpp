@@ -177,7 +177,7 @@ std::vector<model_figures> compare_models(const std::vector<language_model>& mod
       part_of(timed, 0, std::min<std::int64_t>(windows_at_once(timed, config, 1), 16));
   for (std::size_t m = 0; m < models.size(); ++m) {
     const checkpoint& source = models[m].source();
-    for (const std::string& name : source.names())
+    for (const std::string& name : parameter_names(source, models[m].config()))
       figures[m].parameters += source.describe(name).elements;
     figures[m].bytes = source.file_bytes();
     figures[m].layer_errors = all.layer_errors(m);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "io/error.hpp"
@@ -203,6 +204,18 @@ std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_modul
   require_shape(source, module.u_name(), {module.out, rank});
   require_shape(source, module.v_name(), {rank, module.in});
   return rank;
+}
+
+std::vector<std::string> parameter_names(const checkpoint& source, const model_config& config) {
+  std::set<std::string> orders;
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    for (const linear_module& module : linear_modules(config, layer)) {
+      if (source.contains(module.order_name())) orders.insert(module.order_name());
+    }
+  }
+  std::vector<std::string> names = source.names();
+  std::erase_if(names, [&](const std::string& name) { return orders.contains(name); });
+  return names;
 }
 
 std::string canonical_embedding_name(const model_config& config) {

@@ -83,6 +83,9 @@ std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_modul
 // Whether the checkpoint has any part of the matrix's pivoted form.
 bool is_pivoted(const checkpoint& source, const linear_module& module);
 
+// The names of the tensors that count as parameters: all but the orders of pivoted matrices.
+std::vector<std::string> parameter_names(const checkpoint& source, const model_config& config);
+
 // The tensor that holds the embedding: "model.embed_tokens.weight", or the head's name where the
 // two are one tensor and the checkpoint stores it under that name alone.
 std::string embedding_name(const checkpoint& source, const model_config& config);

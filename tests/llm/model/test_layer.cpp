@@ -127,6 +127,9 @@ TEST_CASE("a model of pivoted matrices computes what its dense form does") {
     const checkpoint source = checkpoint::open(scratch / "pivoted");
     const linear_module module = linear_modules(f.config, 0).front();
     CHECK(is_pivoted(source, module));
+    const std::vector<std::string> names = parameter_names(source, f.config);
+    CHECK(std::ranges::find(names, module.c_name()) != names.end());
+    CHECK(std::ranges::find(names, module.order_name()) == names.end());
     CHECK(rank_of(source, module) == std::min(module.out, module.in) / 2);
   }
 }
