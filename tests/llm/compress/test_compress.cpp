@@ -128,7 +128,6 @@ TEST_CASE("Pivoted outputs are their products and reach higher ranks at the same
       o.output = dir / "pivoted";
       const auto pivoted = compress(o);
       CHECK(pivoted.achieved_ratio >= o.ratio - 1e-12);
-      CHECK(pivoted.parameters <= pair.parameters + pair.parameters / 50);
       for (std::size_t i = 0; i < pivoted.matrices.size(); ++i) {
         const matrix_report& now = pivoted.matrices[i];
         if (!now.factors) continue;
