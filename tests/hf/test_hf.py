@@ -64,15 +64,15 @@ def mean_loss(model, ids, seqlen):
 
 
 class factored_checkpoints(unittest.TestCase):
-    def agree(self, family):
+    def agree(self, family, form):
         config = json.loads((fixtures / family / "config.json").read_text())
         usual = {"rope_type": "default", "rope_theta": 10000.0}
         if __version__ < "5" and config.get("rope_parameters", usual) != usual:
             self.skipTest(f"transformers {__version__} does not know rope_parameters")
         tokens = fixtures / family / "tokens.u16"
         ids = torch.from_numpy(np.fromfile(tokens, "<u2").astype(np.int64))
-        output = pathlib.Path(scratch.name) / family
-        compress(family, output, "--samples", 16, "--heldout-samples", 0)
+        output = pathlib.Path(scratch.name) / f"{family}-{form}"
+        compress(family, output, "--samples", 16, "--heldout-samples", 0, "--form", form)
         model = load(output, dtype=torch.float32)
         make_loadable(output)
         make_loadable(output)  # once more changes nothing
@@ -116,9 +116,10 @@ class factored_checkpoints(unittest.TestCase):
 
 
 for name in families:
-    def test(self, family=name):
-        self.agree(family)
-    setattr(factored_checkpoints, f"test_{name}", test)
+    for form in ("pair", "pivoted"):
+        def test(self, family=name, form=form):
+            self.agree(family, form)
+        setattr(factored_checkpoints, f"test_{name}_{form}", test)
 
 
 class exported_grams(unittest.TestCase):
