@@ -80,6 +80,10 @@ class factored_checkpoints(unittest.TestCase):
                                                       dtype=torch.float32)
         windows = ids.reshape(2, -1)
         self.assertTrue(torch.equal(model(windows).logits, remote(windows).logits))
+        for attention in ("eager", "sdpa"):
+            other = load(output, dtype=torch.float32, attn_implementation=attention)
+            torch.testing.assert_close(other(windows).logits, model(windows).logits, rtol=1e-4,
+                                       atol=1e-4)
 
         # The program reads the checkpoint as before. Float32 rounding through two layers moves
         # logits, and with them the losses, by some 1e-6 of their size.
