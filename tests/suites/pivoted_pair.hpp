@@ -162,18 +162,23 @@ TEMPLATE_LIST_TEST_CASE("a pivoted pair is applied in any layout and storage", "
   struct shape {
     index_t m, n, r, batch;
   };
-  for (const auto [m, n, r, batch] :
-       {shape{9, 12, 4, 1}, {12, 9, 3, 5}, {7, 7, 7, 2}, {1, 6, 1, 3}}) {
+  for (const shape& s : {shape{9, 12, 4, 1}, {12, 9, 3, 5}, {7, 7, 7, 2}, {1, 6, 1, 3}}) {
+    const index_t m = s.m;
+    const index_t n = s.n;
+    const index_t r = s.r;
+    const index_t batch = s.batch;
     const dense u = rounded<T>(random_normal(m, r, 11));
     const dense v = rounded<T>(random_normal(r, n, 12));
-    const auto [pivoted, report] = pivot(be, pair_of(be, u, v));
+    const auto result = pivot(be, pair_of(be, u, v));
+    const auto& pivoted = result.pair;
+    const double largest = result.report.largest;
     const dense w = product_of(be, pivoted);
     for_each_storage([&]<class U>(U) {
       const dense x = rounded<U>(random_normal(n, batch, 13));
       const dense b = rounded<U>(random_normal(m, 1, 14));
       const double stored = sizeof(U) == 2 ? 0x1p-7 : std::numeric_limits<float>::epsilon();
       const double rounding =
-          (20 * static_cast<double>(n + r) * (1 + report.largest) * eps<TestType> + stored) *
+          (20 * static_cast<double>(n + r) * (1 + largest) * eps<TestType> + stored) *
           (frobenius(w) * frobenius(x) + frobenius(b));
       for (const layout order_x : orders) {
         for (const layout order_y : orders) {
