@@ -93,8 +93,8 @@ bench 60 factorisations '^(projector|subspace|gram|exact|syevd|gesvd)/cuda/layer
 bench 20 rectangular '^(projector|gram)/cuda/layer/11008x4096' 1
 bench 30 gram_sums '^gram_sum/cuda/bfloat16' 3
 bench 30 low_rank '^low_rank(_rows)?/cuda/(bfloat16/)?(1|8|256)/' 3
-bench 50 whole_model '^llama_7b' 1
-step 45 peers bash -c 'python3 -c "import torch" 2>/dev/null || exit 127; python3 cuda_peers.py'
+bench 40 whole_model '^llama_7b' 1
+step 40 peers bash -c 'python3 -c "import torch" 2>/dev/null || exit 127; python3 cuda_peers.py'
 
 {
   date -u

@@ -4,6 +4,7 @@
 // enough, a byte less is not.
 #include <algorithm>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -66,6 +67,16 @@ TEMPLATE_LIST_TEST_CASE("decompositions take the bytes that are asked for", "[cu
     auto values = numbers(n);
     be.eigh(c.block(), values);
   });
+  if constexpr (std::is_same_v<T, float>) {
+    check_need(owner, rounded_up(4 * 24 * 3), [&](TestType& be) { // rank 22, three vectors
+      const placed<T, TestType> u(owner, random_normal(40, 22, 5), layout::row_major);
+      const placed<T, TestType> v(owner, random_normal(22, 30, 6), layout::row_major);
+      const placed<T, TestType> inputs(owner, random_normal(30, 3, 7));
+      placed<T, TestType> y(owner, dense(40, 3));
+      const bool served = be.low_rank_product(u.view(), v.view(), inputs.view(), y.target(), {});
+      REQUIRE(served);
+    });
+  }
   check_need(owner, owner.lu_bytes(90, 66), [&](TestType& be) {
     placed<T, TestType> c(owner, random_normal(90, 66, 4));
     placed<T, TestType> r(owner, dense(66, 66));

@@ -72,6 +72,11 @@ bool is_special(const std::filesystem::path& file) {
   return std::filesystem::exists(file) && !std::filesystem::is_regular_file(file);
 }
 
+// Behind a link the file is replaced, not the link.
+std::filesystem::path target_of(const std::filesystem::path& file) {
+  return std::filesystem::is_symlink(file) ? std::filesystem::weakly_canonical(file) : file;
+}
+
 } // namespace
 
 void write_whole_file(const std::filesystem::path& given,
@@ -81,9 +86,7 @@ void write_whole_file(const std::filesystem::path& given,
     fill(out);
     return out.close();
   }
-  // Behind a link the file is replaced, not the link.
-  const bool linked = std::filesystem::is_symlink(given);
-  const std::filesystem::path file = linked ? std::filesystem::weakly_canonical(given) : given;
+  const std::filesystem::path file = target_of(given);
   const std::filesystem::path temporary = temporary_of(file);
   try {
     output_file out(temporary);
@@ -109,10 +112,9 @@ void require_writable(const std::filesystem::path& file) {
     throw file_error(file, "cannot be written: " + std::generic_category().message(EISDIR));
   }
   if (is_special(file)) return output_file(file).close();
-  const std::filesystem::path target =
-      std::filesystem::is_symlink(file) ? std::filesystem::weakly_canonical(file) : file;
-  output_file(temporary_of(target)).close();
-  std::filesystem::remove(temporary_of(target));
+  const std::filesystem::path temporary = temporary_of(target_of(file));
+  output_file(temporary).close();
+  std::filesystem::remove(temporary);
 }
 
 } // namespace ressvd_llm

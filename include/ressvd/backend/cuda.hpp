@@ -225,6 +225,7 @@ class cuda_backend {
           y.cols == 1 ? y.order == layout::col_major || y.ld == 1 : y.order == layout::col_major;
       if (!by_rows || !by_columns || !out || x.cols > detail::cuda::most_low_rank_vectors)
         return false;
+      auto f = frame();
       const index_t padded = (u.cols + 3) / 4 * 4; // columns of t begin at multiples of 16 bytes
       const auto t = scratch(padded, x.cols).top_rows(u.cols);
       detail::cuda::low_rank_product<F, X, Y>(

@@ -42,6 +42,21 @@ void check_pair(const V& u, const V& v) {
   require(u.cols == v.rows, "U is ", u.rows, " x ", u.cols, " but V is ", v.rows, " x ", v.cols);
 }
 
+/// Whether apply has a bias, after refusing what does not fit an m × n matrix.
+template <class X, class Y, class Bias>
+bool check_apply(index_t m, index_t n, const X& x, const Y& y, const Bias& bias) {
+  check_view(x, "x");
+  check_view(y, "y");
+  check_shape(x, n, x.cols, "x");
+  check_shape(y, m, x.cols, "y");
+  const bool biased = bias.data != nullptr || !bias.empty();
+  if (biased) {
+    check_view(bias, "bias");
+    check_shape(bias, m, 1, "bias");
+  }
+  return biased;
+}
+
 /// c ← op(a)·op(b) + beta·c for views of any layouts.
 template <backend B>
 void product(B& be, matrix_view<const typename B::scalar, typename B::space> a,
@@ -99,15 +114,7 @@ void apply(B& be, const U& u, const V& v, const X& x, matrix_view<Y, typename B:
   const auto inputs = const_view(x);
   const auto addend = const_view(bias);
   detail::check_pair(left, right);
-  detail::check_view(inputs, "x");
-  detail::check_view(y, "y");
-  detail::check_shape(inputs, right.cols, inputs.cols, "x");
-  detail::check_shape(y, left.rows, inputs.cols, "y");
-  const bool biased = addend.data != nullptr || !addend.empty();
-  if (biased) {
-    detail::check_view(addend, "bias");
-    detail::check_shape(addend, left.rows, 1, "bias");
-  }
+  const bool biased = detail::check_apply(left.rows, right.cols, inputs, y, addend);
   if (inputs.cols == 0) return;
   auto frame = be.frame();
   const auto shift = detail::in_scalar(be, addend);

@@ -15,9 +15,10 @@
 // and need no permutation of the inputs, which several matrices share.
 //
 //   cost        r²(m − r/3) flops for LU, r²(m−r) for C, 2r²n for Z; a swap 2r(m−r) on the host
-//   workspace   2mr + 2rn + 2r² doubles
+//   workspace   mr + 2rn + 2r² doubles, the backend's for lu, and (m−r)r on the host for swaps
 //   blocks      yes
-//   errors      nonfinite_error for NaN and infinity in U or V
+//   errors      std::invalid_argument for a rank above m and a bound on |C| that is not above 1;
+//               nonfinite_error for NaN and infinity in U or V
 //   source      PIFA, arXiv 2501.19090; the swaps: Goreinov et al., "How to find a good submatrix",
 //               in "Matrix Methods: Theory, Algorithms and Applications" (2010)
 #pragma once
@@ -40,7 +41,7 @@ struct pivoted_pair {
   matrix<T, Space> c;         ///< C, (m−r) × r
   matrix<T, Space> z;         ///< Z, r × n
   std::vector<index_t> order; ///< m: row i of [Z; C·Z] is row order[i] of Ŵ
-  index_list<Space> rows_at;  ///< the same in the space's memory
+  index_list<Space> indices;  ///< the same in the space's memory
 
   index_t rows() const { return static_cast<index_t>(order.size()); }
   index_t cols() const { return z.cols(); }
@@ -100,7 +101,8 @@ index_t swap_until_bounded(std::vector<double>& c, index_t rest, index_t r, doub
 
 } // namespace detail
 
-/// The pivoted form of U·V. The product changes by rounding only.
+/// The pivoted form of U·V, U: m × r, V: r × n, r ≤ m. The product changes by rounding only; the
+/// pair stays as it is. Cost, workspace and errors as above; blocks.
 template <backend B>
 pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::space>& pair,
                         const pivoting_options& options = {}) {
@@ -117,7 +119,7 @@ pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::sp
   auto frame = be64.frame();
 
   pivoted_result<B> result;
-  auto& [c, z, order, rows_at] = result.pair;
+  auto& [c, z, order, indices] = result.pair;
   order.resize(static_cast<std::size_t>(m));
   const auto l = be64.scratch(m, r);
   const auto upper = be64.scratch(r, r);
@@ -165,12 +167,13 @@ pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::sp
   }
   z = be.allocate(r, n);
   be64.copy(v, z.view());
-  rows_at = be.indices(order);
+  indices = be.indices(order);
   return result;
 }
 
-/// y = P·[Z·x; C·(Z·x)] + bias; arguments, layouts, types and errors as in apply of a pair.
-/// Workspace m·b scalars and the conversions; does not block.
+/// y = P·[Z·x; C·(Z·x)] + bias for x: n × b; arguments, layouts, types, aliasing and errors as in
+/// apply of a pair. 2r(m+n−r)·b flops; workspace m·b scalars, as many again with a bias, and the
+/// conversions; does not block.
 template <backend B, readable_matrix<typename B::space> X, class Y,
           readable_matrix<typename B::space> Bias =
               matrix_view<const typename B::scalar, typename B::space>>
@@ -179,15 +182,7 @@ void apply(B& be, const pivoted_pair<typename B::scalar, typename B::space>& pai
   using T = typename B::scalar;
   const auto inputs = const_view(x);
   const auto addend = const_view(bias);
-  detail::check_view(inputs, "x");
-  detail::check_view(y, "y");
-  detail::check_shape(inputs, pair.cols(), inputs.cols, "x");
-  detail::check_shape(y, pair.rows(), inputs.cols, "y");
-  const bool biased = addend.data != nullptr || !addend.empty();
-  if (biased) {
-    detail::check_view(addend, "bias");
-    detail::check_shape(addend, pair.rows(), 1, "bias");
-  }
+  const bool biased = detail::check_apply(pair.rows(), pair.cols(), inputs, y, addend);
   if (inputs.cols == 0) return;
   auto frame = be.frame();
   // In the layout of x, so that the products read along memory.
@@ -201,18 +196,18 @@ void apply(B& be, const pivoted_pair<typename B::scalar, typename B::space>& pai
     detail::product(be, pair.c.view(), matrix_view<const T, typename B::space>(own), T{0},
                     outputs.part(pair.rank(), 0, pair.rows() - pair.rank(), inputs.cols));
   }
-  if (!biased) return be.scatter_rows(outputs, pair.rows_at, y);
+  if (!biased) return be.scatter_rows(outputs, pair.indices, y);
   const auto sum =
       by_rows ? be.scratch(inputs.cols, pair.rows()) : be.scratch(pair.rows(), inputs.cols);
   const auto sums = by_rows ? sum.view().transposed() : sum.view();
   const auto ones = be.scratch(1, inputs.cols);
   be.fill(ones, T{1});
-  be.scatter_rows(outputs, pair.rows_at, sums);
+  be.scatter_rows(outputs, pair.indices, sums);
   detail::product(be, detail::in_scalar(be, addend), const_view(ones), T{1}, sums);
   be.copy(sum, by_rows ? y.transposed() : y);
 }
 
-/// The pair [I; C]-with-rows-in-order · Z: U: m × r, V = Z.
+/// Back to a pair: U = P·[I; C], m × r, and V = Z. Workspace mr scalars; does not block.
 template <backend B>
 low_rank<typename B::scalar, typename B::space> unpivot(
     B& be, const pivoted_pair<typename B::scalar, typename B::space>& pair) {
@@ -224,12 +219,13 @@ low_rank<typename B::scalar, typename B::space> unpivot(
   be.shift_diagonal(stacked.top_rows(r), T{1});
   if (pair.rows() > r) be.copy(pair.c.view(), stacked.part(r, 0, pair.rows() - r, r));
   low_rank<T, typename B::space> result{be.allocate(pair.rows(), r), be.allocate(r, pair.cols())};
-  be.scatter_rows(stacked.view(), pair.rows_at, result.u.view());
+  be.scatter_rows(stacked.view(), pair.indices, result.u.view());
   be.copy(pair.z, result.v.ref());
   return result;
 }
 
-/// out ← Ŵ, any layout and storage type. Workspace mn + mr scalars.
+/// out ← Ŵ in the caller's buffer, any layout and storage type. 2(m−r)rn flops, workspace mn
+/// scalars.
 template <backend B, class U>
 void materialise(B& be, const pivoted_pair<typename B::scalar, typename B::space>& pair,
                  matrix_view<U, typename B::space> out) {
@@ -243,7 +239,7 @@ void materialise(B& be, const pivoted_pair<typename B::scalar, typename B::space
   if (pair.rows() > r) {
     be.gemm(op::none, op::none, T{1}, pair.c, pair.z, T{0}, w.part(r, 0, pair.rows() - r, w.cols));
   }
-  be.scatter_rows(w.view(), pair.rows_at, out);
+  be.scatter_rows(w.view(), pair.indices, out);
 }
 
 } // namespace v0

@@ -35,9 +35,8 @@
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/orthonormalize.hpp"
-#include "ressvd/truncated_svd/gram.hpp"
 #include "ressvd/truncated_svd/options.hpp"
-#include "ressvd/truncated_svd/ritz_block.hpp"
+#include "ressvd/truncated_svd/ritz_svd.hpp"
 #include "ressvd/truncated_svd/ritz_values.hpp"
 #include "ressvd/truncated_svd/spectral_density.hpp"
 #include "ressvd/truncated_svd/weighted_matrix.hpp"
@@ -52,11 +51,6 @@ constexpr bool has_reduced_gemm = requires(B& be, block_of<B> c) {
   be.reduced_gemm(op::none, op::none, 1, c, c, 0, c);
 };
 
-/// Columns that the projector is applied to.
-inline index_t projector_block(index_t rank) {
-  return rank + (std::max)(rank * 2 / 25, index_t{8});
-}
-
 /// One factorisation of a B of norm 1 up to a power of two.
 template <backend B>
 class spectral_projector {
@@ -65,19 +59,24 @@ class spectral_projector {
 
  public:
   /// Makes the blocks it works on in the caller's frame; b is destroyed.
-  spectral_projector(B& be, iterated_matrix<B>& b, index_t rank, const svd_options& options)
+  spectral_projector(B& be, iterated_matrix<B>& b, double energy, index_t rank,
+                     const svd_options& options)
       : be_(be),
         b_(b),
         options_(options),
         rank_(rank),
-        columns_(projector_block(rank)),
+        columns_(columns(rank)),
         all_(be, be.scratch(b.cols(), columns_), be.scratch(b.rows(), columns_)),
         y_(be.scratch(b.cols(), columns_)),
-        ritz_(be, all_, rank) {}
+        ritz_(be, all_, rank),
+        remaining_(energy) {}
+
+  /// Columns of the block.
+  static index_t columns(index_t rank) { return rank + (std::max)(rank * 2 / 25, index_t{8}); }
 
   /// False where it declines.
   bool run() {
-    take_outliers();
+    if (remaining_ > 0) take_outliers();
     if (remaining_ <= 0 || !project()) return false;
     report_progress(options_, 0.5);
     orthonormalize_active();
@@ -225,7 +224,7 @@ class spectral_projector {
   ritz_block<B> all_;
   block_type y_; ///< like X
   leading_ritz_vectors<B> ritz_;
-  double remaining_ = 0; ///< energy of B without the outliers
+  double remaining_; ///< energy of B without the outliers
   svd_report report_{.algorithm = svd_algorithm::projector};
 };
 
@@ -235,26 +234,10 @@ class spectral_projector {
 template <backend B>
 std::optional<svd_outcome> projector_svd(B& be, const weighted_matrix<B>& parts,
                                          const svd_options& options, block_of<B> u) {
-  if constexpr (!has_reduced_gemm<B>) {
-    return std::nullopt;
+  if constexpr (has_reduced_gemm<B>) {
+    return ritz_svd<spectral_projector<B>>(be, parts, options, u);
   } else {
-    const index_t shorter = (std::min)(parts.rows(), parts.cols());
-    const index_t longer = (std::max)(parts.rows(), parts.cols());
-    if (projector_block(u.cols) >= shorter) return std::nullopt;
-    auto frame = be.frame();
-    auto formed = form(be, parts);
-    if (formed.energy == 0) return std::nullopt;
-    svd_outcome outcome{.energy = formed.energy};
-    const double unit = normalize(be, formed);
-    const bool on_right = parts.rows() >= parts.cols(); // Q acts on A's columns
-    iterated_matrix<B> b(be, formed.a, on_right ? op::none : op::transpose);
-    spectral_projector<B> projector(be, b, u.cols, options);
-    if (!projector.run()) return std::nullopt;
-    outcome.singular_values = singular_vectors(be, projector.ritz(), on_right, shorter, unit, u);
-    outcome.report = projector.report();
-    outcome.report.numerical_rank =
-        count_above(outcome.singular_values, gram_resolution<typename B::scalar>(longer));
-    return outcome;
+    return std::nullopt;
   }
 }
 

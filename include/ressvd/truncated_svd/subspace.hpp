@@ -44,9 +44,8 @@
 
 #include "ressvd/core/backend.hpp"
 #include "ressvd/detail/orthonormalize.hpp"
-#include "ressvd/truncated_svd/gram.hpp"
 #include "ressvd/truncated_svd/options.hpp"
-#include "ressvd/truncated_svd/ritz_block.hpp"
+#include "ressvd/truncated_svd/ritz_svd.hpp"
 #include "ressvd/truncated_svd/ritz_values.hpp"
 #include "ressvd/truncated_svd/weighted_matrix.hpp"
 
@@ -81,7 +80,7 @@ class subspace_iteration {
         options_(options),
         rank_(rank),
         largest_lift_(lift_allowed(options.tolerance)),
-        columns_(subspace_block(rank)),
+        columns_(columns(rank)),
         active_(columns_),
         all_(be, be.scratch(b.cols(), columns_), be.scratch(b.rows(), columns_)),
         y_(be.scratch(b.cols(), columns_)),
@@ -89,13 +88,18 @@ class subspace_iteration {
         total_(energy),
         remaining_(energy) {}
 
-  void run() {
+  /// Columns of the block.
+  static index_t columns(index_t rank) { return subspace_block(rank); }
+
+  /// Never declines.
+  bool run() {
     take_first_outliers();
     start();
     iterate();
     report_.algorithm = svd_algorithm::subspace;
     report_.applications =
         static_cast<double>(b_.columns_multiplied()) / static_cast<double>(2 * columns_);
+    return true;
   }
 
   const svd_report& report() const { return report_; }
@@ -331,23 +335,7 @@ class subspace_iteration {
 template <backend B>
 std::optional<svd_outcome> subspace_svd(B& be, const weighted_matrix<B>& parts,
                                         const svd_options& options, block_of<B> u) {
-  const index_t shorter = (std::min)(parts.rows(), parts.cols());
-  const index_t longer = (std::max)(parts.rows(), parts.cols());
-  if (subspace_block(u.cols) >= shorter) return std::nullopt;
-  auto frame = be.frame();
-  auto formed = form(be, parts);
-  svd_outcome outcome{.energy = formed.energy};
-  const double unit = normalize(be, formed);
-  const bool on_right = parts.rows() >= parts.cols(); // Q acts on A's columns
-  iterated_matrix<B> b(be, formed.a, on_right ? op::none : op::transpose);
-  subspace_iteration<B> iteration(be, b, formed.energy, u.cols, options);
-  iteration.run();
-
-  outcome.singular_values = singular_vectors(be, iteration.ritz(), on_right, shorter, unit, u);
-  outcome.report = iteration.report();
-  outcome.report.numerical_rank =
-      count_above(outcome.singular_values, gram_resolution<typename B::scalar>(longer));
-  return outcome;
+  return ritz_svd<subspace_iteration<B>>(be, parts, options, u);
 }
 
 } // namespace detail

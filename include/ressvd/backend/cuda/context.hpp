@@ -158,9 +158,9 @@ class cuda_context {
   }
 
   /// What kernels of a cooperative launch count their blocks with: a word that is 0 at first.
-  std::uint64_t* grid_state() {
+  std::uint32_t* grid_state() {
     if (grid_state_ == nullptr) {
-      grid_state_ = allocate<std::uint64_t>(1);
+      grid_state_ = allocate<std::uint32_t>(1);
       clear(grid_state_.get(), 1);
     }
     return grid_state_.get();
@@ -244,7 +244,7 @@ class cuda_context {
   owned<cusolverDnParams_t> params_;
   detail::cuda::cuda_kernels kernels_;
   std::vector<std::byte> host_workspace_;
-  std::shared_ptr<std::uint64_t[]> grid_state_;
+  std::shared_ptr<std::uint32_t[]> grid_state_;
   int multiprocessors_ = 0;
 
  public:

@@ -354,11 +354,11 @@ template <class F, class X, class Y, int batch, int wide_v, int wide_u>
 __global__ __launch_bounds__(256, 2) void low_rank(const F* u, index u_ld, const F* v, index v_ld,
                                                    const X* x, index x_ld, const float* bias,
                                                    index bias_step, Y* y, index y_ld, float* t,
-                                                   index t_ld, unsigned long long* state, index m,
+                                                   index t_ld, unsigned* state, index m,
                                                    index r, index n) {
   dot_all_rows<wide_v, batch>(v, v_ld, r, n, x, x_ld,
                               [=](index i, int b, float sum) { t[i + b * t_ld] = sum; });
-  wait_for_grid((unsigned*)state);
+  wait_for_grid(state);
   dot_all_rows<wide_u, batch>(u, u_ld, m, r, t, t_ld, [=](index i, int b, float sum) {
     y[i + b * y_ld] = stored<Y>::of(bias == nullptr ? sum : sum + bias[i * bias_step]);
   });
