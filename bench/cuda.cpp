@@ -15,6 +15,8 @@
 //   low_rank                low_rank.hpp
 //   low_rank_rows           y = U(V·x) for few vectors and factors by rows against cuBLAS's dense
 //                           product; eight matrices in a CUDA graph, replayed
+//   pivoted_rows            the same pair against the pivoted form; at_rank and at_size: the pair's
+//                           time over the pivoted one's at its rank and at its size
 // Every benchmark checks its result once, outside the timed region, and fails if it is wrong.
 // Without a device the program says that it was skipped.
 #include "ressvd/cuda.hpp"
@@ -315,21 +317,29 @@ void transposed_product(cuda_context& context, index_t m, index_t n, index_t k, 
                         CUBLAS_GEMM_DEFAULT));
 }
 
-/// Factors, vectors and sums in U, U and float; different matrices, so that no cache holds them.
+/// Different matrices, so that no cache holds them.
+inline constexpr int replayed_matrices = 8;
+
+template <class U>
+std::shared_ptr<U[]> random_values(backend_f& be, index_t count, std::uint64_t seed) {
+  auto values = be.context()->allocate<U>(count);
+  auto frame = be.frame();
+  const auto x = be.scratch(count, 1);
+  be.random_normal(x, seed);
+  be.copy(x, cuda_col_major(values.get(), count, 1));
+  return values;
+}
+
+/// Factors, vectors and sums in U, U and float.
 template <class U>
 void apply_rows(benchmark::State& state, index_t batch, int percent) {
   constexpr index_t n = layer_size;
-  constexpr int matrices = 8;
-  const index_t rank = rank_at({n, n}, percent);
+  constexpr int matrices = replayed_matrices;
+  const index_t rank = rank_at({n, n}, percent) / 8 * 8; // rows of 16 bytes
   backend_f be(cuda_context::owning());
   cuda_context& context = *be.context();
   const auto random = [&](index_t count, std::uint64_t seed) {
-    auto values = context.allocate<U>(count);
-    auto frame = be.frame();
-    const auto x = be.scratch(count, 1);
-    be.random_normal(x, seed);
-    be.copy(x, cuda_col_major(values.get(), count, 1));
-    return values;
+    return random_values<U>(be, count, seed);
   };
   const auto x = random(n * batch, 1);
   auto y = be.allocate(n, batch);
@@ -388,6 +398,96 @@ void apply_rows(benchmark::State& state, index_t batch, int percent) {
   if (!(be.dot(expected, expected) <= 1e-8 * energy)) state.SkipWithError("y is wrong");
 }
 
+/// C and Z by rows.
+template <class U>
+struct pivoted_rows {
+  std::shared_ptr<U[]> c;
+  std::shared_ptr<U[]> z;
+  index_list<cuda_space> order;
+  index_t rank;
+};
+
+template <class U>
+pivoted_rows<U> random_pivoted_rows(backend_f& be, index_t n, index_t rank, std::uint64_t seed) {
+  std::vector<index_t> order(static_cast<std::size_t>(n));
+  for (index_t i = 0; i < n; ++i)
+    order[static_cast<std::size_t>(i)] = i * 1237 % n; // n is a power of two
+  return {random_values<U>(be, (n - rank) * rank, seed), random_values<U>(be, n * rank, seed + 1),
+          be.indices(order), rank};
+}
+
+template <class U>
+void apply_pivoted_rows(benchmark::State& state, index_t batch, int percent) {
+  constexpr index_t n = layer_size;
+  constexpr int matrices = replayed_matrices;
+  const index_t rank = rank_at({n, n}, percent) / 8 * 8;
+  const index_t larger =
+      at_ratio(percent / 100.0, {.multiple = 8, .form = factored_form::pivoted}).choose(n, n).rank;
+  backend_f be(cuda_context::owning());
+  const auto x = random_values<U>(be, n * batch, 1);
+  const auto inputs = cuda_col_major<const U>(x.get(), n, batch);
+  auto y = be.allocate(n, batch);
+  std::vector<std::shared_ptr<U[]>> u;
+  std::vector<std::shared_ptr<U[]>> v;
+  std::vector<pivoted_rows<U>> same_rank;
+  std::vector<pivoted_rows<U>> same_size;
+  for (std::uint64_t i = 0; i < matrices; ++i) {
+    u.push_back(random_values<U>(be, n * rank, 6 * i + 2));
+    v.push_back(random_values<U>(be, n * rank, 6 * i + 3));
+    same_rank.push_back(random_pivoted_rows<U>(be, n, rank, 6 * i + 4));
+    same_size.push_back(random_pivoted_rows<U>(be, n, larger, 6 * i + 6));
+  }
+  const auto queue = [&](const pivoted_rows<U>& p) {
+    apply(be, cuda_row_major<const U>(p.c.get(), n - p.rank, p.rank),
+          cuda_row_major<const U>(p.z.get(), p.rank, n), p.order, inputs, y.view());
+  };
+  const auto replay = [&](auto body) {
+    return std::make_unique<replayed>(be, [&] {
+      for (std::size_t i = 0; i < matrices; ++i)
+        body(i);
+    });
+  };
+  try {
+    const auto pairs = replay([&](std::size_t i) {
+      apply(be, cuda_row_major<const U>(u[i].get(), n, rank),
+            cuda_row_major<const U>(v[i].get(), rank, n), inputs, y.view());
+    });
+    const auto at_rank = replay([&](std::size_t i) { queue(same_rank[i]); });
+    const auto at_size = replay([&](std::size_t i) { queue(same_size[i]); });
+    double of_pair = 0;
+    double of_rank = 0;
+    double of_size = 0;
+    for (auto _ : state) {
+      of_pair += pairs->run() / matrices;
+      of_size += at_size->run() / matrices;
+      const double time = at_rank->run() / matrices;
+      state.SetIterationTime(time);
+      of_rank += time;
+    }
+    state.counters["at_rank"] = of_pair / of_rank;
+    state.counters["at_size"] = of_pair / of_size;
+  } catch (const std::exception& error) {
+    state.SkipWithError(error.what());
+    return;
+  }
+  // Z·x by cuBLAS alone checks the rows that Z makes.
+  const pivoted_rows<U>& last = same_rank.back();
+  queue(last);
+  auto own = be.allocate(rank, batch);
+  transposed_product<U>(*be.context(), rank, batch, n, last.z.get(), x.get(), own.data());
+  std::vector<float> made(static_cast<std::size_t>(n * batch));
+  std::vector<float> expected(static_cast<std::size_t>(rank * batch));
+  be.download(y, {made.data(), n, batch, n});
+  be.download(own, {expected.data(), rank, batch, rank});
+  for (index_t b = 0; b < batch; ++b) {
+    for (index_t i = 0; i < rank; ++i) {
+      const double value = made[static_cast<std::size_t>(i * 1237 % n + b * n)];
+      const double wanted = expected[static_cast<std::size_t>(i + b * rank)];
+      if (!(std::abs(value - wanted) <= 1e-2)) return state.SkipWithError("y is wrong");
+    }
+  }
+}
+
 void add_low_rank_rows() {
   const auto add_type = [&]<class U>(U, const std::string& type) {
     for (const index_t batch : {1, 4, 8}) {
@@ -397,6 +497,13 @@ void add_low_rank_rows() {
              std::to_string(percent))
                 .c_str(),
             [=](benchmark::State& state) { apply_rows<U>(state, batch, percent); })
+            ->UseManualTime()
+            ->Unit(benchmark::kMicrosecond);
+        benchmark::RegisterBenchmark(
+            ("pivoted_rows/cuda/" + type + "/" + std::to_string(batch) + "/" +
+             std::to_string(percent))
+                .c_str(),
+            [=](benchmark::State& state) { apply_pivoted_rows<U>(state, batch, percent); })
             ->UseManualTime()
             ->Unit(benchmark::kMicrosecond);
       }

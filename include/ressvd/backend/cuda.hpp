@@ -208,12 +208,15 @@ class cuda_backend {
     detail::cuda::svd(*context_, c, values, u);
   }
 
-  /// y ← u(v·x) + bias in one launch, see backend/cuda/low_rank.hpp; false, and nothing done, where
-  /// types, layouts or the number of vectors are others.
+  /// y ← u(v·x) + bias, or with the order of a pivoted pair P·[v·x; u(v·x)] + bias, in one launch,
+  /// see backend/cuda/low_rank.hpp; false, and nothing done, where types, layouts or the number of
+  /// vectors are others.
   template <class F, class X, class Y>
   bool low_rank_product(matrix_view<const F, space> u, matrix_view<const F, space> v,
                         matrix_view<const X, space> x, matrix_view<Y, space> y,
-                        matrix_view<const T, space> bias) requires std::is_same_v<T, float> {
+                        matrix_view<const T, space> bias, const index_list<space>* order = nullptr)
+    requires std::is_same_v<T, float>
+  {
     if constexpr (std::is_same_v<F, double> || std::is_same_v<X, double> ||
                   std::is_same_v<Y, double>) {
       return false;
@@ -226,11 +229,11 @@ class cuda_backend {
       if (!by_rows || !by_columns || !out || x.cols > detail::cuda::most_low_rank_vectors)
         return false;
       auto f = frame();
-      const index_t padded = (u.cols + 3) / 4 * 4; // columns of t begin at multiples of 16 bytes
-      const auto t = scratch(padded, x.cols).top_rows(u.cols);
+      const index_t padded = (v.rows + 3) / 4 * 4; // columns of t begin at multiples of 16 bytes
+      const auto t = scratch(padded, x.cols).top_rows(v.rows);
       detail::cuda::low_rank_product<F, X, Y>(
-          *context_, u, v, x, bias.data, bias.order == layout::col_major ? index_t{1} : bias.ld, y,
-          t);
+          *context_, u, v, order == nullptr ? nullptr : order->data.get(), x, bias.data,
+          bias.order == layout::col_major ? index_t{1} : bias.ld, y, t);
       return true;
     }
   }

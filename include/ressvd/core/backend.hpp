@@ -144,7 +144,8 @@ concept backend =
   // be.reduced_gemm(o, o, alpha, a, a, beta, c) as gemm for operands that are not empty, but much
   // faster, with factors rounded to 11 bits or more.
   // be.low_rank_product(u, v, x, y, bias), views of storage types, does y ← u(v·x) + bias and returns
-  // true, or returns false and does nothing.
+  // true, or returns false and does nothing; with a last argument &order, the index_list of a pivoted
+  // pair, y ← P·[v·x; u(v·x)] + bias.
 };
 // clang-format on
 

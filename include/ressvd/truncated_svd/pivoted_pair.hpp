@@ -171,40 +171,66 @@ pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::sp
   return result;
 }
 
-/// y = P·[Z·x; C·(Z·x)] + bias for x: n × b; arguments, layouts, types, aliasing and errors as in
-/// apply of a pair. 2r(m+n−r)·b flops; workspace m·b scalars, as many again with a bias, and the
-/// conversions; does not block.
+/// y = P·[Z·x; C·(Z·x)] + bias for borrowed C and Z of either layout, as they lie in a checkpoint.
+///   c: (m−r) × r, z: r × n, order: m, row i of [Z; C·Z] is row order[i] of Ŵ; C is empty at r = m
+/// Other arguments, layouts, types, aliasing and errors as in apply of a pair; the order is not
+/// checked to be a permutation. 2r(m+n−r)·b flops; workspace m·b scalars, as many again with a bias,
+/// and the conversions; does not block.
+template <backend B, readable_matrix<typename B::space> C, readable_matrix<typename B::space> Z,
+          readable_matrix<typename B::space> X, class Y,
+          readable_matrix<typename B::space> Bias =
+              matrix_view<const typename B::scalar, typename B::space>>
+void apply(B& be, const C& c, const Z& z, const index_list<typename B::space>& order, const X& x,
+           matrix_view<Y, typename B::space> y, const Bias& bias = {}) {
+  using T = typename B::scalar;
+  const auto lower = const_view(c);
+  const auto own_rows = const_view(z);
+  const auto inputs = const_view(x);
+  const auto addend = const_view(bias);
+  const index_t r = own_rows.rows;
+  const index_t m = order.size;
+  detail::check_nonempty(own_rows, "Z");
+  detail::check_view(lower, "C");
+  detail::require(lower.rows == m - r && (lower.cols == r || m == r), "C is ", lower.rows, " x ",
+                  lower.cols, ", expected ", m - r, " x ", r);
+  const bool biased = detail::check_apply(m, own_rows.cols, inputs, y, addend);
+  if (inputs.cols == 0) return;
+  auto frame = be.frame();
+  const auto shift = detail::in_scalar(be, addend);
+  if constexpr (requires { be.low_rank_product(lower, own_rows, inputs, y, shift, &order); }) {
+    if (be.low_rank_product(lower, own_rows, inputs, y, shift, &order)) return;
+  }
+  // In the layout of x, so that the products read along memory.
+  const bool by_rows = inputs.order == layout::row_major;
+  const auto outputs_of_all = [&] {
+    return by_rows ? be.scratch(inputs.cols, m) : be.scratch(m, inputs.cols);
+  };
+  const auto held = outputs_of_all();
+  const auto outputs = by_rows ? held.view().transposed() : held.view();
+  const auto own = outputs.part(0, 0, r, inputs.cols);
+  detail::product(be, detail::in_scalar(be, own_rows), detail::in_scalar(be, inputs), T{0}, own);
+  if (m > r) {
+    detail::product(be, detail::in_scalar(be, lower),
+                    matrix_view<const T, typename B::space>(own), T{0},
+                    outputs.part(r, 0, m - r, inputs.cols));
+  }
+  if (!biased) return be.scatter_rows(outputs, order, y);
+  const auto sum = outputs_of_all();
+  const auto sums = by_rows ? sum.view().transposed() : sum.view();
+  const auto ones = be.scratch(1, inputs.cols);
+  be.fill(ones, T{1});
+  be.scatter_rows(outputs, order, sums);
+  detail::product(be, shift, const_view(ones), T{1}, sums);
+  be.copy(sum, by_rows ? y.transposed() : y);
+}
+
+/// The same for an owned one.
 template <backend B, readable_matrix<typename B::space> X, class Y,
           readable_matrix<typename B::space> Bias =
               matrix_view<const typename B::scalar, typename B::space>>
 void apply(B& be, const pivoted_pair<typename B::scalar, typename B::space>& pair, const X& x,
            matrix_view<Y, typename B::space> y, const Bias& bias = {}) {
-  using T = typename B::scalar;
-  const auto inputs = const_view(x);
-  const auto addend = const_view(bias);
-  const bool biased = detail::check_apply(pair.rows(), pair.cols(), inputs, y, addend);
-  if (inputs.cols == 0) return;
-  auto frame = be.frame();
-  // In the layout of x, so that the products read along memory.
-  const bool by_rows = inputs.order == layout::row_major;
-  const auto held =
-      by_rows ? be.scratch(inputs.cols, pair.rows()) : be.scratch(pair.rows(), inputs.cols);
-  const auto outputs = by_rows ? held.view().transposed() : held.view();
-  const auto own = outputs.part(0, 0, pair.rank(), inputs.cols);
-  detail::product(be, pair.z.view(), detail::in_scalar(be, inputs), T{0}, own);
-  if (pair.rows() > pair.rank()) {
-    detail::product(be, pair.c.view(), matrix_view<const T, typename B::space>(own), T{0},
-                    outputs.part(pair.rank(), 0, pair.rows() - pair.rank(), inputs.cols));
-  }
-  if (!biased) return be.scatter_rows(outputs, pair.indices, y);
-  const auto sum =
-      by_rows ? be.scratch(inputs.cols, pair.rows()) : be.scratch(pair.rows(), inputs.cols);
-  const auto sums = by_rows ? sum.view().transposed() : sum.view();
-  const auto ones = be.scratch(1, inputs.cols);
-  be.fill(ones, T{1});
-  be.scatter_rows(outputs, pair.indices, sums);
-  detail::product(be, detail::in_scalar(be, addend), const_view(ones), T{1}, sums);
-  be.copy(sum, by_rows ? y.transposed() : y);
+  apply(be, pair.c, pair.z, pair.indices, x, y, bias);
 }
 
 /// Back to a pair: U = P·[I; C], m × r, and V = Z. Workspace mr scalars; does not block.

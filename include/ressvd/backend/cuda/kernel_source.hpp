@@ -266,7 +266,7 @@ __global__ void scatter_rows(const From* in, index in_row, index in_col, const i
   });
 }
 
-// ---- y = U(V·x) + bias for a few vectors x ----
+// ---- y = U(V·x) + bias for a few vectors x, and its pivoted form ----
 
 template <class T, int count> struct alignas(sizeof(T) * count) chunk { T values[count]; };
 
@@ -348,19 +348,25 @@ inline void wait_for_grid(unsigned* state) {
   __syncthreads();
 }
 
-// Factors by rows: u: m x r, v: r x n. x: n x batch, y: m x batch, t: r x batch, by columns.
-// wide_v, wide_u: elements that are read at once, as alignment allows.
+// Factors by rows: v: r x n and u, m x r of a pair, (m - r) x r of a pivoted one, whose rows of y are
+// order's: those of v·x first, then those of u·(v·x). x: n x batch, y: m x batch, t: r x batch, by
+// columns. order: null for a pair. wide_v, wide_u: elements that are read at once, as alignment allows.
 template <class F, class X, class Y, int batch, int wide_v, int wide_u>
-__global__ __launch_bounds__(256, 2) void low_rank(const F* u, index u_ld, const F* v, index v_ld,
-                                                   const X* x, index x_ld, const float* bias,
-                                                   index bias_step, Y* y, index y_ld, float* t,
-                                                   index t_ld, unsigned* state, index m,
-                                                   index r, index n) {
-  dot_all_rows<wide_v, batch>(v, v_ld, r, n, x, x_ld,
-                              [=](index i, int b, float sum) { t[i + b * t_ld] = sum; });
-  wait_for_grid(state);
-  dot_all_rows<wide_u, batch>(u, u_ld, m, r, t, t_ld, [=](index i, int b, float sum) {
+__global__ __launch_bounds__(256, 2) void low_rank(const F* u, index u_ld, index u_rows, const F* v,
+                                                   index v_ld, const index* order, const X* x,
+                                                   index x_ld, const float* bias, index bias_step,
+                                                   Y* y, index y_ld, float* t, index t_ld,
+                                                   unsigned* state, index r, index n) {
+  const auto write = [=](index i, int b, float sum) {
     y[i + b * y_ld] = stored<Y>::of(bias == nullptr ? sum : sum + bias[i * bias_step]);
+  };
+  dot_all_rows<wide_v, batch>(v, v_ld, r, n, x, x_ld, [=](index i, int b, float sum) {
+    t[i + b * t_ld] = sum;
+    if (order != nullptr) write(order[i], b, sum);
+  });
+  wait_for_grid(state);
+  dot_all_rows<wide_u, batch>(u, u_ld, u_rows, r, t, t_ld, [=](index i, int b, float sum) {
+    write(order == nullptr ? i : order[r + i], b, sum);
   });
 }
 

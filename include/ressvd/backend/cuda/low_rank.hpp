@@ -2,7 +2,8 @@
 //
 // y = U(V·x) + bias for one to eight vectors in one launch that reads each factor once: the blocks
 // of threads compute t = V·x, wait for each other, and compute U·t. cuBLAS takes two launches, of
-// which neither keeps the memory busy at these sizes.
+// which neither keeps the memory busy at these sizes. The same for a pivoted pair, y = P·[t; C·t] + bias
+// with t = Z·x: each sum goes to its row of y as it is made.
 //   layout      factors by rows, as they lie in a checkpoint, x and y by columns (one vector after
 //               the other)
 //   types       float, half and bfloat16, of both factors, of x and of y; sums in float
@@ -34,12 +35,13 @@ index_t aligned_elements(const T* data, index_t ld, index_t lines) {
   return count;
 }
 
-/// u: m × r and v: r × n, row-major; x: n × batch and y: m × batch, column-major; bias: m floats,
-/// bias_step apart, or null. t: r × batch.
+/// u: m × r and v: r × n, row-major, or C: (m−r) × r and Z of a pivoted pair with its `order`, else
+/// null. x: n × batch and y: m × batch, column-major; bias: m floats, bias_step apart, or null.
+/// t: r × batch.
 template <class F, class X, class Y>
 void low_rank_product(cuda_context& context, device_view<const F> u, device_view<const F> v,
-                      device_view<const X> x, const float* bias, index_t bias_step,
-                      device_view<Y> y, device_block<float> t) {
+                      const index_t* order, device_view<const X> x, const float* bias,
+                      index_t bias_step, device_view<Y> y, device_block<float> t) {
   // A factor's elements go with as many of x or t: the fewer that alignment allows.
   const auto read_at_once = [](index_t factor, index_t vector, index_t vector_in_16_bytes) {
     return vector == vector_in_16_bytes ? factor : (std::min)(factor, vector);
@@ -57,8 +59,8 @@ void low_rank_product(cuda_context& context, device_view<const F> u, device_view
                  kernel_name("low_rank", {kernel_type<F>(), kernel_type<X>(), kernel_type<Y>(),
                                           number(x.cols).c_str(), number(wide_v).c_str(),
                                           number(wide_u).c_str()}),
-                 u.data, u.ld, v.data, v.ld, x.data, x.ld, bias, bias_step, y.data, y.ld, t.data,
-                 t.ld, context.grid_state(), u.rows, u.cols, v.cols);
+                 u.data, u.ld, u.rows, v.data, v.ld, order, x.data, x.ld, bias, bias_step, y.data,
+                 y.ld, t.data, t.ld, context.grid_state(), v.rows, v.cols);
 }
 
 } // namespace cuda
