@@ -10,6 +10,7 @@
 #include <numeric>
 #include <vector>
 
+#include "ressvd/residual/losses.hpp"
 #include "ressvd/truncated_svd/pivoted_pair.hpp"
 #include "support/catch.hpp"
 #include "support/compare.hpp"
@@ -223,4 +224,51 @@ TEMPLATE_LIST_TEST_CASE("wrong calls about pivoted pairs are refused", "[pivoted
   placed<T, TestType> out(be, dense(5, 6));
   CHECK_THROWS_WITH(ressvd::materialise(be, pivoted, out.target()),
                     contains_text("out is 5 x 6, expected 6 x 5"));
+}
+
+TEMPLATE_LIST_TEST_CASE("losses of a pivoted pair say what its storage costs", "[pivoted_pair]",
+                        test_backends) {
+  using namespace pivoted_suite;
+  using T = typename TestType::scalar;
+  auto be = make_backend<TestType>();
+  const index_t m = 23;
+  const index_t n = 17;
+  const index_t r = 5;
+  const dense w = rounded<T>(random_normal(m, n, 21));
+  const dense f = random_normal(n, n, 22);
+  const placed<T, TestType> pw(be, w);
+  const placed<double, TestType> pf(be, f);
+  const auto metric = ressvd::metric<typename TestType::space>::dense(pf.block());
+  const ressvd::weight<TestType> weight(be, pw.view());
+  const auto pair = pair_of(be, rounded<T>(random_normal(m, r, 23)),
+                            rounded<T>(random_normal(r, n, 24)));
+  const auto pivoted = pivot(be, pair).pair;
+  const double of_pair = ressvd::weighted_loss(be, weight, pair, metric).absolute;
+  const double error = 100 * eps<TestType> *
+                       (frobenius(w) + frobenius(product_of(be, pivoted))) * frobenius(f);
+  CHECK(std::abs(ressvd::weighted_loss(be, weight, pivoted, metric).absolute - of_pair) <=
+        2 * std::sqrt(of_pair) * error + error * error);
+  for_each_storage([&]<class U>(U) {
+    INFO(storage_name<U>());
+    placed<U, TestType> pc(be, dense(m - r, r), layout::row_major, 3);
+    placed<U, TestType> pz(be, dense(r, n), layout::col_major, 2);
+    ressvd::export_to(be, pivoted.c(), pc.target());
+    ressvd::export_to(be, pivoted.z(), pz.target());
+    const auto loss =
+        ressvd::weighted_loss(be, weight, pc.view(), pz.view(), pivoted.indices, metric);
+    const dense lower = pc.values(be);
+    const dense own = pz.values(be);
+    dense product(m, n);
+    const dense others = lower * own;
+    for (index_t i = 0; i < m; ++i) {
+      for (index_t j = 0; j < n; ++j)
+        product(pivoted.order[static_cast<std::size_t>(i)], j) =
+            i < r ? own(i, j) : others(i - r, j);
+    }
+    const double exact = squared_norm((w - product) * f);
+    CHECK(std::abs(loss.absolute - exact) <= 2 * std::sqrt(exact) * error + error * error);
+    CHECK(loss.relative > 0);
+  });
+  CHECK_THROWS_WITH(ressvd::weighted_loss(be, weight, pivoted.z(), pivoted.z(), pivoted.indices),
+                    contains_text("C is 5 x 17, expected 18 x 5"));
 }

@@ -27,6 +27,7 @@
 #include "ressvd/detail/finite.hpp"
 #include "ressvd/detail/scaling.hpp"
 #include "ressvd/truncated_svd/low_rank.hpp"
+#include "ressvd/truncated_svd/pivoted_pair.hpp"
 #include "ressvd/truncated_svd/weight.hpp"
 #include "ressvd/whitening/metric.hpp"
 
@@ -114,6 +115,31 @@ loss activation_loss(B& be, const weight<B>& w,
   be64.gemm(op::none, op::none, -1 / w.unit, u, v, 1.0, residual);
   const double lost = quadratic();
   return {lost * w.unit * w.unit, total == 0 ? 0 : lost / total};
+}
+
+/// The same of a pivoted pair, C: (m−r) × r and Z: r × n of any storage type, as exported: against
+/// the loss of the pair it came from, this says what the rounding to that type costs. Workspace
+/// r(m+n) scalars more, and mr.
+template <backend B, readable_matrix<typename B::space> C, readable_matrix<typename B::space> Z>
+loss weighted_loss(B& be, const weight<B>& w, const C& c, const Z& z,
+                   const index_list<typename B::space>& order,
+                   const metric<typename B::space>& m = {}) {
+  const auto lower = const_view(c);
+  const auto own_rows = const_view(z);
+  detail::check_shape(w.values.ref(), order.size, own_rows.cols, "W");
+  detail::check_shape(lower, order.size - own_rows.rows, own_rows.rows, "C");
+  auto frame = be.frame();
+  const auto u = be.scratch(order.size, own_rows.rows);
+  const auto v = be.scratch(own_rows.rows, own_rows.cols);
+  detail::left_factor_of(be, lower, order, u);
+  be.copy(own_rows, v);
+  return weighted_loss(be, w, const_block_of<B>(u), const_block_of<B>(v), m);
+}
+template <backend B>
+loss weighted_loss(B& be, const weight<B>& w,
+                   const pivoted_pair<typename B::scalar, typename B::space>& pair,
+                   const metric<typename B::space>& m = {}) {
+  return weighted_loss(be, w, pair.c(), pair.z(), pair.indices, m);
 }
 
 /// The same for a W that is not prepared yet.

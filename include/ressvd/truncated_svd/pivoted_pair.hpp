@@ -36,18 +36,21 @@
 namespace ressvd {
 inline namespace v0 {
 
+/// C and Z lie by rows, as in a checkpoint: their products with one vector read along memory.
 template <class T, class Space = host_space>
 struct pivoted_pair {
-  matrix<T, Space> c;         ///< C, (m−r) × r
-  matrix<T, Space> z;         ///< Z, r × n
+  matrix<T, Space> ct;        ///< Cᵀ, r × (m−r)
+  matrix<T, Space> zt;        ///< Zᵀ, n × r
   std::vector<index_t> order; ///< m: row i of [Z; C·Z] is row order[i] of Ŵ
   index_list<Space> indices;  ///< the same in the space's memory
 
+  matrix_view<const T, Space> c() const { return ct.transposed(); }
+  matrix_view<const T, Space> z() const { return zt.transposed(); }
   index_t rows() const { return static_cast<index_t>(order.size()); }
-  index_t cols() const { return z.cols(); }
-  index_t rank() const { return z.rows(); }
+  index_t cols() const { return zt.rows(); }
+  index_t rank() const { return zt.cols(); }
   /// r(m+n−r); the order is not counted.
-  index_t parameters() const { return c.size() + z.size(); }
+  index_t parameters() const { return ct.size() + zt.size(); }
 };
 
 struct pivoting_options {
@@ -119,7 +122,7 @@ pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::sp
   auto frame = be64.frame();
 
   pivoted_result<B> result;
-  auto& [c, z, order, indices] = result.pair;
+  auto& [ct, zt, order, indices] = result.pair;
   order.resize(static_cast<std::size_t>(m));
   const auto l = be64.scratch(m, r);
   const auto upper = be64.scratch(r, r);
@@ -143,7 +146,7 @@ pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::sp
   be64.trmm(side::left, op::none, top, rv, v); // Z
 
   const index_t rest = m - r;
-  c = be.allocate(rest, r);
+  ct = be.allocate(r, rest);
   if (rest > 0) {
     const auto below = l.part(r, 0, rest, r);
     be64.trsm(side::right, op::none, top, below);
@@ -163,10 +166,10 @@ pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::sp
       be64.upload(packed, below);
       result.report.largest = be64.max_abs(below.view());
     }
-    be64.copy(below, c.view());
+    be64.copy(below, ct.view().transposed());
   }
-  z = be.allocate(r, n);
-  be64.copy(v, z.view());
+  zt = be.allocate(n, r);
+  be64.copy(v, zt.view().transposed());
   indices = be.indices(order);
   return result;
 }
@@ -230,23 +233,35 @@ template <backend B, readable_matrix<typename B::space> X, class Y,
               matrix_view<const typename B::scalar, typename B::space>>
 void apply(B& be, const pivoted_pair<typename B::scalar, typename B::space>& pair, const X& x,
            matrix_view<Y, typename B::space> y, const Bias& bias = {}) {
-  apply(be, pair.c, pair.z, pair.indices, x, y, bias);
+  apply(be, pair.c(), pair.z(), pair.indices, x, y, bias);
 }
+
+namespace detail {
+
+/// out ← P·[I; C]; C: (m−r) × r of any storage type, out: m × r. Workspace mr scalars.
+template <backend B, class C>
+void left_factor_of(B& be, const C& c, const index_list<typename B::space>& order,
+                    block_of<B> out) {
+  using T = typename B::scalar;
+  const index_t r = out.cols;
+  auto frame = be.frame();
+  const auto stacked = be.scratch(out.rows, r);
+  be.fill(stacked, T{0});
+  be.shift_diagonal(stacked.top_rows(r), T{1});
+  if (out.rows > r) be.copy(c, stacked.part(r, 0, out.rows - r, r));
+  be.scatter_rows(stacked.view(), order, out.view());
+}
+
+} // namespace detail
 
 /// Back to a pair: U = P·[I; C], m × r, and V = Z. Workspace mr scalars; does not block.
 template <backend B>
 low_rank<typename B::scalar, typename B::space> unpivot(
     B& be, const pivoted_pair<typename B::scalar, typename B::space>& pair) {
-  using T = typename B::scalar;
-  const index_t r = pair.rank();
-  auto frame = be.frame();
-  const auto stacked = be.scratch(pair.rows(), r);
-  be.fill(stacked, T{0});
-  be.shift_diagonal(stacked.top_rows(r), T{1});
-  if (pair.rows() > r) be.copy(pair.c.view(), stacked.part(r, 0, pair.rows() - r, r));
-  low_rank<T, typename B::space> result{be.allocate(pair.rows(), r), be.allocate(r, pair.cols())};
-  be.scatter_rows(stacked.view(), pair.indices, result.u.view());
-  be.copy(pair.z, result.v.ref());
+  low_rank<typename B::scalar, typename B::space> result{be.allocate(pair.rows(), pair.rank()),
+                                                         be.allocate(pair.rank(), pair.cols())};
+  detail::left_factor_of(be, pair.c(), pair.indices, result.u.ref());
+  be.copy(pair.z(), result.v.ref());
   return result;
 }
 
@@ -261,9 +276,10 @@ void materialise(B& be, const pivoted_pair<typename B::scalar, typename B::space
   auto frame = be.frame();
   const auto w = be.scratch(pair.rows(), pair.cols());
   const index_t r = pair.rank();
-  be.copy(pair.z, w.top_rows(r));
+  be.copy(pair.z(), w.top_rows(r));
   if (pair.rows() > r) {
-    be.gemm(op::none, op::none, T{1}, pair.c, pair.z, T{0}, w.part(r, 0, pair.rows() - r, w.cols));
+    be.gemm(op::transpose, op::transpose, T{1}, pair.ct, pair.zt, T{0},
+            w.part(r, 0, pair.rows() - r, w.cols));
   }
   be.scatter_rows(w.view(), pair.indices, out);
 }
