@@ -26,8 +26,8 @@ constexpr std::array presets{
         "the closest to the original (docs/results.md); --preset fast takes a quarter of the time"},
     preset{"fast", "svd-llm", allocation::last_layers, false,
            "neither probes nor fits; --preset best is closer to the original"},
-    preset{"ressvd", "ressvd", allocation::last_layers, false, "as in arXiv 2505.20112"},
-    preset{"svd-llm", "svd-llm", allocation::uniform, false, "as in arXiv 2403.07378"}};
+    preset{"ressvd", "ressvd", allocation::last_layers, false, "as in arXiv 2505.20112 with --form pair"},
+    preset{"svd-llm", "svd-llm", allocation::uniform, false, "as in arXiv 2403.07378 with --form pair"}};
 
 bool retruncates(const compress_options& o) {
   return o.method == "svd-llm" || o.method == "tempered";
@@ -312,8 +312,8 @@ void add_output_and_machine(CLI::App& command, compress_line& line) {
   add_choice(
       command, "--form", o.form,
       {{"pair", ressvd::factored_form::pair}, {"pivoted", ressvd::factored_form::pivoted}},
-      "pair (default): U of out x rank and V of rank x in; pivoted: rank rows of the product "
-      "and how the others follow from them, rank^2 numbers less")
+      "pivoted (default): rank rows of the product and how the others follow from them; pair: U of "
+      "out x rank and V of rank x in, as in the papers, rank^2 numbers more")
       ->group("Output");
   add_choice(command, "--dtype", o.type,
              {{"f32", dtype::f32}, {"f16", dtype::f16}, {"bf16", dtype::bf16}},

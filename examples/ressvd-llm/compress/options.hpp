@@ -63,7 +63,7 @@ struct compress_options {
   backend_choice backend = backend_choice::cpu;
   std::filesystem::path kernel_cache; // cuda: folder for compiled kernels
   std::int64_t rank_multiple = 1;
-  ressvd::factored_form form = ressvd::factored_form::pair;
+  ressvd::factored_form form = ressvd::factored_form::pivoted;
   output_format format = output_format::factored;
   std::optional<dtype> type; // absent: the model's
   std::uint64_t seed = 0;

@@ -81,9 +81,14 @@ void apply_pivoted(const linear& l, const float* x, std::int64_t tokens, float* 
   multiply(own.data(), tokens, l.c, others);
   const std::int64_t out = l.out();
   const std::int64_t r = l.rank();
-  const auto scatter = [](const float* from, std::span<const std::int32_t> rows, float* to) {
-    for (const std::int32_t row : rows)
-      to[row] += *from++;
+  const auto scatter = [&](const float* from, std::span<const std::int32_t> rows, float* to) {
+    if (added) {
+      for (const std::int32_t row : rows)
+        to[row] += *from++;
+    } else {
+      for (const std::int32_t row : rows)
+        to[row] = *from++;
+    }
   };
   const auto rows = std::span(l.order);
   const auto own_rows = rows.first(static_cast<std::size_t>(r));
@@ -92,11 +97,10 @@ void apply_pivoted(const linear& l, const float* x, std::int64_t tokens, float* 
   parallel_for(tokens, grain, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t token = first; token < last; ++token) {
       float* const to = y + token * out;
-      if (!added) std::fill_n(to, out, 0.0f);
-      for (std::size_t i = 0; i < l.bias.size(); ++i)
-        to[i] += l.bias[i];
       scatter(own.data() + token * r, own_rows, to);
       scatter(others.data() + token * (out - r), other_rows, to);
+      for (std::size_t i = 0; i < l.bias.size(); ++i)
+        to[i] += l.bias[i];
     }
   });
 }

@@ -123,6 +123,7 @@ TEST_CASE("Pivoted outputs are their products and reach higher ranks at the same
       const temporary_directory dir;
       auto o = short_compression(f.directory, dir / "pair");
       o.method = m;
+      o.form = form::pair;
       const auto pair = compress(o);
       o.form = form::pivoted;
       o.output = dir / "pivoted";
@@ -157,6 +158,7 @@ TEST_CASE("The report's figures are those of the written checkpoint", "[compress
     o.power = 0.5;
     o.beta = 0.5; // ranks are small: some of it must go to the residual
     o.allocation = allocation::last_layers;
+    o.form = ressvd::factored_form::pair;
     const auto report = compress(o);
     const checkpoint before = checkpoint::open(f.directory);
     const checkpoint after = checkpoint::open(o.output);
@@ -242,6 +244,7 @@ TEST_CASE("The residual stage serves ranks that no candidate has", "[compress]")
   const temporary_directory dir;
   // Ranks by importance depend on the original model alone, so both methods get the same.
   auto o = short_compression(f.directory, dir / "whitened");
+  o.form = ressvd::factored_form::pair;
   o.allocation = allocation::importance;
   o.method = "svd-llm";
   compress(o);
@@ -356,7 +359,7 @@ TEST_CASE("The ratio may count the parameters that stay", "[compress]") {
   const auto parameters = [](const std::filesystem::path& d) {
     const checkpoint c = checkpoint::open(d);
     std::int64_t sum = 0;
-    for (const std::string& name : c.names())
+    for (const std::string& name : parameter_names(c, read_config(d)))
       sum += c.describe(name).elements;
     return static_cast<double>(sum);
   };

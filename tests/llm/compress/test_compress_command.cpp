@@ -203,7 +203,7 @@ TEST_CASE("a ratio that is passed by far is told", "[compress][command]") {
   CHECK_THAT(result.err,
              contains_text("are removed where 20.0 % were asked for; ranks are multiples "
                            "of 8"));
-  CHECK_THAT(c.run({"--preset", "svd-llm", "--ratio", "0.5", "--rank-multiple", "1"}).err,
+  CHECK_THAT(c.run({"--preset", "svd-llm", "--ratio", "0.5", "--form", "pair"}).err,
              !contains_text("were asked for"));
 }
 
