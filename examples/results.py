@@ -38,6 +38,7 @@ ALLOCATIONS = {
 # Numbers of last layers besides the best one, and the methods they are tried with.
 LAST_LAYERS = {"0.2": (6, 8), "0.4": (8, 10), "0.6": (8, 10)}
 FIXED_METHODS = ("svd-llm", "ressvd", "tempered")
+FORMS = ("pair", "pivoted")
 # What is tried on top of tempered whitening with ranks by sensitivity.
 VARIANTS = {
     "p=1": "--power 1 --probe-ranks 1",
@@ -51,8 +52,19 @@ VARIANTS = {
 }
 
 
+class Row:
+    """One line of a table: a run in each form."""
+
+    def __init__(self, ratio, method, allocation, arguments, name=None):
+        self.ratio, self.method, self.allocation = ratio, method, allocation
+        self.arguments = f"--ratio {ratio} {arguments}"
+        self.name = name or f"{method} {allocation} {ratio}"
+
+    def run_name(self, form):
+        return f"{self.name} {form}"
+
+
 def grid(fisher):
-    """(name, ratio, method, allocation, arguments) of every run."""
     for ratio in RATIOS:
         for method, arguments in METHODS.items():
             if method == "fwsvd" and fisher is None:
@@ -62,15 +74,14 @@ def grid(fisher):
                 if method in ("adasvd", "svd-llm+update") and allocation != "uniform":
                     continue
                 how = "" if "--allocation" in arguments else how
-                yield (f"{method} {allocation} {ratio}", ratio, method, allocation,
-                       f"--ratio {ratio} {arguments} {how}")
+                yield Row(ratio, method, allocation, f"{arguments} {how}")
         for method in FIXED_METHODS:
             for k in LAST_LAYERS[ratio]:
-                yield (f"{method} last {k} {ratio}", ratio, method, "last-k",
-                       f"--ratio {ratio} {METHODS[method]} --last-layers {k}")
+                yield Row(ratio, method, f"last {k}", f"{METHODS[method]} --last-layers {k}")
         for variant, arguments in VARIANTS.items():
-            yield (f"sensitivity {variant} {ratio}", ratio, variant, "variant",
-                   f"--ratio {ratio} --method tempered --allocation sensitivity {arguments}")
+            yield Row(ratio, variant, "variant",
+                      f"--method tempered --allocation sensitivity {arguments}",
+                      f"sensitivity {variant} {ratio}")
 
 
 def run(command):
@@ -121,51 +132,59 @@ def final_layer_error(report):
     return "–"
 
 
-def print_tables(args, original, results):
+def print_tables(args, original, rows, runs):
     names = [text.name.rsplit(".", 1)[0] for text in args.texts]
-    digits = lambda values: " | ".join(f"{v:.4g}" for v in values)
+
+    def cells(row, *keys):
+        """The reports' values, pair then pivoted, and the perplexities of both."""
+        reports = [runs.get(row.run_name(form)) for form in FORMS]
+        first = next(r for r in reports if r)
+        digits = lambda r: " / ".join(f"{v:.4g}" for v in r["perplexities"]) if r else "–"
+        return [key(first) for key in keys] + [digits(r) for r in reports]
+
+    def table(head, lines):
+        print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+        for line in lines:
+            print("| " + " | ".join(line) + " |")
+
     print("Original: " + ", ".join(f"{n} {v:.4g}" for n, v in zip(names, original)) + ".\n")
-    print("| ratio | method | ranks | k | error | " + " | ".join(names) + " |")
-    print("|---" * (5 + len(names)) + "|")
-    for (name, ratio, method, allocation, _), r in results:
-        if allocation == "variant":
-            continue
-        k = r["allocation"].get("last_layers", "–")
-        print(f"| {float(ratio):.0%} | {method} | {allocation} | {k} | {final_layer_error(r)} | "
-              f"{digits(r['perplexities'])} |")
-    print("\n| ratio | tempered, by sensitivity, with | predicted KL | measured KL | "
-          + " | ".join(names) + " |")
-    print("|---" * (4 + len(names)) + "|")
-    for (name, ratio, method, allocation, _), r in results:
-        if allocation != "variant" and not (method == "tempered" and allocation == "sensitivity"):
-            continue
-        a = r["allocation"]
-        method = "p=0.6" if method == "tempered" else method
-        if "power_curve" in r:
-            method += f" ({r['power']})"
-        print(f"| {float(ratio):.0%} | {method} | {a['predicted_loss']:.4f} | "
-              f"{a['measured_loss']:.4f} | {digits(r['perplexities'])} |")
+    texts = " / ".join(names)
+    table(["ratio", "method", "ranks", "k", "error", f"pair: {texts}", "pivoted"],
+          [[f"{float(row.ratio):.0%}", row.method, row.allocation,
+            *cells(row, lambda r: str(r["allocation"].get("last_layers", "–")), final_layer_error)]
+           for row in rows if row.allocation != "variant"])
+    print()
+    table(["ratio", "tempered, by sensitivity, with", "predicted KL", "measured KL",
+           f"pair: {texts}", "pivoted"],
+          [[f"{float(row.ratio):.0%}", "p=0.6" if row.method == "tempered" else row.method,
+            *cells(row, lambda r: f"{r['allocation']['predicted_loss']:.4f}",
+                   lambda r: f"{r['allocation']['measured_loss']:.4f}")]
+           for row in rows if row.allocation == "variant"
+           or (row.method == "tempered" and row.allocation == "sensitivity")])
 
 
 # Lines of the chart of perplexity against ratio: run, label, style.
 CHART_LINES = [
-    ("svd uniform", "SVD", "C7--"),
-    ("asvd uniform", "ASVD", "C5--"),
-    ("svd-llm uniform", "SVD-LLM", "C0--"),
-    ("ressvd last-k", "ResSVD, last k", "C1-"),
-    ("tempered sensitivity", "tempered, by sensitivity", "C2-"),
-    ("sensitivity two probe ranks, retruncate", "and a new truncation", "C3-"),
+    ("svd uniform", "SVD", "C7"),
+    ("asvd uniform", "ASVD", "C5"),
+    ("svd-llm uniform", "SVD-LLM", "C0"),
+    ("ressvd last-k", "ResSVD, last k", "C1"),
+    ("tempered sensitivity", "tempered, by sensitivity", "C2"),
+    ("sensitivity two probe ranks, retruncate", "and a new truncation", "C3"),
 ]
+CHART_STYLES = {"pair": "--", "pivoted": "-"}
 
 
 def perplexity_chart(plt, names, original, runs):
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), squeeze=False)
     for i, (axis, name) in enumerate(zip(axes[0], names)):
-        for run, label, style in CHART_LINES:
-            points = [(float(r), runs[f"{run} {r}"]["perplexities"][i] / original[i] - 1)
-                      for r in RATIOS if f"{run} {r}" in runs]
-            if points:
-                axis.plot(*zip(*points), style, marker="o", markersize=4, label=label)
+        for line, label, color in CHART_LINES:
+            for form, style in CHART_STYLES.items():
+                points = [(float(r), runs[f"{line} {r} {form}"]["perplexities"][i] / original[i] - 1)
+                          for r in RATIOS if f"{line} {r} {form}" in runs]
+                if points:
+                    axis.plot(*zip(*points), color + style, marker="o", markersize=4,
+                              label=f"{label}, {form}")
         axis.set(title=name, yscale="log", xlabel="compression ratio", xticks=[0.2, 0.4, 0.6])
     axes[0][0].set_ylabel("excess perplexity, relative")
     axes[0][-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
@@ -185,7 +204,7 @@ def loss_chart(plt, runs):
         for method in ("svd", "fwsvd", "asvd", "svd-llm", "ressvd", "tempered"):
             points = []
             for ratio in RATIOS:
-                matrices = runs.get(f"{method} uniform {ratio}", {}).get("matrices", [])
+                matrices = runs.get(f"{method} uniform {ratio} pair", {}).get("matrices", [])
                 values = [m[loss]["relative"] for m in matrices if loss in m]
                 if values:
                     points.append((1 - float(ratio), sum(values) / len(values)))
@@ -202,7 +221,7 @@ def error_chart(plt, runs):
     figure, axis = plt.subplots(figsize=(5, 3.4))
     for color, ratio in enumerate(RATIOS):
         for method, style in (("svd-llm", "--"), ("ressvd", "-")):
-            search = runs.get(f"{method} last-k {ratio}", {}).get("allocation", {}).get("search")
+            search = runs.get(f"{method} last-k {ratio} pair", {}).get("allocation", {}).get("search")
             if search:
                 tried = sorted((c["last_layers"], c["final_layer_error"]) for c in search)
                 axis.plot(*zip(*tried), f"C{color}{style}", marker="o", markersize=3,
@@ -220,7 +239,7 @@ def prediction_chart(plt, runs):
         for marker, label in (("o", "one probe rank"), ("s", "two probe ranks")):
             points = [(r["allocation"]["predicted_loss"], r["allocation"]["measured_loss"])
                       for name, r in runs.items()
-                      if name.endswith(ratio) and "predicted_loss" in r["allocation"]
+                      if f" {ratio} " in name and "predicted_loss" in r["allocation"]
                       and ("two probe ranks" in name) == (marker == "s")]
             if points:
                 axis.plot(*zip(*points), f"C{color}{marker}", markersize=4,
@@ -234,17 +253,16 @@ def prediction_chart(plt, runs):
     return figure
 
 
-def draw_charts(args, original, results):
+def draw_charts(args, original, runs):
     plt = plot.pyplot()
     args.charts.mkdir(parents=True, exist_ok=True)
     stem = f"{args.charts}/{args.model.resolve().name}"
-    runs = {run[0]: report for run, report in results}
     names = [text.name.rsplit(".", 1)[0] for text in args.texts]
     plot.save(perplexity_chart(plt, names, original, runs), f"{stem}-perplexity.svg")
     plot.save(loss_chart(plt, runs), f"{stem}-losses.svg")
     plot.save(error_chart(plt, runs), f"{stem}-last-layers.svg")
     plot.save(prediction_chart(plt, runs), f"{stem}-prediction.svg")
-    chosen = "sensitivity two probe ranks 0.4"
+    chosen = "sensitivity two probe ranks 0.4 pivoted"
     if chosen in runs:
         plot.save(kept_chart(plt, runs[chosen], "Ranks by sensitivity at 40 %, % kept"),
              f"{stem}-ranks.svg")
@@ -269,13 +287,21 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     original = [perplexity(args, args.model, text) for text in args.texts]
-    runs = [r for r in grid(args.fisher) if re.search(args.only, r[0])]
-    if args.finished:
-        runs = [r for r in runs if file_of(args, r[0]).exists()]
-    results = [(r, measure(args, r[0], r[4])) for r in runs]
-    print_tables(args, original, results)
+    runs = {}
+    rows = []
+    for row in grid(args.fisher):
+        for form in FORMS:
+            name = row.run_name(form)
+            if not re.search(args.only, name):
+                continue
+            if args.finished and not file_of(args, name).exists():
+                continue
+            runs[name] = measure(args, name, f"{row.arguments} --form {form}")
+        if any(row.run_name(form) in runs for form in FORMS):
+            rows.append(row)
+    print_tables(args, original, rows, runs)
     if args.charts:
-        draw_charts(args, original, results)
+        draw_charts(args, original, runs)
 
 
 if __name__ == "__main__":

@@ -312,9 +312,16 @@ TEST_CASE("automatic asks the device how fast its double precision is", "[cuda]"
   };
   const list gram{svd_algorithm::gram};
   const list subspace{svd_algorithm::subspace, svd_algorithm::gram};
+  const list projector{svd_algorithm::projector, svd_algorithm::gram};
   for (const int fast : {2, 3, 8}) {
+    CHECK(chosen(fast, 4096, 4096, 100) == projector);
+    CHECK(chosen(fast, 11008, 4096, 2457) == projector);
+    CHECK(chosen(fast, 11008, 4096, 2458) == gram);
+    CHECK(chosen(fast, 2048, 2048, 100) == projector);
+    CHECK(chosen(fast, 2047, 4096, 100) == gram);
+    control.compute_capability = 70; // no products in TF32
     CHECK(chosen(fast, 4096, 4096, 100) == gram);
-    CHECK(chosen(fast, 11008, 4096, 1228) == gram);
+    control.compute_capability = 90;
   }
   for (const int slow : {24, 32, 64}) {
     CHECK(chosen(slow, 4096, 4096, 100) == subspace);

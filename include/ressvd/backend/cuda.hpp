@@ -243,6 +243,8 @@ class cuda_backend {
   /// The rate of arithmetic in double, of that in float: 1/2 on cards for data centres, 1/32 or
   /// 1/64 on most others. The choice among algorithms asks for it.
   double double_speed() const { return context_->double_speed(); }
+  /// Whether reduced_gemm is much faster than gemm here.
+  bool reduced_is_fast() const { return context_->has_tf32(); }
 
   /// Scratch of the decompositions, enough for whichever routine runs in the end.
   std::size_t potrf_bytes(index_t n) { return detail::cuda::cholesky_bytes<T>(*context_, n); }

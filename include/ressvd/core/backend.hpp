@@ -160,5 +160,15 @@ using const_block_of = block<const typename B::scalar, typename B::space>;
 template <backend B>
 using matrix_of = matrix<typename B::scalar, typename B::space>;
 
+namespace detail {
+
+/// Whether the backend has products in reduced precision.
+template <backend B>
+constexpr bool has_reduced_gemm = requires(B& be, block_of<B> c) {
+  be.reduced_gemm(op::none, op::none, 1, c, c, 0, c);
+};
+
+} // namespace detail
+
 } // namespace v0
 } // namespace ressvd

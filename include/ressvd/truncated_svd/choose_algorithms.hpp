@@ -11,10 +11,11 @@
 //                 as long, as only the forming of a Gram grows with the longer side
 //   up to 75 %    deflated_gram, where the backend has that routine
 //   above         gram: the loss may be little more than rounding
-// A device whose arithmetic in double is at least 1/8 as fast as in float takes gram for all ranks:
-// there an eigenproblem in double takes hardly longer than one in float, and subspace was slower at
-// every size measured on spectra like those of layers (docs/cuda.md). All devices are well above
-// that (1/2, 1/3) or well below (1/24 to 1/64).
+// A device whose arithmetic in double is at least 1/8 as fast as in float takes gram: there an
+// eigenproblem in double takes hardly longer than one in float, and subspace was slower at every
+// size measured on spectra like those of layers (docs/cuda.md). Where its products in reduced
+// precision are fast as well, projector comes before it from a shorter side of 2048 on, up to 60 %
+// of it. All devices are well above that share (1/2, 1/3) or well below (1/24 to 1/64).
 #pragma once
 
 #include <algorithm>
@@ -36,11 +37,24 @@ bool doubles_are_fast(const B& be) {
   return false;
 }
 
+/// Whether the backend computes on a device of fast products in reduced precision.
+template <backend B>
+bool reduced_products_are_fast(const B& be) {
+  if constexpr (has_reduced_gemm<B> && requires { be.reduced_is_fast(); })
+    return be.reduced_is_fast();
+  return false;
+}
+
 /// The fastest algorithm that keeps the digits of the backend's scalar.
 template <backend B>
 svd_algorithm fastest_algorithm(const B& be, index_t shorter, index_t longer, index_t rank) {
   if constexpr (std::is_same_v<typename B::scalar, double>) return svd_algorithm::exact;
-  if (shorter < 512 || doubles_are_fast(be)) return svd_algorithm::gram;
+  if (shorter < 512) return svd_algorithm::gram;
+  if (doubles_are_fast(be)) {
+    const bool by_products = shorter >= 2048 && 5 * rank <= 3 * shorter;
+    return by_products && reduced_products_are_fast(be) ? svd_algorithm::projector
+                                                        : svd_algorithm::gram;
+  }
   constexpr bool partial = has_leading_eigenvectors<B>;
   const double share = (partial ? 0.15 : 0.5) * (longer >= 2 * shorter ? 0.5 : 1.0);
   if (static_cast<double>(rank) <= share * static_cast<double>(shorter)) {

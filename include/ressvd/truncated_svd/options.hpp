@@ -28,8 +28,7 @@ enum class svd_algorithm : std::uint8_t {
   projector      ///< a spectral projector from products in reduced precision (CUDA, float), to the
             ///< tolerance; workspace mn + 4·min(m, n)² + (3·min(m, n) + max(m, n))·b scalars for
             ///< a block of b = rank + max(0.08·rank, 8). Where the backend has no such products, b
-            ///< reaches min(m, n) or the tolerance is not met, gram runs instead. Never automatic:
-            ///< it has not been timed on a card
+            ///< reaches min(m, n) or the tolerance is not met, gram runs instead
 };
 
 struct svd_options {

@@ -45,12 +45,6 @@ namespace ressvd {
 inline namespace v0 {
 namespace detail {
 
-/// Whether the backend has products in reduced precision.
-template <backend B>
-constexpr bool has_reduced_gemm = requires(B& be, block_of<B> c) {
-  be.reduced_gemm(op::none, op::none, 1, c, c, 0, c);
-};
-
 /// One factorisation of a B of norm 1 up to a power of two.
 template <backend B>
 class spectral_projector {

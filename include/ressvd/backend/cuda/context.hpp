@@ -90,6 +90,13 @@ class cuda_context {
         cudaDeviceGetAttribute(&ratio, cudaDevAttrSingleToDoublePrecisionPerfRatio, device_));
     return 1.0 / (std::max)(ratio, 1);
   }
+  /// Whether the device multiplies in TF32.
+  bool has_tf32() const {
+    int major = 0;
+    detail::cuda::check(
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
+    return major >= 8;
+  }
   /// Device memory allocated by this context and by living matrices made with it.
   std::size_t bytes_in_use() const { return stream_->bytes_in_use(); }
 
