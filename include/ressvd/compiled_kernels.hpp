@@ -31,7 +31,7 @@
   STORAGE template matrix_of<B> shifted_weights(B&, const weight<B>&, block<const double>,        \
                                                 block<const double>, double);                     \
   STORAGE template whitening<B> whiten(B&, const block<const double>&, const whitening_options&); \
-  STORAGE template whitening<B> whiten_power(B&, const block<const double>&, double);             \
+  STORAGE template whitening<B> whiten_power(B&, const block<const double>&, double, double);     \
   STORAGE template class factored_matrix<B>;                                                      \
   STORAGE template svd_basis<B> any_method::basis(B&, const weight<B>&, calibration<B>&, index_t) \
       const;                                                                                      \

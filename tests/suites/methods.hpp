@@ -38,27 +38,32 @@ struct layer {
   dense shifted; ///< X', the inputs behind a compressed prefix
   dense mean_abs;
   dense fisher;
+  dense curvature; ///< H, m × m
   placed<double, B> placed_original; ///< tokens × features
   placed<double, B> placed_shifted;
   placed<double, B> placed_mean;
   placed<double, B> placed_importance;
+  placed<double, B> placed_curvature;
 
   layer(B& be, index_t m, index_t n, std::uint64_t seed, const dense& x)
       : p(be, random_normal(m, n, seed), x),
         shifted(x + 0.1 * random_normal(n, x.cols(), seed + 1)),
         mean_abs((1.0 / static_cast<double>(x.cols())) * (absolute(x) * dense(x.cols(), 1, 1.0))),
         fisher(squares(random_normal(m, n, seed + 2))),
+        curvature(gram_of(activations(m, 3 * m, seed + 3, {.condition = 3}))),
         placed_original(be, transpose(x)),
         placed_shifted(be, transpose(shifted)),
         placed_mean(be, mean_abs),
-        placed_importance(be, fisher * dense(n, 1, 1.0)) {}
+        placed_importance(be, fisher * dense(n, 1, 1.0)),
+        placed_curvature(be, curvature) {}
 
   auto w() const { return p.placed_w.view(); }
-  ressvd::weight<B> weight(B& be) const { return with_importance(be, w()); }
+  ressvd::weight<B> weight(B& be) const { return with_gradients(be, w()); }
   template <class View>
-  ressvd::weight<B> with_importance(B& be, View view) const {
+  ressvd::weight<B> with_gradients(B& be, View view) const {
     ressvd::weight<B> w(be, view);
     w.row_importance = placed_importance.block();
+    w.output_curvature = placed_curvature.block();
     return w;
   }
   ressvd::calibration<B> input(B& be) const {
@@ -80,7 +85,7 @@ struct layer {
   bool unchanged(B& be) const {
     return p.placed_w.unchanged(be) && p.placed_g.unchanged(be) && placed_shifted.unchanged(be) &&
            placed_original.unchanged(be) && placed_mean.unchanged(be) &&
-           placed_importance.unchanged(be);
+           placed_importance.unchanged(be) && placed_curvature.unchanged(be);
   }
 
  private:
@@ -103,6 +108,7 @@ void for_each_method(F f) {
   f(methods::adasvd{});
   f(methods::ressvd{.beta = 0.4});
   f(methods::tempered{});
+  f(methods::kfac_svd{});
 }
 
 /// A method as a stranger would write one: a dense right metric that permutes the channels, which
@@ -448,6 +454,86 @@ TEMPLATE_LIST_TEST_CASE("ResSVD is the explicit computation of both stages", "[m
   }
 }
 
+TEMPLATE_LIST_TEST_CASE("KFAC-SVD is the best approximation in the metrics of both sides",
+                        "[methods]", test_backends) {
+  using namespace methods_suite;
+  auto be = make_backend<TestType>();
+  for (const auto& [m, n, rank] : sizes) {
+    const dense x = mild_activations(n, 51);
+    const layer<TestType> l(be, m, n, 52, x);
+    const double mean = mean_diagonal(l.curvature);
+    const double input_mean = mean_diagonal(l.p.g);
+    for (const double p : {1.0, 0.5, 0.0}) {
+      for (const double q : {1.0, 0.8}) {
+        INFO(m << " x " << n << ", powers " << p << " and " << q);
+        const methods::kfac_svd method{.output_power = p, .input_power = q, .ridge = 0.02};
+        const auto result = l.compress(be, method, at_rank(rank));
+        check_report(be, l, result, rank, x);
+        const dense h = std::pow(mean, 1 - p) * power_of(l.curvature + 0.02 * mean * identity(m), p);
+        const dense left = cholesky(h);
+        const dense right = cholesky(std::pow(input_mean, 1 - q) * power_of(l.p.g, q));
+        const auto sigma = svd(transpose(left) * l.p.w * right).s;
+        const double optimum = sum_of_squares_from(sigma, rank);
+        const auto pair = values_of(be, result.factors);
+        const dense lost = transpose(left) * (l.p.w - pair.product()) * right;
+        // What the factors' and A's rounding, of magnitude eps·‖A‖, changes of the residual.
+        const double size = spectral_norm(left) * spectral_norm(right) *
+                            (frobenius(l.p.w) + frobenius(absolute(pair.u) * absolute(pair.v)));
+        const double error = 8 * static_cast<double>(m + n) * eps<TestType> * size;
+        CHECK(squared_norm(lost) <= optimum + loss_tolerance(optimum, error));
+        REQUIRE(result.report.truncation_loss.has_value());
+        CHECK_THAT(result.report.truncation_loss->absolute,
+                   WithinAbs(optimum, loss_tolerance(optimum, error)));
+        CHECK(result.report.truncation_loss->relative ==
+              Approx(optimum / sum_of_squares_from(sigma, 0)).epsilon(1e-3));
+        // No other method does better in these metrics.
+        const auto other = values_of(be, l.compress(be, methods::svd_llm{}, at_rank(rank)).factors);
+        CHECK(squared_norm(lost) <=
+              squared_norm(transpose(left) * (l.p.w - other.product()) * right) +
+                  loss_tolerance(optimum, error));
+      }
+    }
+    auto input = l.input(be);
+    const auto spectrum = ressvd::curvature_spectrum(be, l.weight(be), input);
+    const auto factored = input.factor(l.weight(be), methods::kfac_svd{}, {rank});
+    REQUIRE(spectrum.size() == factored.singular_values().size());
+    for (std::size_t i = 0; i < spectrum.size(); ++i)
+      CHECK_THAT(spectrum[i], WithinAbs(factored.singular_values()[i],
+                                        1e3 * eps<TestType> * spectrum.front()));
+    CHECK(l.unchanged(be));
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("KFAC-SVD serves curvatures that are singular or say nothing",
+                        "[methods]", test_backends) {
+  using namespace methods_suite;
+  auto be = make_backend<TestType>();
+  const dense x = mild_activations(14, 53);
+  const layer<TestType> l(be, 11, 14, 54, x);
+  const auto with_curvature = [&](const placed<double, TestType>& h, double ridge) {
+    auto w = l.weight(be);
+    w.output_curvature = h.block();
+    return l.input(be).compress(std::move(w), methods::kfac_svd{.ridge = ridge}, at_rank(4));
+  };
+  const double plain = l.compress(be, methods::svd_llm{}, at_rank(4)).report.activation_loss->absolute;
+  // Equal for all outputs, or all zero: SVD-LLM's problem.
+  for (const dense& h : {3.0 * identity(11), dense(11, 11)}) {
+    const auto result = with_curvature(placed<double, TestType>(be, h), 0.01);
+    CHECK(result.report.activation_loss->absolute == Approx(plain).epsilon(1e-3));
+  }
+  // Two directions of outputs count, and two ranks serve them entirely.
+  const dense g = random_normal(11, 2, 55);
+  const placed<double, TestType> singular(be, g * transpose(g));
+  for (const double ridge : {0.0, 1e-4}) {
+    const auto result = with_curvature(singular, ridge);
+    const auto pair = values_of(be, result.factors);
+    CHECK(all_finite(pair.u));
+    CHECK(all_finite(pair.v));
+    CHECK(frobenius(transpose(g) * (l.p.w - pair.product()) * x) <=
+          0.05 * frobenius(transpose(g) * l.p.w * x));
+  }
+}
+
 TEMPLATE_LIST_TEST_CASE("the reported activation loss is under the Gram whatever the factor",
                         "[methods]", test_backends) {
   using namespace methods_suite;
@@ -497,7 +583,7 @@ TEMPLATE_LIST_TEST_CASE("every method takes any storage and layout of W", "[meth
     const auto run = [&](auto w) {
       std::vector<dense> results;
       for_each_method([&](const auto& method) {
-        const auto result = l.input(be).compress(l.with_importance(be, w), method, at_rank(5));
+        const auto result = l.input(be).compress(l.with_gradients(be, w), method, at_rank(5));
         results.push_back(values_of(be, result.factors).product());
       });
       return results;
@@ -713,7 +799,8 @@ TEMPLATE_LIST_TEST_CASE("one input serves several weights, and a stranger's meth
   CHECK(values_of(other, copy.compress(k.w(), tempering, at_rank(3)).factors).u ==
         values_of(be, input.compress(k.w(), tempering, at_rank(3)).factors).u);
 
-  for (const char* name : {"svd", "fwsvd", "asvd", "svd-llm", "adasvd", "ressvd", "tempered"}) {
+  for (const char* name : {"svd", "fwsvd", "asvd", "svd-llm", "adasvd", "ressvd", "tempered",
+                           "kfac-svd"}) {
     INFO(name);
     const auto method = ressvd::method_named(name);
     CHECK(method.name() == name);
@@ -799,7 +886,7 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of the methods are refused", "[methods]", t
   for_each_method([&](const auto& method) {
     INFO(method.name);
     auto input = l.input(be);
-    const auto call = [&](view w) { input.compress(l.with_importance(be, w), method, at_rank(2)); };
+    const auto call = [&](view w) { input.compress(l.with_gradients(be, w), method, at_rank(2)); };
     CHECK_NOTHROW(call(l.w()));
     CHECK_THROWS_WITH(call(view{}), contains_text("W is empty (0 x 0)"));
     CHECK_THROWS_WITH(call({nullptr, 6, 8, 8}), contains_text("W (6 x 8) has a null data pointer"));
@@ -827,6 +914,18 @@ TEMPLATE_LIST_TEST_CASE("wrong calls of the methods are refused", "[methods]", t
                     contains_text("AdaSVD needs the Gram"));
   CHECK_THROWS_WITH(nothing.compress(l.w(), methods::tempered{}, two),
                     contains_text("tempered whitening needs the Gram"));
+  CHECK_THROWS_WITH(nothing.compress(l.weight(be), methods::kfac_svd{}, two),
+                    contains_text("KFAC-SVD needs the Gram"));
+  auto known = l.input(be);
+  CHECK_THROWS_WITH(known.compress(l.w(), methods::kfac_svd{}, two),
+                    contains_text("KFAC-SVD needs the curvature of W's outputs"));
+  auto misfit = l.weight(be);
+  misfit.output_curvature = l.p.placed_g.block();
+  CHECK_THROWS_WITH(known.compress(std::move(misfit), methods::kfac_svd{}, two),
+                    contains_text("the curvature of W's outputs is "));
+  CHECK_THROWS_WITH(l.compress(be, methods::kfac_svd{.output_power = -0.5}, two),
+                    contains_text("outside [0, 1]"));
+  CHECK_THROWS_WITH(l.compress(be, methods::kfac_svd{.ridge = -1}, two), contains_text("ridge -1"));
   CHECK_THROWS_WITH(l.compress(be, methods::ressvd{.beta = 1.5}, two),
                     contains_text("beta 1.5 is outside [0, 1)"));
   CHECK_THROWS_WITH(l.compress(be, methods::asvd{.alpha = 2}, two),

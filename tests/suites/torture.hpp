@@ -34,11 +34,13 @@ struct statistics {
   ressvd::calibration<B> input;
   ressvd::shifted_input<B> shifted; ///< X once more
   placed<double, B> importance;
+  placed<double, B> curvature;
 
   statistics(B& be, const dense& x, index_t rows)
       : input(be, accumulate(be, x)),
         shifted(be, x.rows()),
-        importance(be, absolute(random_normal(rows, 1, 99))) {
+        importance(be, absolute(random_normal(rows, 1, 99))),
+        curvature(be, gram_of(random_normal(rows, 2 * rows, 98))) {
     const placed<double, B> p(be, transpose(x));
     shifted.observe(p.view());
   }
@@ -72,6 +74,7 @@ std::vector<outcome> run_all(B& be, const dense& w, statistics<B>& known, index_
     method.options.algorithm = algorithm;
     ressvd::weight<B> weight(be, pw.view());
     weight.row_importance = known.importance.block();
+    weight.output_curvature = known.curvature.block();
     const auto factored = known.input.factor(std::move(weight), method, {rank});
     keep(std::string(method.name), factored.at(ressvd::at_rank(rank)));
     // The row space of a whitened truncation is what an update is for: from another one the oblique
@@ -88,6 +91,7 @@ std::vector<outcome> run_all(B& be, const dense& w, statistics<B>& known, index_
   run(methods::adasvd{});
   run(methods::ressvd{.beta = 0.3});
   run(methods::tempered{});
+  run(methods::kfac_svd{});
   return outcomes;
 }
 

@@ -38,14 +38,6 @@ dense factor_of(B& be, const ressvd::whitening<B>& whitening) {
   return f;
 }
 
-/// Exactly symmetric, which a product need not be.
-inline dense gram_of(const dense& x) {
-  const dense g = x * transpose(x);
-  return 0.5 * (g + transpose(g));
-}
-inline double mean_diagonal(const dense& g) {
-  return trace(g) / static_cast<double>(g.rows());
-}
 inline dense shifted(dense g, double delta) {
   for (index_t i = 0; i < g.rows(); ++i)
     g(i, i) += delta;
@@ -59,15 +51,6 @@ inline dense cholesky_bound(const dense& f) {
 /// The same in norm for a factor made of eigenvectors.
 inline double eigenvector_bound(const dense& g) {
   return 2 * householder_tolerance(g.rows(), g.rows(), double_eps) * frobenius(g);
-}
-
-/// G to the power p from its eigenvalues, which are known to be non-negative.
-inline dense power_of(const dense& g, double p) {
-  const eigen_parts parts = eigh(g);
-  std::vector<double> values;
-  for (const double v : parts.values)
-    values.push_back(std::pow(std::max(v, 0.0), p));
-  return parts.vectors * diagonal_matrix(values) * transpose(parts.vectors);
 }
 
 } // namespace whitening_suite

@@ -44,6 +44,25 @@ ressvd::low_rank<typename B::scalar, typename B::space> make_pair(B& be, const d
   return pair;
 }
 
+/// Exactly symmetric, which a product need not be.
+inline dense gram_of(const dense& x) {
+  const dense g = x * transpose(x);
+  return 0.5 * (g + transpose(g));
+}
+
+inline double mean_diagonal(const dense& g) {
+  return trace(g) / static_cast<double>(g.rows());
+}
+
+/// G to the power p from its eigenvalues, which are known to be non-negative.
+inline dense power_of(const dense& g, double p) {
+  const eigen_parts parts = eigh(g);
+  std::vector<double> values;
+  for (const double v : parts.values)
+    values.push_back(std::pow(std::max(v, 0.0), p));
+  return parts.vectors * diagonal_matrix(values) * transpose(parts.vectors);
+}
+
 /// W (m × n), X (n × T) and G = X·Xᵀ. W is stored as U, G as double.
 template <class B, class U = typename B::scalar>
 struct problem {

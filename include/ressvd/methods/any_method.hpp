@@ -13,6 +13,7 @@
 #include "ressvd/methods/adasvd.hpp"
 #include "ressvd/methods/asvd.hpp"
 #include "ressvd/methods/fwsvd.hpp"
+#include "ressvd/methods/kfac_svd.hpp"
 #include "ressvd/methods/ressvd.hpp"
 #include "ressvd/methods/svd.hpp"
 #include "ressvd/methods/svd_llm.hpp"
@@ -23,7 +24,8 @@ inline namespace v0 {
 
 struct any_method {
   using variant = std::variant<methods::svd, methods::fwsvd, methods::asvd, methods::svd_llm,
-                               methods::adasvd, methods::ressvd, methods::tempered>;
+                               methods::adasvd, methods::ressvd, methods::tempered,
+                               methods::kfac_svd>;
   variant chosen = methods::ressvd{};
 
   std::string_view name() const {
@@ -66,7 +68,7 @@ any_method method_named(std::string_view name, std::variant<M...>*) {
 
 } // namespace detail
 
-/// The method of this name (svd, fwsvd, asvd, svd-llm, adasvd, ressvd, tempered) with its default
+/// The method of this name (svd, fwsvd, asvd, svd-llm, adasvd, ressvd, tempered, kfac-svd) with its default
 /// options. Throws std::invalid_argument for another one.
 inline any_method method_named(std::string_view name) {
   return detail::method_named(name, static_cast<any_method::variant*>(nullptr));

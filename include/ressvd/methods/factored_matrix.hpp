@@ -48,6 +48,18 @@ inline loss loss_left(const std::vector<double>& losses, index_t leading, double
   return {lost, losses.front() > 0 ? lost / losses.front() : 0};
 }
 
+/// Σ_{i>rank} σ_i².
+inline loss truncation_loss(const std::vector<double>& singular_values, index_t rank) {
+  double lost = 0;
+  double total = 0;
+  for (auto i = static_cast<index_t>(singular_values.size()); i-- > 0;) {
+    const double s = singular_values[static_cast<std::size_t>(i)];
+    total += s * s;
+    if (i >= rank) lost = total;
+  }
+  return {lost, total > 0 ? lost / total : 0};
+}
+
 /// The stage of a rank among those that were prepared, or null.
 template <class Stages>
 auto find_stage(const Stages& stages, index_t rank) -> decltype(stages.data()) {
@@ -103,6 +115,11 @@ struct factored_state {
     const auto* stage = detail::find_stage(stages, choice.rank);
     if (choice.dense || (residual && stage == nullptr)) return std::nullopt;
     return detail::activation_loss_of(activation_losses, choice.rank, stage);
+  }
+  std::optional<loss> truncation_loss(const rank_choice& choice) const {
+    if (choice.dense) return loss{};
+    if (residual) return std::nullopt;
+    return detail::truncation_loss(singular_values, choice.rank);
   }
 };
 
@@ -183,6 +200,7 @@ class factored_matrix {
     report.weight_loss = detail::weight_loss_of(weight_losses_, choice.rank, stage.get());
     report.activation_loss =
         detail::activation_loss_of(activation_losses_, choice.rank, stage.get());
+    if (!plan_) report.truncation_loss = detail::truncation_loss(singular_values_, choice.rank);
     result.factors = cut(choice.rank, stage);
     report.seconds = seconds + watch.seconds();
     return result;
@@ -206,6 +224,7 @@ class factored_matrix {
 
   /// The report's losses of other factors of the same matrix, formed from their residual.
   void measure(const low_rank<scalar, space>& pair, method_report& report) const {
+    report.truncation_loss.reset();
     report.weight_loss = weighted_loss(be_, *w_, pair);
     report.activation_loss.reset();
     if (!reference_) return;

@@ -54,6 +54,9 @@ struct method_report {
   loss weight_loss = {};         ///< ‖W−Ŵ‖_F²
   /// ‖(W−Ŵ)X‖_F², where the Gram of X or a factor of it is known.
   std::optional<loss> activation_loss = std::nullopt;
+  /// ‖F_Lᵀ(W−Ŵ)F_R‖_F² in the metrics of the method itself, damping included: the curvature loss
+  /// of KFAC-SVD. Not known with a residual stage and after fits to shifted inputs.
+  std::optional<loss> truncation_loss = std::nullopt;
   /// Of the metric that the method used, else of the Gram's factor behind the activation loss.
   std::optional<whitening_report> whitening = std::nullopt;
   svd_report svd = {};

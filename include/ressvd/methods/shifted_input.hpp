@@ -116,10 +116,13 @@ class shifted_input {
   compressed_matrix<B> truncate(const weight<B>& w, const M& method, const rank_choice& choice) {
     if (choice.dense) return input().compress(weight<B>(be_, w.values), method, at_ratio(0));
     const detail::stopwatch watch;
-    const auto fitted = shifted_weights(be_, w, shifted_gram(), target().ref(), options_.ridge);
-    auto result = input().factor(fitted, method, {choice.rank}).at(choice);
+    weight<B> fitted(be_, shifted_weights(be_, w, shifted_gram(), target().ref(), options_.ridge));
+    fitted.row_importance = w.row_importance;
+    fitted.output_curvature = w.output_curvature;
+    auto result = input().factor(std::move(fitted), method, {choice.rank}).at(choice);
     result.report.weight_loss = weighted_loss(be_, w, result.factors);
     result.report.activation_loss.reset();
+    result.report.truncation_loss.reset();
     result.report.seconds = watch.seconds();
     return result;
   }

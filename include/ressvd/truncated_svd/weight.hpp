@@ -29,6 +29,9 @@ struct weight {
   /// What the model's gradients say of W's outputs, for methods that ask: Σ_j F_ij of the Fisher
   /// information F, m × 1, in the caller's memory; empty where it is not known.
   block<const double, space> row_importance = {};
+  /// H = Σ g·gᵀ over tokens, g the gradient of the model's loss at W's output, m × m, both
+  /// triangles, in the caller's memory; empty where it is not known.
+  block<const double, space> output_curvature = {};
 
   /// `name` stands in the messages of errors.
   template <readable_matrix<space> M>

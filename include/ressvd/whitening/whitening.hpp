@@ -266,13 +266,16 @@ whitening<B> whiten(B& be, qr_accumulator<A>& accumulator) {
   return result;
 }
 
-/// Tempered whitening: the metric μ(G/μ)ᵖ, μ = tr(G)/n, p in [0, 1]. Errors as in whiten.
+/// Tempered whitening: the metric μ((G + ridge·μI)/μ)ᵖ, μ = tr(G)/n, p in [0, 1]. Errors as in
+/// whiten.
 template <backend B, readable_matrix<typename B::space> G>
-whitening<B> whiten_power(B& be, const G& gram_matrix, double power) {
+whitening<B> whiten_power(B& be, const G& gram_matrix, double power, double ridge = 0) {
   using wide = wide_backend<B>;
   const auto gram = const_view(gram_matrix);
   detail::check_gram<B>(gram);
   detail::require(power >= 0 && power <= 1, "whitening power ", power, " is outside [0, 1]");
+  detail::require(ridge >= 0 && std::isfinite(ridge), "the ridge ", ridge,
+                  " of a whitening power is negative or not finite");
   wide be64(be);
   auto frame = be64.frame();
   const auto g = be64.scratch(gram.rows, gram.cols);
@@ -280,10 +283,13 @@ whitening<B> whiten_power(B& be, const G& gram_matrix, double power) {
   const double mean = detail::checked_mean_diagonal<wide>(be64, g);
   detail::check_symmetric<wide>(be64, g);
   if (mean == 0) return detail::plain_whitening<B>(be64, g.rows);
+  if (ridge > 0) be64.shift_diagonal(g, ridge * mean);
 
   whitening<B> result{.factor = be64.allocate(g.rows, g.cols), .kind = metric_kind::dense};
   result.report.path = whitening_path::power;
   result.report.power = power;
+  result.report.relative_damping = ridge;
+  result.report.damping = ridge * mean;
   detail::eigenvalue_factor<wide>(be64, g, result.factor, result.report, [&](double v) {
     return std::sqrt(mean * std::pow(v / mean, power));
   });
