@@ -442,6 +442,46 @@ TEST_CASE("every activation has its slope") {
   }
 }
 
+TEST_CASE("an observer sees the modules in order, with the inputs of the forward pass") {
+  for (const std::string& name : families) {
+    CAPTURE(name);
+    const fixture f(name);
+    const language_model model = language_model::open(f.directory);
+    const auto tokens = static_cast<std::int64_t>(f.tokens.size());
+    const std::int64_t window = 8;
+    std::vector<float> hidden(static_cast<std::size_t>(tokens * f.config.hidden_size));
+    cpu_forward forward(f.config);
+    forward.embed(model.outer(), f.tokens, window, hidden.data());
+    const std::vector<float> before = hidden;
+    std::array<std::vector<float>, input_group_count> inputs;
+    const input_observer input = [&](input_group group, const float* x, std::int64_t count,
+                                     std::int64_t features) {
+      auto& to = inputs[static_cast<std::size_t>(group)];
+      to.insert(to.end(), x, x + count * features);
+    };
+    forward.layer(model.layer(0), hidden.data(), tokens, window, &input);
+
+    const std::vector<linear_module> modules = linear_modules(f.config, 0);
+    std::size_t calls = 0;
+    std::int64_t first = 0;
+    const gradient_observer observer = [&](const linear_observation& seen) {
+      const linear_module& module = modules[calls % modules.size()];
+      CHECK(seen.kind == module.kind);
+      const auto& x = inputs[static_cast<std::size_t>(module.group)];
+      const std::span<const float> piece =
+          std::span(x).subspan(static_cast<std::size_t>(first * seen.in),
+                               static_cast<std::size_t>(seen.tokens * seen.in));
+      CHECK(relative_error({seen.x, piece.size()}, piece) < rounding);
+      if (++calls % modules.size() == 0) first += seen.tokens;
+    };
+    cpu_backward(f.config, {.private_tokens = 24})
+        .layer(model.layer(0), before.data(), tokens, window, hidden.data(),
+               {.observer = &observer});
+    CHECK(first == tokens);
+    CHECK(calls == 4 * modules.size()); // of three windows, and one
+  }
+}
+
 TEST_CASE("a linear layer's gradients are those of its matrix, input by input") {
   for (const std::string& name : families) {
     CAPTURE(name);
@@ -616,7 +656,13 @@ TEST_CASE("a layer's output, the loss's gradient there and those of parameters c
       }
     }
 
-    // Only what is chosen is summed, and asking for the gradient at the input changes nothing.
+    // Asking for the gradient at the input changes nothing; only what is chosen is summed.
+    layer_gradients again = zero_gradients(weights, everything());
+    std::vector<float> unused(p.inputs[0].size());
+    next = 0;
+    backward.layer(weights, p.inputs[0].data(), tokens, window, against_target, unused.data(),
+                   {.parameters = &again});
+    CHECK(all_parameters(again) == all_parameters(sums));
     gradient_choice choice;
     choice.matrices[static_cast<std::size_t>(projection::o)] = true;
     layer_gradients few = zero_gradients(weights, choice);
