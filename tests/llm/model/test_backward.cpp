@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "fixture.hpp"
+#include "model/evaluation.hpp"
 #include "model/parallel.hpp"
 #include "support/catch.hpp"
 
@@ -727,6 +728,43 @@ TEST_CASE("labels are drawn from the model's own distribution") {
   // The mean loss is the entropy, within four standard deviations.
   const double deviation = std::sqrt((spread - entropy * entropy) / tokens);
   CHECK(std::abs(drawn.sum / tokens - entropy) < 4 * deviation);
+}
+
+TEST_CASE("a loss over several blocks of logits is that of its windows") {
+  model_config config = fixture("llama").config;
+  config.vocab = 9000;
+  config.hidden_size = 4;
+  outer_weights outer;
+  outer.head = weight_matrix(config.vocab, 4, random_values(config.vocab * 4, 3));
+  outer.final_norm.scale = {0.5f, 1.0f, 0.5f, 1.0f};
+  const std::int64_t window = 25;
+  const std::int64_t tokens = 1100;
+  REQUIRE(logits_block(config.vocab, tokens) == 512);
+  std::vector<std::int32_t> texts;
+  for (std::int64_t t = 0; t < tokens; ++t)
+    texts.push_back(static_cast<std::int32_t>(t * t % config.vocab));
+  const std::vector<float> hidden = random_values(tokens * 4, 6);
+  cpu_backward backward(config);
+  std::vector<float> whole = hidden;
+  const double sum = backward.loss(outer, texts, window, {}, whole.data()).sum;
+  std::vector<float> parts = hidden;
+  double sum_of_parts = 0;
+  for (std::int64_t t = 0; t < tokens; t += window)
+    sum_of_parts += backward
+                        .loss(outer, {texts.data() + t, static_cast<std::size_t>(window)}, window,
+                              {}, parts.data() + t * 4)
+                        .sum;
+  CHECK(std::abs(sum - sum_of_parts) < 1e-6 * sum);
+  CHECK(relative_error(whole, parts) < rounding);
+
+  // One distribution everywhere: draws of one block do not come again in the next.
+  std::vector<float> same(hidden.size(), 1.0f);
+  const auto labels =
+      backward.loss(outer, texts, window, {label_source::drawn, 1}, same.data()).labels;
+  std::int64_t equal = 0;
+  for (std::size_t i = 0; i < 512; ++i)
+    equal += labels[i] == labels[i + 512] ? 1 : 0;
+  CHECK(equal < 50);
 }
 
 TEST_CASE("the last position of a window has no true label and no gradient") {
