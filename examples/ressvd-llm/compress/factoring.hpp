@@ -53,6 +53,18 @@ class shifted_refit {
   virtual linear truncate(const linear& original, const ressvd::rank_choice& choice) = 0;
 };
 
+// H = Σ g·gᵀ of the loss's gradients g at the outputs of a layer's matrices.
+class output_curvature {
+ public:
+  virtual ~output_curvature() = default;
+
+  // Adds gradients at a matrix's output, tokens × out.
+  virtual void observe(projection kind, const float* g, std::int64_t tokens, std::int64_t out) = 0;
+
+  // The sums of the matrix, which are released; none without an observation.
+  virtual ressvd::gram_state take(projection kind) = 0;
+};
+
 class factoring_engine {
  public:
   virtual ~factoring_engine() = default;
@@ -60,6 +72,8 @@ class factoring_engine {
   virtual std::unique_ptr<layer_factoring> begin_layer(const model_config& config,
                                                        std::int64_t layer,
                                                        const ressvd::any_method& method) = 0;
+
+  virtual std::unique_ptr<output_curvature> begin_curvature(std::int64_t layer) = 0;
 
   // The two factors of a matrix at a rank, in place of `original`.
   virtual linear slice(const factored_module& m, const linear& original,

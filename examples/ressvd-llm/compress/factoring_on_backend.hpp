@@ -35,6 +35,10 @@ class factoring_on_backend final : public factoring_engine {
     return std::make_unique<layer_session>(*this, config, layer, method);
   }
 
+  std::unique_ptr<output_curvature> begin_curvature(std::int64_t layer) override {
+    return std::make_unique<curvature_session>(*this, layer);
+  }
+
   linear slice(const factored_module& m, const linear& original,
                const ressvd::rank_choice& choice) override {
     return linear_of(restored(m, original).at(choice), original);
@@ -119,6 +123,36 @@ class factoring_on_backend final : public factoring_engine {
     std::string name_;
     ressvd::any_method method_;
     std::array<std::optional<accumulator>, input_group_count> sums_;
+  };
+
+  class curvature_session final : public output_curvature {
+   public:
+    curvature_session(factoring_on_backend& engine, std::int64_t layer)
+        : engine_(engine),
+          name_("layer " + std::to_string(layer) + ", gradient at the output of ") {}
+
+    void observe(projection kind, const float* g, std::int64_t tokens, std::int64_t out) override {
+      auto& sums = sums_[static_cast<std::size_t>(kind)];
+      if (!sums) {
+        sums.emplace(engine_.be_, out,
+                     ressvd::gram_options{.name = name_ + std::string(name_of(kind)),
+                                          .channel_means = false});
+      }
+      sums->add(uploaded(engine_.be_, g, tokens, out).view().transposed());
+    }
+
+    ressvd::gram_state take(projection kind) override {
+      auto& sums = sums_[static_cast<std::size_t>(kind)];
+      if (!sums) return {};
+      ressvd::gram_state state = sums->state();
+      sums.reset();
+      return state;
+    }
+
+   private:
+    factoring_on_backend& engine_;
+    std::string name_;
+    std::array<std::optional<accumulator>, projection_count> sums_;
   };
 
   class refit_session final : public shifted_refit {

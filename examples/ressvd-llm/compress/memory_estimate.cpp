@@ -6,9 +6,13 @@
 
 #include <sys/resource.h>
 
+#include "compress/curvature.hpp"
+#include "model/backward.hpp"
+#include "model/evaluation.hpp"
 #include "model/forward.hpp"
 #include "model/generation.hpp"
 #include "model/layer.hpp"
+#include "model/parallel.hpp"
 
 namespace ressvd_llm {
 
@@ -62,6 +66,30 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
                    (std::max)(sample_options{}.memory_limit, sequence));
   }
   return estimate;
+}
+
+std::uint64_t estimate_curvature_memory(const model_config& config, std::int64_t windows,
+                                        std::int64_t window_length, bool weights_in_memory,
+                                        std::uint64_t model_parameters) {
+  const auto bytes = [](std::int64_t count, std::int64_t size) {
+    return static_cast<std::uint64_t>(count * size);
+  };
+  const std::int64_t tokens = windows * window_length;
+  std::int64_t area = 0;
+  std::int64_t squares = 0;
+  for (const linear_module& module : linear_modules(config, 0)) {
+    area += module.out * module.in;
+    squares += module.out * module.out;
+  }
+  const std::uint64_t weights = weights_in_memory ? 4 * model_parameters : bytes(area, 4);
+  const std::uint64_t states =
+      bytes(curvature_copies(config.layers) * tokens * config.hidden_size, 4);
+  // H in double, and the triangles that are written.
+  const std::uint64_t sums = bytes(squares, 8) + bytes(squares, 4);
+  const std::uint64_t logits = bytes(logits_block(config.vocab, tokens), 4 * config.vocab);
+  const std::uint64_t buffers = forward_buffers(config, window_length, thread_count()) +
+                                backward_buffers(config, window_length, thread_count());
+  return weights + states + sums + logits + buffers;
 }
 
 std::uint64_t peak_memory() {

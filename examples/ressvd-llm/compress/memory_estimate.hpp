@@ -27,6 +27,13 @@ struct memory_estimate {
 memory_estimate estimate_memory(const compress_options& options, const model_config& config,
                                 bool weights_in_memory, std::uint64_t model_parameters);
 
+// Bytes that gathering the curvature of a model from so many windows holds at its peak (see
+// compress/curvature.hpp): weights, hidden states, the sums of one layer while they are stored, and
+// buffers of the passes.
+std::uint64_t estimate_curvature_memory(const model_config& config, std::int64_t windows,
+                                        std::int64_t window_length, bool weights_in_memory,
+                                        std::uint64_t model_parameters);
+
 // The most memory this process has had resident so far, in bytes.
 std::uint64_t peak_memory();
 

@@ -11,13 +11,16 @@
 #include "io/output_file.hpp"
 
 namespace ressvd_llm {
+namespace {
 
-void write_scratch(const std::filesystem::path& file, const std::vector<scratch_matrix>& list) {
+template <class T>
+void write_tensors(const std::filesystem::path& file, const std::vector<scratch_tensor<T>>& list,
+                   const char* type) {
   auto header = nlohmann::ordered_json::object();
   std::uint64_t offset = 0;
-  for (const scratch_matrix& m : list) {
-    const std::uint64_t end = offset + m.values.size() * sizeof(float);
-    header[m.name] = {{"dtype", "F32"}, {"shape", m.shape}, {"data_offsets", {offset, end}}};
+  for (const scratch_tensor<T>& m : list) {
+    const std::uint64_t end = offset + m.values.size() * sizeof(T);
+    header[m.name] = {{"dtype", type}, {"shape", m.shape}, {"data_offsets", {offset, end}}};
     offset = end;
   }
   const std::string text = header.dump();
@@ -25,9 +28,20 @@ void write_scratch(const std::filesystem::path& file, const std::vector<scratch_
   write_whole_file(file, [&](output_file& out) {
     out.write(length);
     out.write(text);
-    for (const scratch_matrix& m : list)
+    for (const scratch_tensor<T>& m : list)
       out.write(std::as_bytes(std::span(m.values)));
   });
+}
+
+} // namespace
+
+void write_scratch(const std::filesystem::path& file, const std::vector<scratch_matrix>& list) {
+  write_tensors(file, list, "F32");
+}
+
+void write_scratch(const std::filesystem::path& file,
+                   const std::vector<scratch_tensor<double>>& list) {
+  write_tensors(file, list, "F64");
 }
 
 } // namespace ressvd_llm

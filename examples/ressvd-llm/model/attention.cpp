@@ -33,6 +33,63 @@ double scaled_frequency(const rope_config& rope, double frequency) {
   return (1.0 - blend) * frequency / rope.factor + blend * frequency;
 }
 
+// Some consecutive queries of a head and the keys that any of them can see.
+struct query_block {
+  query_block(const attention_head& of, std::int64_t at)
+      : head(of),
+        start(at),
+        rows(std::min(block_queries, of.queries - at)),
+        key_begin(first_key(of.first + at)),
+        keys(of.first + at + rows - key_begin),
+        stride((keys + row_alignment - 1) / row_alignment * row_alignment),
+        scale(1.0f / std::sqrt(static_cast<float>(of.head_dim))) {}
+
+  std::int64_t first_key(std::int64_t position) const {
+    return head.sliding_window == 0 ? 0
+                                    : std::max<std::int64_t>(0, position - head.sliding_window + 1);
+  }
+
+  std::int64_t size() const { return rows * stride; }
+
+  // The rows of K or V that the block reads.
+  const_map keys_of(const float* values) const {
+    return {values + key_begin * head.kv_stride, keys, head.head_dim,
+            Eigen::OuterStride<>(head.kv_stride)};
+  }
+
+  // softmax(scale·QKᵀ), rows × keys, in size() aligned floats.
+  map weights(float* memory) const {
+    map scores(memory, rows, keys, Eigen::OuterStride<>(stride));
+    const const_map q(head.q + start * head.q_stride, rows, head.head_dim,
+                      Eigen::OuterStride<>(head.q_stride));
+    scores.noalias() = q * keys_of(head.k).transpose();
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const std::int64_t position = head.first + start + i;
+      const std::int64_t begin = first_key(position) - key_begin;
+      const std::int64_t end = position + 1 - key_begin;
+      Eigen::Map<Eigen::ArrayXf, Eigen::Aligned64> row(memory + i * stride, stride);
+      const float peak = row.segment(begin, end - begin).maxCoeff();
+      // What the query does not see must not overflow; afterwards it weighs nothing.
+      row.head(begin) = peak;
+      row.tail(stride - end) = peak;
+      row = ((row - peak) * scale).exp();
+      row.head(begin) = 0.0f;
+      row.tail(stride - end) = 0.0f;
+      row *= 1.0f / row.sum();
+    }
+    return scores;
+  }
+
+  const attention_head& head;
+  std::int64_t start;
+  std::int64_t rows;
+  std::int64_t key_begin;
+  std::int64_t keys;
+  // Rows of whole aligned packets: the exponentials run without scalar ends.
+  std::int64_t stride;
+  float scale;
+};
+
 } // namespace
 
 rope_table::rope_table(const model_config& config) : half_(config.head_dim / 2) {
@@ -58,6 +115,15 @@ void rope_table::reserve(std::int64_t count) {
 }
 
 void rope_table::rotate(float* row, std::int64_t heads, std::int64_t position) const {
+  turn(row, heads, position, 1.0f);
+}
+
+void rope_table::rotate_back(float* row, std::int64_t heads, std::int64_t position) const {
+  turn(row, heads, position, -1.0f);
+}
+
+void rope_table::turn(float* row, std::int64_t heads, std::int64_t position,
+                      float direction) const {
   const float* cosine = cosines_.data() + position * half_;
   const float* sine = sines_.data() + position * half_;
   for (std::int64_t h = 0; h < heads; ++h) {
@@ -66,53 +132,51 @@ void rope_table::rotate(float* row, std::int64_t heads, std::int64_t position) c
     for (std::int64_t j = 0; j < half_; ++j) {
       const float a = first[j];
       const float b = second[j];
-      first[j] = a * cosine[j] - b * sine[j];
-      second[j] = b * cosine[j] + a * sine[j];
+      const float s = direction * sine[j];
+      first[j] = a * cosine[j] - b * s;
+      second[j] = b * cosine[j] + a * s;
     }
   }
 }
 
 void attend(const attention_head& head, float_buffer& scratch) {
-  const float scale = 1.0f / std::sqrt(static_cast<float>(head.head_dim));
-  const auto first_key = [&](std::int64_t position) {
-    return head.sliding_window == 0 ? 0
-                                    : std::max<std::int64_t>(0, position - head.sliding_window + 1);
-  };
   for (std::int64_t start = 0; start < head.queries; start += block_queries) {
-    const std::int64_t rows = std::min(block_queries, head.queries - start);
-    const std::int64_t key_begin = first_key(head.first + start);
-    const std::int64_t keys = head.first + start + rows - key_begin;
-    // Rows of whole aligned packets: the exponentials run without scalar ends.
-    const std::int64_t stride = (keys + row_alignment - 1) / row_alignment * row_alignment;
-    scratch.reserve(rows * stride);
-    float* block = scratch.data();
+    const query_block block(head, start);
+    scratch.reserve(block.size());
+    const map weights = block.weights(scratch.data());
+    map(head.out + start * head.out_stride, block.rows, head.head_dim,
+        Eigen::OuterStride<>(head.out_stride))
+        .noalias() = weights * block.keys_of(head.v);
+  }
+}
 
-    const const_map q(head.q + start * head.q_stride, rows, head.head_dim,
-                      Eigen::OuterStride<>(head.q_stride));
-    const const_map k(head.k + key_begin * head.kv_stride, keys, head.head_dim,
-                      Eigen::OuterStride<>(head.kv_stride));
-    const const_map v(head.v + key_begin * head.kv_stride, keys, head.head_dim,
-                      Eigen::OuterStride<>(head.kv_stride));
-    map scores(block, rows, keys, Eigen::OuterStride<>(stride));
-    map out(head.out + start * head.out_stride, rows, head.head_dim,
-            Eigen::OuterStride<>(head.out_stride));
-
-    scores.noalias() = q * k.transpose();
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const std::int64_t position = head.first + start + i;
-      const std::int64_t begin = first_key(position) - key_begin;
-      const std::int64_t end = position + 1 - key_begin;
-      Eigen::Map<Eigen::ArrayXf, Eigen::Aligned64> row(block + i * stride, stride);
-      const float peak = row.segment(begin, end - begin).maxCoeff();
-      // What the query does not see must not overflow; afterwards it weighs nothing.
-      row.head(begin) = peak;
-      row.tail(stride - end) = peak;
-      row = ((row - peak) * scale).exp();
-      row.head(begin) = 0.0f;
-      row.tail(stride - end) = 0.0f;
-      row *= 1.0f / row.sum();
+void attend_back(const attention_head& head, const attention_gradient& gradient,
+                 float_buffer& scratch) {
+  const Eigen::OuterStride<> q_stride(head.q_stride);
+  const Eigen::OuterStride<> kv_stride(head.kv_stride);
+  for (std::int64_t start = 0; start < head.queries; start += block_queries) {
+    const query_block block(head, start);
+    scratch.reserve(2 * block.size());
+    map weights = block.weights(scratch.data());
+    map slopes(scratch.data() + block.size(), block.rows, block.keys,
+               Eigen::OuterStride<>(block.stride));
+    const const_map out(gradient.out + start * head.out_stride, block.rows, head.head_dim,
+                        Eigen::OuterStride<>(head.out_stride));
+    const const_map q(head.q + start * head.q_stride, block.rows, head.head_dim, q_stride);
+    const std::int64_t first = block.key_begin * head.kv_stride;
+    map(gradient.v + first, block.keys, head.head_dim, kv_stride).noalias() +=
+        weights.transpose() * out;
+    // Of softmax: p∘(dp − Σp·dp); zero where the query sees nothing.
+    slopes.noalias() = out * block.keys_of(head.v).transpose();
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      const auto p = weights.row(i).array();
+      auto slope = slopes.row(i).array();
+      slope = block.scale * p * (slope - (p * slope).sum());
     }
-    out.noalias() = scores * v;
+    map(gradient.q + start * head.q_stride, block.rows, head.head_dim, q_stride).noalias() =
+        slopes * block.keys_of(head.k);
+    map(gradient.k + first, block.keys, head.head_dim, kv_stride).noalias() +=
+        slopes.transpose() * q;
   }
 }
 

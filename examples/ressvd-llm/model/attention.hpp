@@ -22,8 +22,12 @@ class rope_table {
 
   // Rotates `heads` heads at row (heads·head_dim floats) to a position below the reserved count.
   void rotate(float* row, std::int64_t heads, std::int64_t position) const;
+  // The inverse, and so the transpose: gradients of rotated heads become those of the heads.
+  void rotate_back(float* row, std::int64_t heads, std::int64_t position) const;
 
  private:
+  void turn(float* row, std::int64_t heads, std::int64_t position, float direction) const;
+
   std::int64_t half_ = 0;
   std::int64_t reserved_ = 0;
   std::vector<float> frequencies_; // half_
@@ -51,5 +55,18 @@ struct attention_head {
 // Works through blocks of queries against the keys they can see: 4·queries·keys·head_dim flops and
 // one exponential a score; scratch grows to one block of scores.
 void attend(const attention_head& head, float_buffer& scratch);
+
+// Gradients of one head's attention, laid out and strided like the head's q, k, v and out.
+struct attention_gradient {
+  const float* out = nullptr; // given
+  float* q = nullptr;         // written; may be `out`
+  float* k = nullptr;         // added to, as query heads may share them
+  float* v = nullptr;
+};
+
+// The backward pass of attend, by the same blocks: the probabilities are computed again (`out` of
+// the head is not used). 10·queries·keys·head_dim flops; scratch grows to two blocks of scores.
+void attend_back(const attention_head& head, const attention_gradient& gradient,
+                 float_buffer& scratch);
 
 } // namespace ressvd_llm

@@ -192,11 +192,15 @@ std::vector<float> final_hidden(const language_model& model, forward_engine& eng
   return hidden;
 }
 
+std::int64_t logits_block(std::int64_t vocab, std::int64_t tokens) {
+  return std::min(std::max(logits_elements / vocab, min_logits_rows), tokens);
+}
+
 void for_each_logits(
     const language_model& model, forward_engine& engine, const float* hidden, std::int64_t tokens,
     const std::function<void(const float* logits, std::int64_t first, std::int64_t rows)>& body) {
   const std::int64_t vocab = model.config().vocab;
-  const std::int64_t block = std::min(std::max(logits_elements / vocab, min_logits_rows), tokens);
+  const std::int64_t block = logits_block(vocab, tokens);
   std::vector<float> logits(static_cast<std::size_t>(block * vocab));
   for (std::int64_t first = 0; first < tokens; first += block) {
     const std::int64_t rows = std::min(block, tokens - first);

@@ -85,6 +85,9 @@ perplexity_result perplexity(const language_model& model, forward_engine& engine
 std::vector<float> final_hidden(const language_model& model, forward_engine& engine,
                                 const token_windows& windows);
 
+// Tokens whose logits are held at a time, of so many.
+std::int64_t logits_block(std::int64_t vocab, std::int64_t tokens);
+
 // Calls body(logits, first, rows) for blocks of consecutive tokens, the logits of hidden states
 // (tokens × hidden_size) in a buffer of bounded size.
 void for_each_logits(

@@ -2,16 +2,14 @@
 #include "model/forward.hpp"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
-#include <limits>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 
 #include <Eigen/Core>
 
+#include "model/elementwise.hpp"
 #include "model/parallel.hpp"
+#include "model/window_groups.hpp"
 
 namespace ressvd_llm {
 
@@ -23,126 +21,17 @@ using const_array_map = Eigen::Map<const Eigen::ArrayXf>;
 // OPT reserves the first two rows of its position table.
 constexpr std::int64_t opt_position_offset = 2;
 
-// Elements of an element-wise operation worth handing to a thread.
-constexpr std::int64_t elementwise_grain = 16'384;
-
-constexpr std::int64_t aligned_floats = float_buffer::alignment / sizeof(float);
-
-std::int64_t row_grain(std::int64_t width) {
-  return std::max<std::int64_t>(1, elementwise_grain / width);
-}
-
-// Σ f(x_i), in an order that does not depend on where x lies: 16 sums of every 16th element, then
-// their sum in float64.
-template <class F>
-double strided_sum(const float* x, std::int64_t count, const F& f) {
-  constexpr std::int64_t lanes = 16;
-  std::array<float, lanes> sums{};
-  std::int64_t i = 0;
-  for (; i + lanes <= count; i += lanes)
-    for (std::int64_t lane = 0; lane < lanes; ++lane)
-      sums[static_cast<std::size_t>(lane)] += f(x[i + lane]);
-  for (; i < count; ++i)
-    sums[static_cast<std::size_t>(i % lanes)] += f(x[i]);
-  return std::accumulate(sums.begin(), sums.end(), 0.0);
-}
-
-float square(float x) {
-  return x * x;
-}
-
-// y = scale ∘ x / rms(x), over each of `count` consecutive vectors.
-void rms_norm(const std::vector<float>& scale, double eps, const float* x, std::int64_t count,
-              float* y) {
-  const auto width = static_cast<std::int64_t>(scale.size());
-  const const_array_map weight(scale.data(), width);
-  for (std::int64_t i = 0; i < count; ++i) {
-    const const_array_map in(x + i * width, width);
-    const double mean_square =
-        strided_sum(x + i * width, width, square) / static_cast<double>(width);
-    array_map(y + i * width, width) =
-        in * static_cast<float>(1.0 / std::sqrt(mean_square + eps)) * weight;
-  }
-}
-
-void layer_norm(const norm_weights& norm, double eps, const float* x, std::int64_t count,
-                float* y) {
-  const auto width = static_cast<std::int64_t>(norm.scale.size());
-  const const_array_map scale(norm.scale.data(), width);
-  const const_array_map shift(norm.shift.data(), width);
-  for (std::int64_t i = 0; i < count; ++i) {
-    const const_array_map in(x + i * width, width);
-    array_map out(y + i * width, width);
-    const auto mean = strided_sum(x + i * width, width, [](float value) { return value; }) /
-                      static_cast<double>(width);
-    out = in - static_cast<float>(mean);
-    const double variance = strided_sum(y + i * width, width, square) / static_cast<double>(width);
-    out = out * static_cast<float>(1.0 / std::sqrt(variance + eps)) * scale + shift;
-  }
-}
-
-// x = f(x), times factor where there is one.
-void activate(activation_kind kind, const float* factor, float* x, std::int64_t count) {
-  array_map values(x, count);
-  switch (kind) {
-    case activation_kind::silu:
-      values = values / (1.0f + (-values).exp());
-      break;
-    case activation_kind::relu:
-      // Written so that a NaN stays one.
-      values = (values < 0.0f).select(0.0f, values);
-      break;
-    case activation_kind::gelu:
-      for (std::int64_t i = 0; i < count; ++i)
-        x[i] = 0.5f * x[i] * std::erfc(-x[i] * 0.70710678f);
-      break;
-    case activation_kind::gelu_tanh:
-      values = 0.5f * values * (1.0f + (0.79788456f * (values + 0.044715f * values.cube())).tanh());
-      break;
-  }
-  if (factor != nullptr) values *= const_array_map(factor, count);
-}
-
-std::int64_t windows_of(std::int64_t tokens, std::int64_t window_length) {
-  if (window_length < 1 || tokens % window_length != 0)
-    throw std::invalid_argument("forward: " + std::to_string(tokens) +
-                                " tokens are not whole windows of " +
-                                std::to_string(window_length));
-  return tokens / window_length;
-}
-
-// How the windows of a pass are grouped, and how many groups are worked on at once.
-struct group_size {
-  std::int64_t windows = 1;
-  std::int64_t at_a_time = 1;
-};
-
 // Floats of the buffers a token.
 std::int64_t row_floats(const model_config& config) {
   return 2 * config.hidden_size + 2 * (config.heads + config.kv_heads) * config.head_dim +
          2 * config.intermediate_size;
 }
 
-group_size choose_group(const model_config& config, std::int64_t windows,
-                        std::int64_t window_length, std::int64_t threads,
-                        const forward_options& options) {
-  const std::int64_t own = std::max<std::int64_t>(1, options.private_tokens / window_length);
-  const auto bytes =
-      static_cast<std::uint64_t>(own * window_length * row_floats(config)) * sizeof(float);
-  const bool enough = (windows + own - 1) / own >= threads;
-  if (enough && bytes <= options.private_buffers) return {own, threads};
-  return {std::max<std::int64_t>(1, options.shared_tokens / window_length), 1};
-}
-
 } // namespace
 
 std::uint64_t forward_buffers(const model_config& config, std::int64_t window_length,
                               std::int64_t threads, const forward_options& options) {
-  const group_size group = choose_group(config, std::numeric_limits<std::int32_t>::max(),
-                                        window_length, threads, options);
-  return static_cast<std::uint64_t>(group.at_a_time * group.windows * window_length *
-                                    row_floats(config)) *
-         sizeof(float);
+  return group_buffers(row_floats(config), window_length, threads, options);
 }
 
 layer_cache make_layer_cache(const model_config& config, std::int64_t sequences,
@@ -193,10 +82,11 @@ void cpu_forward::layer(const layer_weights& weights, float* hidden, std::int64_
   const std::int64_t windows = windows_of(tokens, window_length);
   const bool rotary = config_.family != model_family::opt;
   if (rotary) rope_.reserve(window_length);
-  const group_size group = choose_group(config_, windows, window_length, thread_count(), options_);
+  const group_size group =
+      choose_group(row_floats(config_), windows, window_length, thread_count(), options_);
   const std::int64_t groups = (windows + group.windows - 1) / group.windows;
   const bool gated = !weights[projection::gate].empty();
-  const auto run_group = [&](std::int64_t index, workspace& work) {
+  const auto run_group = [&](std::int64_t index, layer_buffers& work) {
     const std::int64_t start = index * group.windows;
     run(weights, hidden + start * window_length * config_.hidden_size,
         std::min(group.windows, windows - start), window_length, 0, nullptr, work);
@@ -238,7 +128,7 @@ void cpu_forward::layer_next(const layer_weights& weights, float* hidden, std::i
 
 void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t sequences,
                       std::int64_t count, std::int64_t first, layer_cache* cache,
-                      workspace& work) const {
+                      layer_buffers& work) const {
   const std::int64_t tokens = sequences * count;
   const std::int64_t width = config_.hidden_size;
   const std::int64_t inner = config_.intermediate_size;
@@ -253,11 +143,26 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
   work.mlp_input.reserve(tokens * width);
   work.up.reserve(tokens * inner);
 
+  const auto low_rank = [&work](projection kind) {
+    return work.kept ? &work.low_rank[static_cast<std::size_t>(kind)] : nullptr;
+  };
+  const auto apply = [&](projection kind, const float_buffer& x, float_buffer& y) {
+    weights[kind].apply(x.data(), tokens, y.data(), low_rank(kind));
+  };
+  const auto keep = [&](const float* values, std::int64_t columns, float_buffer& copy) {
+    if (!work.kept) return;
+    copy.reserve(tokens * columns);
+    std::copy_n(values, tokens * columns, copy.data());
+  };
   normalise(weights.attention_norm, hidden, tokens, work.attention_input.data());
-  weights[projection::q].apply(work.attention_input.data(), tokens, work.q.data());
-  weights[projection::k].apply(work.attention_input.data(), tokens, work.k.data());
-  weights[projection::v].apply(work.attention_input.data(), tokens, work.v.data());
-  parallel_for(tokens, row_grain(q_width), [&](std::int64_t begin, std::int64_t end) {
+  apply(projection::q, work.attention_input, work.q);
+  apply(projection::k, work.attention_input, work.k);
+  apply(projection::v, work.attention_input, work.v);
+  if (config_.qk_norm) {
+    keep(work.q.data(), q_width, work.q_before);
+    keep(work.k.data(), kv_width, work.k_before);
+  }
+  parallel_for(tokens, vector_grain(q_width), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
       float* q = work.q.data() + t * q_width;
       float* k = work.k.data() + t * kv_width;
@@ -282,30 +187,30 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
     }
   });
   attend_all(sequences, count, first, cache, work);
-  weights[projection::o].apply_add(work.heads.data(), tokens, hidden);
+  weights[projection::o].apply_add(work.heads.data(), tokens, hidden, low_rank(projection::o));
+  keep(hidden, width, work.middle);
 
   normalise(weights.mlp_norm, hidden, tokens, work.mlp_input.data());
-  weights[projection::up].apply(work.mlp_input.data(), tokens, work.up.data());
+  apply(projection::up, work.mlp_input, work.up);
   const bool gated = !weights[projection::gate].empty();
   if (gated) {
     work.gate.reserve(tokens * inner);
-    weights[projection::gate].apply(work.mlp_input.data(), tokens, work.gate.data());
+    apply(projection::gate, work.mlp_input, work.gate);
   }
   // The gate, where there is one, goes through the activation and multiplies the other branch.
   float_buffer& activated = gated ? work.gate : work.up;
-  const std::int64_t blocks = (tokens * inner + aligned_floats - 1) / aligned_floats;
-  parallel_for(blocks, elementwise_grain / aligned_floats,
-               [&](std::int64_t begin, std::int64_t end) {
-                 const std::int64_t from = begin * aligned_floats;
-                 const std::int64_t to = std::min(end * aligned_floats, tokens * inner);
-                 activate(config_.activation, gated ? work.up.data() + from : nullptr,
-                          activated.data() + from, to - from);
-               });
-  weights[projection::down].apply_add(activated.data(), tokens, hidden);
+  keep(activated.data(), inner, work.inner_before);
+  for_each_aligned(tokens * inner, [&](std::int64_t at, std::int64_t elements) {
+    activate(config_.activation, gated ? work.up.data() + at : nullptr, activated.data() + at,
+             elements);
+  });
+  if (work.output)
+    weights[projection::down].apply_add(activated.data(), tokens, hidden,
+                                        low_rank(projection::down));
 }
 
 void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::int64_t first,
-                             const layer_cache* cache, workspace& work) const {
+                             const layer_cache* cache, layer_buffers& work) const {
   const std::int64_t head_dim = config_.head_dim;
   const std::int64_t q_width = config_.heads * head_dim;
   const std::int64_t kv_width = config_.kv_heads * head_dim;
@@ -340,7 +245,7 @@ void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::in
   });
 }
 
-void cpu_forward::observe(const workspace& work, bool gated, std::int64_t tokens,
+void cpu_forward::observe(const layer_buffers& work, bool gated, std::int64_t tokens,
                           const input_observer& observer) const {
   const std::int64_t q_width = config_.heads * config_.head_dim;
   observer(input_group::attention, work.attention_input.data(), tokens, config_.hidden_size);
@@ -353,11 +258,8 @@ void cpu_forward::observe(const workspace& work, bool gated, std::int64_t tokens
 void cpu_forward::normalise(const norm_weights& norm, const float* x, std::int64_t tokens,
                             float* y) const {
   const std::int64_t width = config_.hidden_size;
-  parallel_for(tokens, row_grain(width), [&](std::int64_t begin, std::int64_t end) {
-    if (norm.shift.empty())
-      rms_norm(norm.scale, config_.norm_eps, x + begin * width, end - begin, y + begin * width);
-    else
-      layer_norm(norm, config_.norm_eps, x + begin * width, end - begin, y + begin * width);
+  parallel_for(tokens, vector_grain(width), [&](std::int64_t begin, std::int64_t end) {
+    apply_norm(norm, config_.norm_eps, x + begin * width, end - begin, y + begin * width);
   });
 }
 

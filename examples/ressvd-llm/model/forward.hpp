@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -62,6 +63,29 @@ struct forward_options {
   std::int64_t shared_tokens = 2048;
 };
 
+// Buffers of one group of windows, each tokens × its width.
+struct layer_buffers {
+  float_buffer attention_input;
+  float_buffer q;
+  float_buffer k;
+  float_buffer v;
+  float_buffer heads; // their outputs side by side: the output projection's input
+  float_buffer mlp_input;
+  float_buffer gate;
+  float_buffer up;
+
+  // Whether the layer's output is wanted, or only these buffers.
+  bool output = true;
+
+  // What a backward pass reads besides, written where `kept`.
+  bool kept = false;
+  float_buffer q_before; // before the norm, if there is one
+  float_buffer k_before;
+  float_buffer middle;       // the hidden state between attention and MLP
+  float_buffer inner_before; // gate, or up without one, before the activation
+  std::array<float_buffer, projection_count> low_rank; // Vx or Zx of factored matrices
+};
+
 // The forward pass in float32 on the CPU, on the program's threads. One object is used by one
 // thread at a time.
 class cpu_forward final : public forward_engine {
@@ -83,30 +107,20 @@ class cpu_forward final : public forward_engine {
                   std::int64_t first, layer_cache& cache);
 
  private:
-  // Buffers of one group of windows, each tokens × its width.
-  struct workspace {
-    float_buffer attention_input;
-    float_buffer q;
-    float_buffer k;
-    float_buffer v;
-    float_buffer heads; // their outputs side by side: the output projection's input
-    float_buffer mlp_input;
-    float_buffer gate;
-    float_buffer up;
-  };
+  friend class cpu_backward; // runs the groups of a layer again, and turns positions back
 
   void run(const layer_weights& weights, float* hidden, std::int64_t sequences, std::int64_t count,
-           std::int64_t first, layer_cache* cache, workspace& work) const;
+           std::int64_t first, layer_cache* cache, layer_buffers& work) const;
   void attend_all(std::int64_t sequences, std::int64_t count, std::int64_t first,
-                  const layer_cache* cache, workspace& work) const;
-  void observe(const workspace& work, bool gated, std::int64_t tokens,
+                  const layer_cache* cache, layer_buffers& work) const;
+  void observe(const layer_buffers& work, bool gated, std::int64_t tokens,
                const input_observer& observer) const;
   void normalise(const norm_weights& norm, const float* x, std::int64_t tokens, float* y) const;
 
   model_config config_;
   forward_options options_;
   rope_table rope_;
-  std::vector<workspace> workspaces_;
+  std::vector<layer_buffers> workspaces_;
 };
 
 // Bytes of the buffers that a pass over windows of this length takes with `threads` threads.

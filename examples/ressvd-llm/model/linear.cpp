@@ -8,7 +8,6 @@
 
 #include <Eigen/Core>
 
-#include "model/buffer.hpp"
 #include "model/parallel.hpp"
 
 namespace ressvd_llm {
@@ -29,29 +28,71 @@ constexpr std::int64_t min_tokens_per_thread = 64;
 // A product smaller than this is not worth waking a thread.
 constexpr std::int64_t min_flops_per_thread = 200'000;
 
+// Calls block(first token, tokens, first column, columns) for pieces of a product of this many
+// flops, tokens × columns, as the constants above want them shared.
+template <class Block>
+void share_product(std::int64_t tokens, std::int64_t columns, std::int64_t flops,
+                   const Block& block) {
+  const auto grain = [&](std::int64_t least, std::int64_t count) {
+    const std::int64_t flops_each = flops / std::max<std::int64_t>(count, 1);
+    return std::max(least, min_flops_per_thread / std::max<std::int64_t>(flops_each, 1));
+  };
+  if (tokens >= min_tokens_per_thread * thread_count()) {
+    parallel_for(
+        tokens, grain(min_tokens_per_thread, tokens),
+        [&](std::int64_t first, std::int64_t last) { block(first, last - first, 0, columns); });
+  } else {
+    parallel_for(columns, grain(16, columns), [&](std::int64_t first, std::int64_t last) {
+      block(0, tokens, first, last - first);
+    });
+  }
+}
+
 // y (tokens × rows, leading dimension ldy) += x·Wᵀ.
 void multiply_add(const float* x, std::int64_t tokens, std::int64_t in, const float* w,
                   std::int64_t rows, float* y, std::int64_t ldy) {
-  const auto block = [&](std::int64_t token, std::int64_t token_count, std::int64_t row,
-                         std::int64_t row_count) {
-    const const_map xs(x + token * in, token_count, in, Eigen::OuterStride<>(in));
-    const const_map ws(w + row * in, row_count, in, Eigen::OuterStride<>(in));
-    map ys(y + token * ldy + row, token_count, row_count, Eigen::OuterStride<>(ldy));
-    ys.noalias() += xs * ws.transpose();
-  };
-  const std::int64_t flops_per_token = 2 * in * rows;
-  if (tokens >= min_tokens_per_thread * thread_count()) {
-    const std::int64_t grain = std::max(
-        min_tokens_per_thread, min_flops_per_thread / std::max<std::int64_t>(flops_per_token, 1));
-    parallel_for(tokens, grain, [&](std::int64_t first, std::int64_t last) {
-      block(first, last - first, 0, rows);
-    });
-  } else {
-    const std::int64_t flops_per_row = 2 * in * tokens;
-    parallel_for(
-        rows,
-        std::max<std::int64_t>(16, min_flops_per_thread / std::max<std::int64_t>(flops_per_row, 1)),
-        [&](std::int64_t first, std::int64_t last) { block(0, tokens, first, last - first); });
+  share_product(
+      tokens, rows, 2 * tokens * in * rows,
+      [&](std::int64_t token, std::int64_t token_count, std::int64_t row, std::int64_t row_count) {
+        const const_map xs(x + token * in, token_count, in, Eigen::OuterStride<>(in));
+        const const_map ws(w + row * in, row_count, in, Eigen::OuterStride<>(in));
+        map ys(y + token * ldy + row, token_count, row_count, Eigen::OuterStride<>(ldy));
+        ys.noalias() += xs * ws.transpose();
+      });
+}
+
+// x (tokens × in) += g·W for g (tokens × rows, leading dimension ldg).
+void multiply_add_back(const float* g, std::int64_t ldg, std::int64_t tokens, std::int64_t in,
+                       const float* w, std::int64_t rows, float* x) {
+  share_product(tokens, in, 2 * tokens * in * rows,
+                [&](std::int64_t token, std::int64_t token_count, std::int64_t column,
+                    std::int64_t column_count) {
+                  const const_map gs(g + token * ldg, token_count, rows, Eigen::OuterStride<>(ldg));
+                  const const_map ws(w + column, rows, column_count, Eigen::OuterStride<>(in));
+                  map xs(x + token * in + column, token_count, column_count,
+                         Eigen::OuterStride<>(in));
+                  xs.noalias() += gs * ws;
+                });
+}
+
+// Calls body(rows of W as float32, first row, number of rows) for all of W: at once where they lie
+// in memory, else in panels.
+template <class Body>
+void for_each_panel(const weight_matrix& w, const Body& body) {
+  if (w.in_memory()) {
+    body(w.read_rows(0, w.rows(), nullptr), 0, w.rows());
+    return;
+  }
+  const std::int64_t panel = std::clamp<std::int64_t>(panel_elements / w.cols(), 1, w.rows());
+  float_buffer scratch;
+  scratch.reserve(panel * w.cols());
+  for (std::int64_t row = 0; row < w.rows(); row += panel) {
+    const std::int64_t count = std::min(panel, w.rows() - row);
+    parallel_for(count, std::max<std::int64_t>(1, 65'536 / w.cols()),
+                 [&](std::int64_t first, std::int64_t last) {
+                   w.read_rows(row + first, last - first, scratch.data() + first * w.cols());
+                 });
+    body(scratch.data(), row, count);
   }
 }
 
@@ -74,8 +115,8 @@ void multiply(const float* x, std::int64_t tokens, const weight_matrix& w, float
 
 // y = Wx + b, or y += Wx + b; row by row of y, which is in the cache then while its elements are
 // reached out of order.
-void apply_pivoted(const linear& l, const float* x, std::int64_t tokens, float* y, bool added) {
-  float_buffer own;
+void apply_pivoted(const linear& l, const float* x, std::int64_t tokens, float* y, bool added,
+                   float_buffer& own) {
   float_buffer others;
   multiply(x, tokens, l.z, own);
   multiply(own.data(), tokens, l.c, others);
@@ -140,21 +181,28 @@ std::vector<float> weight_matrix::values() const {
 }
 
 void multiply_add(const float* x, std::int64_t tokens, const weight_matrix& w, float* y) {
-  if (w.in_memory()) {
-    multiply_add(x, tokens, w.cols(), w.read_rows(0, w.rows(), nullptr), w.rows(), y, w.rows());
-    return;
-  }
-  const std::int64_t panel = std::clamp<std::int64_t>(panel_elements / w.cols(), 1, w.rows());
-  float_buffer scratch;
-  scratch.reserve(panel * w.cols());
-  for (std::int64_t row = 0; row < w.rows(); row += panel) {
-    const std::int64_t count = std::min(panel, w.rows() - row);
-    parallel_for(count, std::max<std::int64_t>(1, 65'536 / w.cols()),
-                 [&](std::int64_t first, std::int64_t last) {
-                   w.read_rows(row + first, last - first, scratch.data() + first * w.cols());
-                 });
-    multiply_add(x, tokens, w.cols(), scratch.data(), count, y + row, w.rows());
-  }
+  for_each_panel(w, [&](const float* rows, std::int64_t first, std::int64_t count) {
+    multiply_add(x, tokens, w.cols(), rows, count, y + first, w.rows());
+  });
+}
+
+void multiply_add_back(const float* g, std::int64_t tokens, const weight_matrix& w, float* x) {
+  for_each_panel(w, [&](const float* rows, std::int64_t first, std::int64_t count) {
+    multiply_add_back(g + first, w.rows(), tokens, w.cols(), rows, count, x);
+  });
+}
+
+void add_outer_products(const float* g, std::int64_t out, const float* x, std::int64_t in,
+                        std::int64_t tokens, float* sum) {
+  share_product(out, in, 2 * tokens * in * out,
+                [&](std::int64_t row, std::int64_t row_count, std::int64_t column,
+                    std::int64_t column_count) {
+                  const const_map gs(g + row, tokens, row_count, Eigen::OuterStride<>(out));
+                  const const_map xs(x + column, tokens, column_count, Eigen::OuterStride<>(in));
+                  map sums(sum + row * in + column, row_count, column_count,
+                           Eigen::OuterStride<>(in));
+                  sums.noalias() += gs.transpose() * xs;
+                });
 }
 
 std::int64_t linear::out() const {
@@ -174,14 +222,17 @@ std::int64_t linear::parameters() const {
   return sum;
 }
 
-void linear::apply(const float* x, std::int64_t tokens, float* y) const {
-  if (pivoted()) return apply_pivoted(*this, x, tokens, y, false);
+void linear::apply(const float* x, std::int64_t tokens, float* y, float_buffer* inner) const {
+  float_buffer own;
+  if (pivoted()) return apply_pivoted(*this, x, tokens, y, false, inner != nullptr ? *inner : own);
   std::fill(y, y + tokens * out(), 0.0f);
-  apply_add(x, tokens, y);
+  apply_add(x, tokens, y, inner);
 }
 
-void linear::apply_add(const float* x, std::int64_t tokens, float* y) const {
-  if (pivoted()) return apply_pivoted(*this, x, tokens, y, true);
+void linear::apply_add(const float* x, std::int64_t tokens, float* y, float_buffer* inner) const {
+  float_buffer own;
+  float_buffer& kept = inner != nullptr ? *inner : own;
+  if (pivoted()) return apply_pivoted(*this, x, tokens, y, true, kept);
   if (!bias.empty())
     map(y, tokens, out(), Eigen::OuterStride<>(out())).rowwise() +=
         Eigen::Map<const Eigen::RowVectorXf>(bias.data(), out());
@@ -189,9 +240,42 @@ void linear::apply_add(const float* x, std::int64_t tokens, float* y) const {
     multiply_add(x, tokens, dense, y);
     return;
   }
-  float_buffer inner;
-  multiply(x, tokens, v, inner);
-  multiply_add(inner.data(), tokens, u, y);
+  multiply(x, tokens, v, kept);
+  multiply_add(kept.data(), tokens, u, y);
+}
+
+void linear::gather(const float* g, std::int64_t tokens, float* own, float* others) const {
+  const std::int64_t r = rank();
+  const std::int64_t width = out();
+  const std::int64_t grain = std::max<std::int64_t>(1, 65'536 / width);
+  parallel_for(tokens, grain, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t token = first; token < last; ++token) {
+      const float* const from = g + token * width;
+      for (std::int64_t i = 0; i < width; ++i) {
+        const float value = from[order[static_cast<std::size_t>(i)]];
+        (i < r ? own[token * r + i] : others[token * (width - r) + i - r]) = value;
+      }
+    }
+  });
+}
+
+void linear::apply_back_add(const float* g, std::int64_t tokens, float* x,
+                            float_buffer& inner) const {
+  if (!factored()) {
+    if (x != nullptr) multiply_add_back(g, tokens, dense, x);
+    return;
+  }
+  inner.reserve(tokens * rank());
+  if (pivoted()) {
+    float_buffer others;
+    others.reserve(tokens * c.rows());
+    gather(g, tokens, inner.data(), others.data());
+    multiply_add_back(others.data(), tokens, c, inner.data());
+  } else {
+    std::fill_n(inner.data(), tokens * rank(), 0.0f);
+    multiply_add_back(g, tokens, u, inner.data());
+  }
+  if (x != nullptr) multiply_add_back(inner.data(), tokens, pivoted() ? z : v, x);
 }
 
 linear make_linear(weight_matrix dense, std::vector<float> bias) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "io/tensor.hpp"
+#include "model/buffer.hpp"
 
 namespace ressvd_llm {
 
@@ -45,6 +46,15 @@ class weight_matrix {
 // 2·tokens·in·out flops, shared among threads.
 void multiply_add(const float* x, std::int64_t tokens, const weight_matrix& w, float* y);
 
+// x += g·W for g (tokens × out), x (tokens × in): the gradient at a product's input from the one at
+// its output. Cost and threads as above.
+void multiply_add_back(const float* g, std::int64_t tokens, const weight_matrix& w, float* x);
+
+// sum += gᵀ·x for g (tokens × out), x (tokens × in), sum (out × in): the gradient of a matrix from
+// those at the outputs of its product. Cost and threads as above.
+void add_outer_products(const float* g, std::int64_t out, const float* x, std::int64_t in,
+                        std::int64_t tokens, float* sum);
+
 // A linear layer y = Wx + b. W is dense (out × in), or factored:
 //   a pair   W = U·V, U (out × rank) and V (rank × in)
 //   pivoted  W = P·[Z; C·Z], Z (rank × in) and C (out − rank × rank): row i of [Z; C·Z] is row
@@ -68,10 +78,19 @@ struct linear {
   // Elements of the matrices and the bias; the order does not count.
   std::int64_t parameters() const;
 
-  // y = Wx + b for every token: x (tokens × in), y (tokens × out), row-major, apart from x.
-  void apply(const float* x, std::int64_t tokens, float* y) const;
+  // y = Wx + b for every token: x (tokens × in), y (tokens × out), row-major, apart from x. `inner`
+  // keeps Vx or Zx of a factored matrix (tokens × rank), if given.
+  void apply(const float* x, std::int64_t tokens, float* y, float_buffer* inner = nullptr) const;
   // y += Wx + b.
-  void apply_add(const float* x, std::int64_t tokens, float* y) const;
+  void apply_add(const float* x, std::int64_t tokens, float* y,
+                 float_buffer* inner = nullptr) const;
+
+  // x += Wᵀg: the gradient at the input from the one at the output, g (tokens × out). `inner` gets
+  // the gradient at Vx or Zx of a factored matrix (tokens × rank); without x it gets that alone.
+  void apply_back_add(const float* g, std::int64_t tokens, float* x, float_buffer& inner) const;
+
+  // Of a pivoted matrix: the values of g (tokens × out) at the rows Z and at the rows C·Z.
+  void gather(const float* g, std::int64_t tokens, float* own, float* others) const;
 };
 
 // Throws std::invalid_argument when the parts do not fit each other or the bias, or when the order

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <array>
+#include <vector>
+
 #include "fixture.hpp"
 #include "model/attention.hpp"
 #include "support/catch.hpp"
@@ -35,20 +38,83 @@ std::vector<float> reference(const attention_head& head) {
   return out;
 }
 
+// Gradients at Q, K and V, packed, from those at the outputs: as in the definition, in float64.
+struct gradients {
+  std::vector<float> q;
+  std::vector<float> k;
+  std::vector<float> v;
+};
+
+gradients reference_back(const attention_head& head, const std::vector<float>& at_out) {
+  const std::int64_t dim = head.head_dim;
+  const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
+  const auto keys = static_cast<std::size_t>(head.first + head.queries);
+  std::vector<double> q(at_out.size()), k(keys * static_cast<std::size_t>(dim)), v(k.size());
+  for (std::int64_t i = 0; i < head.queries; ++i) {
+    const std::int64_t position = head.first + i;
+    const std::int64_t begin = head.sliding_window == 0
+                                   ? 0
+                                   : std::max<std::int64_t>(0, position - head.sliding_window + 1);
+    std::vector<double> p(keys), slope(keys);
+    const auto each = [&](const auto& body) {
+      for (std::int64_t j = begin; j <= position; ++j)
+        for (std::int64_t d = 0; d < dim; ++d)
+          body(static_cast<std::size_t>(j), static_cast<std::size_t>(j * dim + d),
+               static_cast<std::size_t>(i * dim + d),
+               static_cast<double>(head.q[i * head.q_stride + d]),
+               static_cast<double>(head.k[j * head.kv_stride + d]),
+               static_cast<double>(head.v[j * head.kv_stride + d]));
+    };
+    each([&](std::size_t j, std::size_t, std::size_t at_q, double qd, double kd, double vd) {
+      p[j] += scale * qd * kd;
+      slope[j] += static_cast<double>(at_out[at_q]) * vd;
+    });
+    double total = 0;
+    double mean = 0;
+    for (auto j = static_cast<std::size_t>(begin); j <= static_cast<std::size_t>(position); ++j) {
+      p[j] = std::exp(p[j]);
+      total += p[j];
+      mean += p[j] * slope[j];
+    }
+    for (auto j = static_cast<std::size_t>(begin); j <= static_cast<std::size_t>(position); ++j) {
+      p[j] /= total;
+      slope[j] = p[j] * (slope[j] - mean / total);
+    }
+    each([&](std::size_t j, std::size_t at_k, std::size_t at_q, double qd, double kd, double) {
+      q[at_q] += scale * slope[j] * kd;
+      k[at_k] += scale * slope[j] * qd;
+      v[at_k] += p[j] * static_cast<double>(at_out[at_q]);
+    });
+  }
+  return {{q.begin(), q.end()}, {k.begin(), k.end()}, {v.begin(), v.end()}};
+}
+
+// Rows of a strided matrix side by side.
+std::vector<float> packed_rows(const std::vector<float>& a, std::int64_t offset,
+                               std::int64_t stride, std::int64_t width) {
+  std::vector<float> result;
+  for (std::int64_t at = offset; at < std::ssize(a); at += stride)
+    result.insert(result.end(), a.begin() + at, a.begin() + at + width);
+  return result;
+}
+
 struct shape {
   std::int64_t queries;
   std::int64_t first;
   std::int64_t sliding_window;
 };
 
+// Shorter and longer than a block of queries, continued sequences, windows of all sizes.
+constexpr std::array shapes = {shape{1, 0, 0},     shape{5, 0, 0},      shape{64, 0, 0},
+                               shape{150, 0, 0},   shape{150, 0, 1},    shape{150, 0, 7},
+                               shape{150, 0, 100}, shape{150, 0, 1000}, shape{1, 90, 0},
+                               shape{1, 90, 20},   shape{70, 33, 0},    shape{70, 33, 40}};
+
 } // namespace
 
 TEST_CASE("attention over blocks equals its definition") {
   const std::int64_t head_dim = 12;
-  // Shorter and longer than a block of queries, continued sequences, windows of all sizes.
-  for (const shape s : {shape{1, 0, 0}, shape{5, 0, 0}, shape{64, 0, 0}, shape{150, 0, 0},
-                        shape{150, 0, 1}, shape{150, 0, 7}, shape{150, 0, 100}, shape{150, 0, 1000},
-                        shape{1, 90, 0}, shape{1, 90, 20}, shape{70, 33, 0}, shape{70, 33, 40}}) {
+  for (const shape s : shapes) {
     CAPTURE(s.queries, s.first, s.sliding_window);
     const std::int64_t keys = s.first + s.queries;
     // Heads lie side by side: strides exceed the head size.
@@ -72,6 +138,57 @@ TEST_CASE("attention over blocks equals its definition") {
     float_buffer scratch;
     attend(head, scratch);
     CHECK(relative_error(out, reference(head)) < rounding);
+  }
+}
+
+TEST_CASE("gradients of attention over blocks equal their definition") {
+  const std::int64_t head_dim = 12;
+  for (const shape s : shapes) {
+    CAPTURE(s.queries, s.first, s.sliding_window);
+    const std::int64_t keys = s.first + s.queries;
+    const std::vector<float> q = random_values(s.queries * 30, 1);
+    std::vector<float> k = random_values(keys * 20, 2);
+    for (float& value : k)
+      value *= 4.0f;
+    const std::vector<float> v = random_values(keys * 20, 3);
+    const attention_head head{.head_dim = head_dim,
+                              .queries = s.queries,
+                              .first = s.first,
+                              .sliding_window = s.sliding_window,
+                              .q = q.data() + 3,
+                              .q_stride = 30,
+                              .k = k.data() + 5,
+                              .v = v.data() + 5,
+                              .kv_stride = 20,
+                              .out = nullptr,
+                              .out_stride = 30};
+    // The gradient at the outputs gives way to the one at the queries; those at K and V are added.
+    std::vector<float> at_q = random_values(s.queries * 30, 4);
+    const std::vector<float> at_out = at_q;
+    std::vector<float> at_k(k.size(), 0.0f);
+    std::vector<float> at_v(v.size(), 1.0f);
+    float_buffer scratch;
+    attend_back(
+        head,
+        {.out = at_q.data() + 3, .q = at_q.data() + 3, .k = at_k.data() + 5, .v = at_v.data() + 5},
+        scratch);
+    const gradients expected = reference_back(head, packed_rows(at_out, 3, 30, head_dim));
+    std::vector<float> v_sums = expected.v;
+    for (float& value : v_sums)
+      value += 1.0f;
+    CHECK(relative_error(packed_rows(at_v, 5, 20, head_dim), v_sums) < rounding);
+    // One visible key has all the weight, wherever it is: no slope but rounding.
+    const bool flat = s.sliding_window == 1 || keys == 1;
+    if (flat) {
+      for (const float value : packed_rows(at_q, 3, 30, head_dim))
+        CHECK(std::abs(value) < 1e-5f);
+    } else {
+      CHECK(relative_error(packed_rows(at_q, 3, 30, head_dim), expected.q) < rounding);
+      CHECK(relative_error(packed_rows(at_k, 5, 20, head_dim), expected.k) < rounding);
+    }
+    // Nothing is written between the rows.
+    CHECK(packed_rows(at_k, 0, 20, 5) == std::vector<float>(static_cast<std::size_t>(keys * 5)));
+    CHECK(packed_rows(at_q, 15, 30, 15) == packed_rows(at_out, 15, 30, 15));
   }
 }
 
@@ -124,6 +241,10 @@ TEST_CASE("rotations keep lengths and depend on distance only") {
     for (std::size_t i = 0; i < q.size(); ++i)
       unrotated += static_cast<double>(q[i]) * static_cast<double>(k[i]);
     // Angles up to 200 are rounded to float32: about 1e-5 absolute.
+    std::vector<float> turned = q;
+    table.rotate(turned.data(), 1, 150);
+    table.rotate_back(turned.data(), 1, 150);
+    CHECK(relative_error(turned, q) < 1e-6);
     CHECK_THAT(product(0, 0), WithinAbs(unrotated, 1e-6));
     CHECK_THAT(product(150, 150), WithinAbs(unrotated, 1e-5));
     CHECK_THAT(product(180, 170), WithinAbs(product(15, 5), 2e-4));
