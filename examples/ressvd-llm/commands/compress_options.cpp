@@ -30,7 +30,15 @@ constexpr std::array presets{
     preset{"svd-llm", "svd-llm", allocation::uniform, false, "as in arXiv 2403.07378 with --form pair"}};
 
 bool retruncates(const compress_options& o) {
-  return o.method == "svd-llm" || o.method == "tempered";
+  return o.method == "svd-llm" || o.method == "tempered" || o.method == "kfac-svd";
+}
+
+bool by_kfac(const compress_line& line) {
+  return line.options.method == "kfac-svd";
+}
+
+bool takes_gradients(const compress_line& line) {
+  return needs_curvature(line.options);
 }
 
 bool searches_layers(const compress_options& o) {
@@ -62,11 +70,23 @@ constexpr std::array rules{
                 [](const compress_line& l) { return l.options.method == "tempered"; }},
     option_rule{"--fisher", "--method fwsvd",
                 [](const compress_line& l) { return l.options.method == "fwsvd"; }},
+    option_rule{"--input-power", "--method kfac-svd", by_kfac},
+    option_rule{"--output-power", "--method kfac-svd", by_kfac},
+    option_rule{"--curvature-ridge", "--method kfac-svd or --allocation fisher",
+                [](const compress_line& l) {
+                  return by_kfac(l) || l.options.allocation == allocation::fisher;
+                }},
+    option_rule{"--gradients", "--method kfac-svd or fwsvd, or --allocation fisher",
+                takes_gradients},
+    option_rule{"--labels", "--method kfac-svd or fwsvd, or --allocation fisher",
+                [](const compress_line& l) { return samples_of_curvature(l.options) > 0; }},
+    option_rule{"--curvature-samples", "--method kfac-svd or fwsvd, or --allocation fisher",
+                [](const compress_line& l) { return samples_of_curvature(l.options) > 0; }},
     option_rule{"--iterations", "--method adasvd",
                 [](const compress_line& l) { return l.options.method == "adasvd"; }},
     option_rule{"--update", "every method but adasvd, which always updates",
                 [](const compress_line& l) { return l.options.method != "adasvd"; }},
-    option_rule{"--retruncate", "--method svd-llm or tempered",
+    option_rule{"--retruncate", "--method svd-llm, tempered or kfac-svd",
                 [](const compress_line& l) { return retruncates(l.options); }},
     option_rule{"--update-target", "--update, --retruncate or --method adasvd",
                 [](const compress_line& l) { return refits(l.options); }},
@@ -79,8 +99,10 @@ constexpr std::array rules{
                 }},
     option_rule{"--step", "--last-layers auto",
                 [](const compress_line& l) { return searches_layers(l.options); }},
-    option_rule{"--search-samples", "--last-layers auto",
-                [](const compress_line& l) { return searches_layers(l.options); }},
+    option_rule{"--search-samples", "--last-layers auto or --allocation fisher",
+                [](const compress_line& l) {
+                  return searches_layers(l.options) || l.options.allocation == allocation::fisher;
+                }},
     option_rule{
         "--minimum-retention", "--allocation importance",
         [](const compress_line& l) { return l.options.allocation == allocation::importance; }},
@@ -172,20 +194,22 @@ void add_choices_of_method(CLI::App& command, compress_line& line) {
   };
   command
       .add_option("--method", o.method,
-                  "svd, fwsvd, asvd, svd-llm, adasvd, ressvd or tempered (default: the preset's)")
+                  "svd, fwsvd, asvd, svd-llm, adasvd, ressvd, tempered or kfac-svd (default: the "
+                  "preset's)")
       ->check(CLI::Validator(known, ""))
       ->group(group);
   add_choice(command, "--allocation", line.allocation,
              {{"uniform", allocation::uniform},
               {"last-layers", allocation::last_layers},
               {"importance", allocation::importance},
-              {"sensitivity", allocation::sensitivity}},
+              {"sensitivity", allocation::sensitivity},
+              {"fisher", allocation::fisher}},
              "How the ratio is spread (default: the preset's; where only a method is named "
              "last-layers, for adasvd importance)")
       ->group(group);
   command
       .add_flag("--retruncate", o.retruncate,
-                "svd-llm, tempered: truncate each matrix anew, fitted to the inputs that the "
+                "svd-llm, tempered, kfac-svd: truncate each matrix anew, fitted to the inputs that the "
                 "compressed layers before it produce")
       ->group(group);
   command
@@ -212,7 +236,9 @@ void add_details(CLI::App& command, compress_line& line) {
       ->check(whole_number(1))
       ->capture_default_str()
       ->group(group);
-  command.add_option("--search-samples", o.search_samples, "last-layers auto: samples that judge")
+  command
+      .add_option("--search-samples", o.search_samples,
+                  "last-layers auto, fisher: samples that judge")
       ->check(whole_number(1))
       ->capture_default_str()
       ->group(group);
@@ -242,6 +268,20 @@ void add_details(CLI::App& command, compress_line& line) {
   command.add_option("--power", line.power, "tempered: power of the Gram, auto or in [0, 1]")
       ->capture_default_str()
       ->group(group);
+  command.add_option("--input-power", o.input_power, "kfac-svd: power of the inputs' Gram")
+      ->check(number(0, 1))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--output-power", o.output_power, "kfac-svd: power of the curvature")
+      ->check(number(0, 1))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--curvature-ridge", o.curvature_ridge,
+                  "kfac-svd, fisher: added to the curvature, over the mean of its diagonal")
+      ->check(number(0))
+      ->capture_default_str()
+      ->group(group);
   command
       .add_option("--beta", o.beta,
                   "ressvd: residual rank, as a share of the break-even rank mn/(m+n)")
@@ -255,7 +295,10 @@ void add_details(CLI::App& command, compress_line& line) {
       ->check(whole_number(0, 1000))
       ->capture_default_str()
       ->group(group);
-  command.add_option("--fisher", o.fisher, "fwsvd: safetensors file of mean squared gradients")
+  command
+      .add_option("--fisher", o.fisher,
+                  "fwsvd: safetensors file of mean squared gradients, in place of those of the "
+                  "samples")
       ->group(group);
   command
       .add_option("--update-target", o.update_target,
@@ -289,12 +332,27 @@ void add_samples(CLI::App& command, compress_line& line) {
       ->check(whole_number(2))
       ->capture_default_str()
       ->group(group);
+  command
+      .add_option("--curvature-samples", o.curvature_samples,
+                  "kfac-svd, fwsvd, fisher: samples that pass backwards (default: all of "
+                  "--samples)")
+      ->check(whole_number(1))
+      ->group(group);
+  add_choice(command, "--labels", o.text_labels, {{"drawn", false}, {"text", true}},
+             "kfac-svd, fwsvd, fisher: drawn from the model's own distribution (default), or the "
+             "samples' next tokens")
+      ->group(group);
   command.add_option("--heldout-samples", o.heldout_samples, "Samples kept for the evaluation")
       ->check(whole_number(0))
       ->capture_default_str()
       ->group(group);
   command.add_option("--seed", o.seed, "Of samples and random windows")
       ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--gradients", o.gradients,
+                  "Safetensors file of the gradients' sums at the matrices' outputs, in place of "
+                  "those of calibration samples")
       ->group(group);
   command
       .add_option("--grams", o.grams,

@@ -13,6 +13,7 @@
 
 #include <ressvd/version.hpp>
 
+#include "compress/curvature.hpp"
 #include "compress/disk_estimate.hpp"
 #include "compress/factored_model.hpp"
 #include "compress/gram_file.hpp"
@@ -64,9 +65,6 @@ void check(const compress_options& options, const language_model& model) {
   (void)method_of(options); // throws for a name that no method has
   if (model.config().compressed && model.config().compressed->format == "factored") {
     refuse(options.model.string() + ": is a factored checkpoint already");
-  }
-  if (options.method == "fwsvd" && options.fisher.empty()) {
-    refuse("fwsvd needs the mean squared gradients of the model's matrices: --fisher FILE");
   }
   if (options.samples < 1 || options.seqlen < 2) {
     refuse("calibration needs at least 1 sample of 2 tokens, not " +
@@ -191,6 +189,11 @@ void print_size(const char* what, std::uint64_t bytes) {
   std::fprintf(stderr, "%s: %.0f MiB\n", what, static_cast<double>(bytes) / mebi);
 }
 
+label_options labels_of(const compress_options& options) {
+  return {.source = options.text_labels ? label_source::next_token : label_source::drawn,
+          .seed = options.seed};
+}
+
 struct run_plan {
   double ratio = 0;      // of the layers' matrices, asked for
   double kept_share = 1; // of them, at most
@@ -251,8 +254,15 @@ sample_set write_output(checkpoint_writer& writer, const language_model& model,
     clock.finish("power search");
   }
   if (options.method == "tempered") report.power = chosen.power;
+  const curvature_store curvature(writer.scratch());
+  if (needs_curvature(options)) {
+    gather_curvature(passes, *engine, samples.calibration.first(samples_of_curvature(options)),
+                     labels_of(options), curvature);
+    clock.finish("gradients");
+  }
   const factored_model factored =
-      factor_model(passes, *engine, chosen, samples.calibration, plan.wanted, writer.scratch());
+      factor_model(passes, *engine, chosen, samples.calibration, plan.wanted, writer.scratch(),
+                   needs_curvature(options) ? &curvature : nullptr);
   clock.finish("factoring");
 
   rank_selection selection =

@@ -31,6 +31,7 @@ ordered_json to_json(const matrix_report& matrix) {
   j["intermediate_rank"] = f.intermediate_rank;
   if (f.weight_loss) j["weight_loss"] = to_json(*f.weight_loss);
   if (f.activation_loss) j["activation_loss"] = to_json(*f.activation_loss);
+  if (f.curvature_loss) j["curvature_loss"] = *f.curvature_loss;
   if (f.whitening) {
     const whitening_summary& w = *f.whitening;
     j["whitening"] = {{"path", w.path},
@@ -51,6 +52,7 @@ matrix_report read_matrix(const json& j) {
   f.intermediate_rank = j.value("intermediate_rank", f.rank);
   f.weight_loss = read_loss(j, "weight_loss");
   f.activation_loss = read_loss(j, "activation_loss");
+  if (j.contains("curvature_loss")) f.curvature_loss = j["curvature_loss"].get<double>();
   // Earlier versions wrote an empty path where nothing was whitened.
   if (j.contains("whitening") && j["whitening"].at("path") != "") {
     const json& w = j["whitening"];

@@ -39,9 +39,9 @@ struct probing_round {
 
 // How all probes together predict the loss of the ranks chosen.
 struct loss_prediction {
-  double predicted = 0; // by the sensitivities' additive model
+  double predicted = 0; // by the additive model of sensitivities or of the curvature
   double bound = 0;     // below which no ranks within the budget can bring it
-  double measured = 0;  // mean KL of the logits on the probe samples at these ranks
+  double measured = 0;  // mean KL of the logits on the probe or search samples at these ranks
 };
 
 // How the ranks were chosen; each allocation fills its own part.
@@ -50,7 +50,7 @@ struct allocation_report {
   std::vector<last_layers_trial> search;
   std::vector<double> layer_ratios; // by importances
   std::vector<probe_report> probes;
-  std::optional<loss_prediction> loss; // where there are probes
+  std::optional<loss_prediction> loss; // by sensitivity and fisher
   std::vector<probing_round> rounds;
 };
 
@@ -74,6 +74,7 @@ struct factors_report {
   // only where the Gram was still there.
   std::optional<loss_report> weight_loss;
   std::optional<loss_report> activation_loss;
+  std::optional<double> curvature_loss; // nats a token, to second order: kfac-svd
   std::optional<whitening_summary> whitening;
   std::int64_t numerical_rank = 0;
   double seconds = 0; // of its factorisation

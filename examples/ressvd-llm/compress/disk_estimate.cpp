@@ -32,7 +32,10 @@ std::uint64_t basis_bytes(const linear_module& module, const rank_list& ranks,
   if (ranks.empty()) return 0;
   // A metric of the rows alone makes a basis of the inputs' space.
   const bool rows_alone = std::holds_alternative<ressvd::methods::fwsvd>(method.chosen);
-  std::int64_t vectors = (rows_alone ? module.in : module.out) * ranks.front();
+  // Metrics of both sides make one of either.
+  const bool both = std::holds_alternative<ressvd::methods::kfac_svd>(method.chosen);
+  const std::int64_t sides = both ? module.in + module.out : rows_alone ? module.in : module.out;
+  std::int64_t vectors = sides * ranks.front();
   if (const auto residual = method.residual()) {
     for (const std::int64_t rank : ranks) {
       ressvd::residual_options plan = residual->options;
@@ -72,6 +75,8 @@ disk_estimate estimate_disk(const compress_options& options, const model_config&
     const auto modules = linear_modules(config, layer);
     for (std::size_t i = 0; i < modules.size(); ++i) {
       estimate.bases += basis_bytes(modules[i], wanted[layer][i], method);
+      if (needs_curvature(options))
+        estimate.curvature += bytes(modules[i].out * (modules[i].out + 3) / 2 + 1, 8) + description;
       removed += (1 - kept_share) * static_cast<double>(stored(modules[i].weight_name()));
       if (options.form == ressvd::factored_form::pivoted) // the order of the rows
         estimate.tensors += bytes(modules[i].out, 4);

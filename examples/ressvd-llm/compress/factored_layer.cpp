@@ -47,6 +47,9 @@ matrix_report report_of(const factored_module& m, const ressvd::rank_choice& cho
   if (!refits(options)) {
     factors.weight_loss = report_of(state.weight_loss(choice));
     factors.activation_loss = report_of(state.activation_loss(choice));
+    if (options.method == "kfac-svd")
+      factors.curvature_loss =
+          ressvd::detail::truncation_loss(m.curvature_spectrum, choice.rank).absolute;
   }
   if (state.whitening) {
     factors.whitening = whitening_summary{.path = name_of_path(state.whitening->path),

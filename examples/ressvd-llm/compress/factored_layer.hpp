@@ -18,6 +18,9 @@ namespace ressvd_llm {
 struct factored_module {
   linear_module module;
   ressvd::factored_state<float> state; // of rank 0 where no rank was wanted
+  // What is lost at rank r is Σ_{i>r} of their squares, in nats a token to second order; where the
+  // curvature is known.
+  std::vector<double> curvature_spectrum = {};
 };
 
 struct factored_layer {

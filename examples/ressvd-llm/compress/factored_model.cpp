@@ -76,7 +76,8 @@ hidden_states factored_model::run(const sample_set& samples, const model_ranks& 
 
 factored_model factor_model(model_passes& passes, factoring_engine& engine,
                             const compress_options& options, const sample_set& samples,
-                            const candidate_ranks& wanted, const std::filesystem::path& directory) {
+                            const candidate_ranks& wanted, const std::filesystem::path& directory,
+                            const curvature_store* curvature) {
   const model_config& config = passes.config();
   const ressvd::any_method method = method_of(options);
   const layer_store store(directory);
@@ -107,6 +108,7 @@ factored_model factor_model(model_passes& passes, factoring_engine& engine,
         for (const input_group group : wanted_inputs(config, layer, ranks))
           factoring->take(group, grams->read(config, layer, group));
       }
+      if (curvature != nullptr) factoring->take(curvature->load(config, layer));
       if (pass) passes.run_original(layer, hidden, samples.length, grams ? nullptr : &observer);
       factored_layer factored{.index = layer, .similarity = 0, .matrices = {}};
       factored.matrices = factoring->factor(passes.model().layer(layer), ranks);
@@ -118,7 +120,7 @@ factored_model factor_model(model_passes& passes, factoring_engine& engine,
     }
     bar.advance();
   }
-  return {passes, engine, store, method};
+  return {passes, engine, store, method, curvature};
 }
 
 } // namespace ressvd_llm

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "compress/curvature_store.hpp"
 #include "compress/factored_layer.hpp"
 #include "compress/factoring.hpp"
 #include "compress/layer_store.hpp"
@@ -22,12 +23,18 @@ namespace ressvd_llm {
 class factored_model {
  public:
   factored_model(model_passes& passes, factoring_engine& engine, layer_store store,
-                 ressvd::any_method method)
-      : passes_(passes), engine_(engine), store_(std::move(store)), method_(std::move(method)) {}
+                 ressvd::any_method method, const curvature_store* curvature)
+      : passes_(passes),
+        engine_(engine),
+        store_(std::move(store)),
+        method_(std::move(method)),
+        curvature_(curvature) {}
 
   factoring_engine& engine() const { return engine_; }
   const ressvd::any_method& method() const { return method_; }
   const layer_store& store() const { return store_; }
+  // Null where nothing asked for it.
+  const curvature_store* curvature() const { return curvature_; }
 
   // The factored layer; its summary has no matrices, and is enough for ranks, spectra and reports.
   factored_layer factored(std::int64_t layer) const;
@@ -52,13 +59,15 @@ class factored_model {
   factoring_engine& engine_;
   layer_store store_;
   ressvd::any_method method_;
+  const curvature_store* curvature_;
 };
 
 // Passes the samples through the original layers (or reads their Grams from options.grams) and
 // factors by method_of(options) what `wanted` names, except layers that lie in the directory
-// already.
+// already. `curvature`, or null, must outlive the result.
 factored_model factor_model(model_passes& passes, factoring_engine& engine,
                             const compress_options& options, const sample_set& samples,
-                            const candidate_ranks& wanted, const std::filesystem::path& directory);
+                            const candidate_ranks& wanted, const std::filesystem::path& directory,
+                            const curvature_store* curvature = nullptr);
 
 } // namespace ressvd_llm

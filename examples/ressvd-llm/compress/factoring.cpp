@@ -11,6 +11,12 @@
 
 namespace ressvd_llm {
 
+ressvd::methods::kfac_svd curvature_metric(const compress_options& options) {
+  return {.output_power = options.output_power,
+          .input_power = options.input_power,
+          .ridge = options.curvature_ridge};
+}
+
 ressvd::any_method method_of(const compress_options& options) {
   namespace methods = ressvd::methods;
   ressvd::any_method method = ressvd::method_named(options.method);
@@ -20,6 +26,7 @@ ressvd::any_method method_of(const compress_options& options) {
   if (auto* m = std::get_if<methods::ressvd>(&method.chosen)) m->beta = options.beta;
   if (auto* m = std::get_if<methods::tempered>(&method.chosen))
     m->power = options.power.value_or(1.0);
+  if (auto* m = std::get_if<methods::kfac_svd>(&method.chosen)) *m = curvature_metric(options);
   return method;
 }
 
@@ -32,8 +39,7 @@ std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& 
 #endif
   }
   using backend = ressvd::eigen_backend<float>;
-  return std::make_unique<factoring_on_backend<backend>>(backend(make_host_context()),
-                                                         options.fisher, options.form);
+  return std::make_unique<factoring_on_backend<backend>>(backend(make_host_context()), options);
 }
 
 } // namespace ressvd_llm

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "compress/compression_report.hpp"
+#include "compress/curvature_store.hpp"
 #include "compress/factored_layer.hpp"
 #include "compress/model_ranks.hpp"
 #include "compress/options.hpp"
@@ -31,6 +32,9 @@ class layer_factoring {
   // The statistics of such a group from elsewhere, in place of all observations.
   virtual void take(input_group group, const ressvd::gram_state& state) = 0;
 
+  // What gradients say of the layer's matrices, in the order of linear_modules.
+  virtual void take(std::vector<matrix_curvature> curvature) = 0;
+
   // The matrices for which some rank is wanted, factored; the others empty. The statistics of each
   // input are released as soon as its matrices are factored.
   virtual std::vector<factored_module> factor(const layer_weights& weights,
@@ -47,10 +51,11 @@ class shifted_refit {
   virtual void observe(const float* x, const float* original, std::int64_t tokens) = 0;
 
   // After all observations, the two factors in place of the original matrix: those of m updated in
-  // closed form, or the matrix truncated anew.
+  // closed form, or the matrix truncated anew (`curvature` null where no method asks for it).
   virtual linear update(const factored_module& m, const linear& original,
                         const ressvd::rank_choice& choice) = 0;
-  virtual linear truncate(const linear& original, const ressvd::rank_choice& choice) = 0;
+  virtual linear truncate(const linear& original, const matrix_curvature* curvature,
+                          const ressvd::rank_choice& choice) = 0;
 };
 
 // H = Σ g·gᵀ of the loss's gradients g at the outputs of a layer's matrices.
@@ -85,6 +90,9 @@ class factoring_engine {
 
   virtual fallback_report fallbacks() const = 0;
 };
+
+// KFAC-SVD with the options of a run.
+ressvd::methods::kfac_svd curvature_metric(const compress_options& options);
 
 // The library's method with the options of a run; without a power, tempered whitening gets 1.
 // Throws std::invalid_argument for a name that no method has.

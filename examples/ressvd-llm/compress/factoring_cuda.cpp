@@ -9,7 +9,7 @@ std::unique_ptr<factoring_engine> make_cuda_factoring_engine(const compress_opti
   using backend = ressvd::cuda_backend<float>;
   return std::make_unique<factoring_on_backend<backend>>(
       backend(ressvd::cuda_context::owning({.kernel_cache = options.kernel_cache.string()})),
-      options.fisher, options.form);
+      options);
 }
 
 } // namespace ressvd_llm

@@ -6,12 +6,13 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include <ressvd/algorithms.hpp>
@@ -24,10 +25,9 @@ namespace ressvd_llm {
 template <ressvd::backend B>
 class factoring_on_backend final : public factoring_engine {
  public:
-  // `fisher`: mean squared gradients of the matrices, under their names; may be empty.
-  factoring_on_backend(B be, const std::filesystem::path& fisher, ressvd::factored_form form)
-      : be_(std::move(be)), form_(form) {
-    if (!fisher.empty()) fisher_ = checkpoint::open_file(fisher);
+  factoring_on_backend(B be, const compress_options& options)
+      : be_(std::move(be)), options_(options) {
+    if (!options.fisher.empty()) fisher_ = checkpoint::open_file(options.fisher);
   }
 
   std::unique_ptr<layer_factoring> begin_layer(const model_config& config, std::int64_t layer,
@@ -88,6 +88,10 @@ class factoring_on_backend final : public factoring_engine {
           engine_.be_, state, {.name = name_ + std::string(name_of(group))});
     }
 
+    void take(std::vector<matrix_curvature> curvature) override {
+      curvature_ = std::move(curvature);
+    }
+
     std::vector<factored_module> factor(const layer_weights& weights,
                                         const std::vector<rank_list>& wanted) override {
       std::vector<factored_module> result;
@@ -100,16 +104,25 @@ class factoring_on_backend final : public factoring_engine {
           if (!wanted[last].empty()) readers.push_back(last);
         if (!readers.empty()) {
           auto& sums = sums_[static_cast<std::size_t>(modules_[first].group)];
+          const std::int64_t tokens = sums.value().tokens();
           ressvd::calibration<B> input(engine_.be_, std::move(sums.value()));
           sums.reset();
           input.prepare(method_);
           engine_.for_each_small(modules_, readers, [&](B& be, std::size_t i) {
             const linear_module& module = modules_[i];
-            const auto importance = engine_.row_importance(be, module);
-            auto w = weight_of(be, weights[module.kind]);
-            w.row_importance = importance.ref();
+            const matrix_curvature* known = curvature_.empty() ? nullptr : &curvature_[i];
+            const gradient_statistics gradients(engine_, be, module, known);
+            const auto w = std::make_shared<const ressvd::weight<B>>(
+                gradients.attached_to(weight_of(be, weights[module.kind])));
             ressvd::calibration<B> mine(be, input);
-            result[i].state = mine.factor(std::move(w), method_, wanted[i]).state();
+            result[i].state = mine.factor(w, method_, wanted[i]).state();
+            if (known == nullptr) return;
+            result[i].curvature_spectrum = spectrum(be, *w, mine, result[i].state.singular_values);
+            // ½·tr(H·ΔW·G·ΔWᵀ), H and G sums over tokens of their own.
+            const double unit = 1 / std::sqrt(2.0 * static_cast<double>(tokens) *
+                                              static_cast<double>(known->outputs.tokens));
+            for (double& value : result[i].curvature_spectrum)
+              value *= unit;
           });
         }
         first = last;
@@ -118,11 +131,48 @@ class factoring_on_backend final : public factoring_engine {
     }
 
    private:
+    // Powers and other methods serve the factors, not the loss.
+    std::vector<double> spectrum(B& be, const ressvd::weight<B>& w, ressvd::calibration<B>& input,
+                                 const std::vector<double>& of_method) const {
+      const auto* kfac = std::get_if<ressvd::methods::kfac_svd>(&method_.chosen);
+      if (kfac != nullptr && kfac->input_power == 1 && kfac->output_power == 1) return of_method;
+      return ressvd::curvature_spectrum(be, w, input, {.ridge = engine_.options_.curvature_ridge});
+    }
+
     factoring_on_backend& engine_;
     std::vector<linear_module> modules_;
     std::string name_;
     ressvd::any_method method_;
     std::array<std::optional<accumulator>, input_group_count> sums_;
+    std::vector<matrix_curvature> curvature_;
+  };
+
+  // What gradients say of one matrix, in the backend's memory.
+  class gradient_statistics {
+   public:
+    gradient_statistics(const factoring_on_backend& engine, B& be, const linear_module& module,
+                        const matrix_curvature* known)
+        : importance_(engine.row_importance(be, module)) {
+      if (known == nullptr) return;
+      ressvd::wide_backend<B> be64(be);
+      const auto n = static_cast<ressvd::index_t>(known->outputs.features);
+      curvature_ = be64.allocate(n, n);
+      be64.upload({known->outputs.gram.data(), n, n, n}, curvature_.ref());
+      if (!importance_.empty()) return;
+      importance_ = be64.allocate(n, 1);
+      be64.upload({known->row_importance.data(), n, 1, n}, importance_.ref());
+    }
+
+    // This object must outlive the result.
+    ressvd::weight<B> attached_to(ressvd::weight<B> w) const {
+      w.row_importance = importance_.ref();
+      w.output_curvature = curvature_.ref();
+      return w;
+    }
+
+   private:
+    ressvd::matrix<double, space> importance_;
+    ressvd::matrix<double, space> curvature_;
   };
 
   class curvature_session final : public output_curvature {
@@ -180,9 +230,14 @@ class factoring_on_backend final : public factoring_engine {
                                original);
     }
 
-    linear truncate(const linear& original, const ressvd::rank_choice& choice) override {
-      return engine_.linear_of(input_.truncate(weight_of(engine_.be_, original), method_, choice),
-                               original);
+    linear truncate(const linear& original, const matrix_curvature* curvature,
+                    const ressvd::rank_choice& choice) override {
+      B& be = engine_.be_;
+      const linear_module none{};
+      const gradient_statistics gradients(engine_, be, curvature ? curvature->module : none,
+                                          curvature);
+      const auto w = gradients.attached_to(weight_of(be, original));
+      return engine_.linear_of(input_.truncate(w, method_, choice), original);
     }
 
    private:
@@ -242,7 +297,7 @@ class factoring_on_backend final : public factoring_engine {
   // The factors as the linear layer that takes the place of `original`.
   linear linear_of(const ressvd::compressed_matrix<B>& compressed, const linear& original) {
     const auto& f = compressed.factors;
-    if (form_ == ressvd::factored_form::pivoted) {
+    if (options_.form == ressvd::factored_form::pivoted) {
       const auto pivoted = ressvd::pivot(be_, f).pair;
       return make_pivoted_linear(
           weight_matrix(pivoted.ct.cols(), pivoted.rank(), downloaded(pivoted.ct)),
@@ -268,7 +323,7 @@ class factoring_on_backend final : public factoring_engine {
   }
 
   B be_;
-  ressvd::factored_form form_;
+  compress_options options_;
   std::optional<checkpoint> fisher_;
 };
 

@@ -115,7 +115,9 @@ void layer_store::save(const factored_layer& layer) const {
                     [&](const std::string& name, const auto& values, std::int64_t size) {
                       if (size > 0) list.push_back({name, {size}, values});
                     });
-    matrices.push_back(to_json(m.state));
+    ordered_json entry = to_json(m.state);
+    if (!m.curvature_spectrum.empty()) entry["curvature_spectrum"] = m.curvature_spectrum;
+    matrices.push_back(std::move(entry));
   }
   write_scratch(tensors(layer.index), list);
   // The summary comes last: where it stands, the layer is complete.
@@ -129,7 +131,11 @@ factored_layer layer_store::load_summary(const model_config& config, std::int64_
   factored_layer result{.index = layer, .similarity = json.at("similarity"), .matrices = {}};
   auto modules = linear_modules(config, layer);
   for (std::size_t i = 0; i < modules.size(); ++i) {
-    result.matrices.push_back({std::move(modules[i]), state_from_json(json.at("matrices").at(i))});
+    const ordered_json& entry = json.at("matrices").at(i);
+    factored_module m{std::move(modules[i]), state_from_json(entry)};
+    if (entry.contains("curvature_spectrum"))
+      m.curvature_spectrum = entry["curvature_spectrum"].get<std::vector<double>>();
+    result.matrices.push_back(std::move(m));
   }
   return result;
 }

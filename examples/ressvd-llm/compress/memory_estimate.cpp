@@ -65,6 +65,10 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
         (std::min)(static_cast<std::uint64_t>(samples + options.heldout_samples) * sequence,
                    (std::max)(sample_options{}.memory_limit, sequence));
   }
+  if (const std::int64_t windows = samples_of_curvature(options); windows > 0) {
+    estimate.curvature = estimate_curvature_memory(config, windows, window_length,
+                                                   weights_in_memory, model_parameters);
+  }
   return estimate;
 }
 

@@ -17,10 +17,12 @@ struct memory_estimate {
   std::uint64_t factoring = 0;     // of the largest matrix: copies, eigenvectors, basis
   std::uint64_t forward = 0;       // scratch of the forward pass
   std::uint64_t sampling = 0;      // keys and values while the model writes its samples
+  std::uint64_t curvature = 0;     // all that gathering it takes, weights included
 
-  // Sampling is over when the rest begins.
+  // Sampling and gradients are over when the rest begins.
   std::uint64_t total() const {
-    return weights + forward + (std::max)(sampling, hidden_states + grams + factoring);
+    return (std::max)(
+        curvature, weights + forward + (std::max)(sampling, hidden_states + grams + factoring));
   }
 };
 

@@ -80,6 +80,7 @@ std::vector<ressvd::layer_candidate> last_layer_choices(const compress_options& 
       return {{*options.last_layers, ressvd::layer_ratio(counts, ratio, *options.last_layers)}};
     case allocation::importance:
     case allocation::sensitivity:
+    case allocation::fisher:
       break;
   }
   return {};

@@ -17,6 +17,8 @@ const char* name_of(allocation a) {
       return "importance";
     case allocation::sensitivity:
       return "sensitivity";
+    case allocation::fisher:
+      return "fisher";
   }
   return "";
 }
@@ -25,8 +27,9 @@ const char* name_of(ressvd::factored_form form) {
   return form == ressvd::factored_form::pair ? "pair" : "pivoted";
 }
 
-std::int64_t samples_needed(const compress_options& o) {
-  if (o.grams.empty() || refits(o)) return o.samples;
+namespace {
+
+std::int64_t samples_beside_grams(const compress_options& o) {
   switch (o.allocation) {
     case allocation::uniform:
       break;
@@ -36,8 +39,22 @@ std::int64_t samples_needed(const compress_options& o) {
       return o.samples;
     case allocation::sensitivity:
       return (std::min)(o.samples, o.probe_samples);
+    case allocation::fisher:
+      return (std::min)(o.samples, o.search_samples);
   }
   return 0;
+}
+
+} // namespace
+
+std::int64_t samples_of_curvature(const compress_options& o) {
+  if (!needs_curvature(o) || !o.gradients.empty()) return 0;
+  return (std::min)(o.samples, o.curvature_samples.value_or(o.samples));
+}
+
+std::int64_t samples_needed(const compress_options& o) {
+  if (o.grams.empty() || refits(o)) return o.samples;
+  return (std::max)(samples_beside_grams(o), samples_of_curvature(o));
 }
 
 std::string fingerprint(const compress_options& o) {
@@ -71,6 +88,16 @@ std::string fingerprint(const compress_options& o) {
   // What is not given is not there.
   if (o.last_layers) fields["last_layers"] = *o.last_layers;
   if (o.power) fields["power"] = *o.power;
+  if (o.method == "kfac-svd") {
+    fields["input_power"] = o.input_power;
+    fields["output_power"] = o.output_power;
+  }
+  if (needs_curvature(o)) {
+    fields["curvature_ridge"] = o.curvature_ridge;
+    fields["labels"] = o.text_labels ? "text" : "drawn";
+    if (o.curvature_samples) fields["curvature_samples"] = *o.curvature_samples;
+    if (!o.gradients.empty()) fields["gradients"] = o.gradients.string();
+  }
   if (o.minimum_retention) fields["minimum_retention"] = *o.minimum_retention;
   if (o.type) fields["type"] = std::string(name_of(*o.type));
   if (!o.fisher.empty()) fields["fisher"] = o.fisher.string();

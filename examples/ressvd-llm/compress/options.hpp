@@ -17,7 +17,8 @@ enum class allocation {
   uniform,     // every matrix alike
   last_layers, // the last k layers alike, the others intact
   importance,  // a ratio per layer from the similarity of its input and output (AdaSVD)
-  sensitivity  // a rank per matrix from probes of the model
+  sensitivity, // a rank per matrix from probes of the model
+  fisher       // a rank per matrix from the curvature of the loss
 };
 
 enum class output_format { factored, dense };
@@ -39,8 +40,14 @@ struct compress_options {
   double beta = 0.05;                      // ressvd
   double asvd_alpha = 0.5;
   std::optional<double> power;  // tempered; absent: chosen on held-out samples
+  double input_power = 1;       // kfac-svd: of the inputs' Gram
+  double output_power = 1;      // kfac-svd: of the curvature
+  double curvature_ridge = 0.01; // of the curvature, over the mean of its diagonal
   std::filesystem::path fisher; // fwsvd
   std::filesystem::path grams;  // of the matrices' inputs, in place of those of the samples
+  std::filesystem::path gradients; // the curvature, in place of that of the samples
+  bool text_labels = false; // curvature: the samples' own next tokens in place of drawn ones
+  std::optional<std::int64_t> curvature_samples; // absent: all calibration samples
   bool update = false;          // closed-form update from the inputs the compressed prefix makes
   bool retruncate = false;      // each matrix truncated anew, fitted to those inputs
   // 0: outputs for those inputs, 1: the original outputs; between: a mix. Absent: 0 for the update,
@@ -79,6 +86,12 @@ inline bool refits(const compress_options& o) {
   return o.update || o.retruncate || o.method == "adasvd";
 }
 
+// The loss's gradients at the matrices' outputs are asked for.
+inline bool needs_curvature(const compress_options& o) {
+  return o.method == "kfac-svd" || o.allocation == allocation::fisher ||
+         (o.method == "fwsvd" && o.fisher.empty());
+}
+
 inline double target_mix(const compress_options& o) {
   return o.update_target.value_or(o.retruncate ? 0.5 : 0.0);
 }
@@ -86,6 +99,8 @@ inline double target_mix(const compress_options& o) {
 // How many calibration samples pass through the model. If Grams come from a file, these are the
 // samples that the choice of ranks and the fits ask for.
 std::int64_t samples_needed(const compress_options& options);
+// How many of them pass backwards.
+std::int64_t samples_of_curvature(const compress_options& options);
 
 // All options that the output's bytes depend on, as one line of JSON; those not given are absent.
 std::string fingerprint(const compress_options& options);

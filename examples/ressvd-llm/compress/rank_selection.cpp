@@ -7,6 +7,7 @@
 
 #include <ressvd/layer_ratio/importance.hpp>
 
+#include "compress/fisher_allocation.hpp"
 #include "compress/sensitivity.hpp"
 #include "ui/progress.hpp"
 
@@ -84,6 +85,9 @@ rank_selection select_ranks(model_passes& passes, const factored_model& factored
       return by_importance(passes.config(), factored, options, ratio);
     case allocation::sensitivity:
       return select_by_sensitivity(passes, factored, options, ratio, samples, kept);
+    case allocation::fisher:
+      return select_by_fisher(passes, factored, options, ratio,
+                              samples.calibration.first(options.search_samples), kept);
   }
   return search_last_layers(passes, factored, options, candidates,
                             samples.calibration.first(options.search_samples), kept);

@@ -62,6 +62,9 @@ layer_weights sequential_refit::next(const layer_ranks& ranks) {
   if (!std::ranges::all_of(ranks, &ressvd::rank_choice::dense)) {
     matrices = factored_.factored(layer_).matrices;
   }
+  std::vector<matrix_curvature> curvature;
+  if (options_.retruncate && factored_.curvature() != nullptr && !matrices.empty())
+    curvature = factored_.curvature()->load(passes_.config(), layer_);
   std::unique_ptr<shifted_refit> refit;
   for (std::size_t i = 0; i < matrices.size(); ++i) {
     const linear_module& module = matrices[i].module;
@@ -77,7 +80,8 @@ layer_weights sequential_refit::next(const layer_ranks& ranks) {
       observe(*refit, weights, module.group);
     }
     linear& l = weights[module.kind];
-    l = options_.retruncate ? refit->truncate(l, ranks[i])
+    const matrix_curvature* known = curvature.empty() ? nullptr : &curvature[i];
+    l = options_.retruncate ? refit->truncate(l, known, ranks[i])
                             : refit->update(matrices[i], l, ranks[i]);
   }
   skip(weights);
