@@ -334,8 +334,8 @@ void add_samples(CLI::App& command, compress_line& line) {
       ->group(group);
   command
       .add_option("--curvature-samples", o.curvature_samples,
-                  "kfac-svd, fwsvd, fisher: samples that pass backwards (default: all of "
-                  "--samples)")
+                  "kfac-svd, fwsvd, fisher: samples that pass backwards (default: a quarter of "
+                  "--samples, at least 32)")
       ->check(whole_number(1))
       ->group(group);
   add_choice(command, "--labels", o.text_labels, {{"drawn", false}, {"text", true}},

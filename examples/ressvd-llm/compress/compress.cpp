@@ -194,6 +194,16 @@ label_options labels_of(const compress_options& options) {
           .seed = options.seed};
 }
 
+// The file's sums beside what the run keeps, so that a resumed one does not need it.
+void keep_gradients(const compress_options& options, const model_config& config,
+                    const curvature_store& curvature) {
+  const checkpoint source = checkpoint::open_file(options.gradients);
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    if (!curvature.contains(layer))
+      curvature.save(layer, read_gradients(source, config, layer));
+  }
+}
+
 struct run_plan {
   double ratio = 0;      // of the layers' matrices, asked for
   double kept_share = 1; // of them, at most
@@ -256,8 +266,12 @@ sample_set write_output(checkpoint_writer& writer, const language_model& model,
   if (options.method == "tempered") report.power = chosen.power;
   const curvature_store curvature(writer.scratch());
   if (needs_curvature(options)) {
-    gather_curvature(passes, *engine, samples.calibration.first(samples_of_curvature(options)),
-                     labels_of(options), curvature);
+    if (options.gradients.empty()) {
+      gather_curvature(passes, *engine, samples.calibration.first(samples_of_curvature(options)),
+                       labels_of(options), curvature);
+    } else {
+      keep_gradients(options, model.config(), curvature);
+    }
     clock.finish("gradients");
   }
   const factored_model factored =

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "compress/curvature_store.hpp"
 
-#include <cmath>
 #include <string>
 
+#include "compress/gram_file.hpp"
 #include "compress/scratch_file.hpp"
 #include "io/checkpoint.hpp"
 #include "io/error.hpp"
@@ -33,7 +33,7 @@ struct names {
   explicit names(const linear_module& m)
       : gram(m.prefix + ".gradient_gram"),
         rows(m.prefix + ".row_importance"),
-        tokens(m.prefix + ".tokens") {}
+        tokens(m.prefix + ".gradient_tokens") {}
 
   std::string gram;
   std::string rows;
@@ -41,6 +41,25 @@ struct names {
 };
 
 } // namespace
+
+std::vector<matrix_curvature> read_gradients(const checkpoint& source, const model_config& config,
+                                             std::int64_t layer) {
+  std::vector<matrix_curvature> result;
+  for (const linear_module& module : linear_modules(config, layer)) {
+    const names name(module);
+    const std::int64_t n = module.out;
+    matrix_curvature m{
+        .module = module,
+        .outputs = {.features = n, .tokens = read_tokens(source, name.tokens)},
+        .row_importance = read_f64(source, name.rows, {n})};
+    m.outputs.gram = read_gram(source, name.gram, n);
+    for (const double rows : m.row_importance) {
+      if (rows < 0) throw file_error(source.path(), name.rows, "has a negative element");
+    }
+    result.push_back(std::move(m));
+  }
+  return result;
+}
 
 std::filesystem::path curvature_store::file(std::int64_t layer) const {
   return directory_ / ("curvature-" + std::to_string(layer) + ".safetensors");
@@ -73,11 +92,8 @@ std::vector<matrix_curvature> curvature_store::load(const model_config& config,
     const auto fail = [&](const std::string& tensor, const std::string& what) {
       throw file_error(source.path(), tensor, what);
     };
-    const double tokens = read_f64(source, name.tokens, {1}).front();
-    if (!(tokens >= 1 && tokens <= 0x1p53 && tokens == std::floor(tokens)))
-      fail(name.tokens, std::to_string(tokens) + " is not a number of tokens");
     matrix_curvature m{.module = module,
-                       .outputs = {.features = n, .tokens = static_cast<std::int64_t>(tokens)},
+                       .outputs = {.features = n, .tokens = read_tokens(source, name.tokens)},
                        .row_importance = read_f64(source, name.rows, {n})};
     m.outputs.gram = unpacked(read_f64(source, name.gram, {n * (n + 1) / 2}), n);
     for (std::int64_t i = 0; i < n; ++i) {

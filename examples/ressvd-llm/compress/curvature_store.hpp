@@ -11,6 +11,7 @@
 
 #include <ressvd/compiled.hpp>
 
+#include "io/checkpoint.hpp"
 #include "io/config.hpp"
 #include "model/layer.hpp"
 
@@ -24,6 +25,11 @@ struct matrix_curvature {
   // that this is exactly Σ_j of the mean squares of the tokens' gradients.
   std::vector<double> row_importance;
 };
+
+// What a file of gradients' sums says of a layer's matrices, in the order of linear_modules:
+// --gradients FILE, as docs/checkpoint_format.md describes it. Throws file_error.
+std::vector<matrix_curvature> read_gradients(const checkpoint& source, const model_config& config,
+                                             std::int64_t layer);
 
 // A layer counts as done when its file exists: it appears when it is complete.
 class curvature_store {

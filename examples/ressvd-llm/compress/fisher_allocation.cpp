@@ -28,6 +28,17 @@ std::int64_t least_parameters(const std::vector<ressvd::allocation_matrix>& prob
   return sum;
 }
 
+// Pairs may keep what uniform ranks keep of the ratio, which is less than it says by their rounding:
+// so that allocations of pairs compare at equal size.
+std::int64_t budget_of(const std::vector<ressvd::allocation_matrix>& problem, double ratio,
+                       ressvd::factored_form form) {
+  if (form == ressvd::factored_form::pair) return ressvd::uniform_budget(problem, ratio);
+  std::int64_t all = 0;
+  for (const ressvd::allocation_matrix& m : problem)
+    all += m.rows * m.cols;
+  return static_cast<std::int64_t>((1 - ratio) * static_cast<double>(all) * (1 + 1e-12));
+}
+
 } // namespace
 
 rank_selection select_by_fisher(model_passes& passes, const factored_model& factored,
@@ -53,7 +64,7 @@ rank_selection select_by_fisher(model_passes& passes, const factored_model& fact
     }
   }
   const std::int64_t budget =
-      (std::max)(ressvd::uniform_budget(problem, ratio), least_parameters(problem));
+      (std::max)(budget_of(problem, ratio, options.form), least_parameters(problem));
   const ressvd::allocation solution = ressvd::allocate_ranks(problem, budget);
   rank_selection result;
   result.ranks = model_ranks(config.layers);

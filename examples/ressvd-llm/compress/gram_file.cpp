@@ -19,6 +19,39 @@ struct gram_file::names {
   std::int64_t features;
 };
 
+std::int64_t read_tokens(const checkpoint& source, const std::string& name) {
+  const double tokens = read_f64(source, name, {1}).front();
+  if (!(tokens >= 1 && tokens <= 0x1p53 && tokens == std::floor(tokens)))
+    throw file_error(source.path(), name, std::to_string(tokens) + " is not a number of tokens");
+  return static_cast<std::int64_t>(tokens);
+}
+
+std::vector<double> read_gram(const checkpoint& source, const std::string& name, std::int64_t n) {
+  std::vector<double> gram = read_f64(source, name, {n, n});
+  const auto fail = [&](const std::string& what) {
+    throw file_error(source.path(), name, what);
+  };
+  const auto element = [&](std::int64_t i, std::int64_t j) {
+    return gram[static_cast<std::size_t>(i * n + j)];
+  };
+  const auto place = [](std::int64_t i, std::int64_t j) {
+    return "element [" + std::to_string(i) + ", " + std::to_string(j) + "]";
+  };
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (element(i, i) < 0) fail(place(i, i) + " is negative");
+  }
+  // Sums in single precision may differ by their rounding.
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t j = 0; j < i; ++j) {
+      const double scale = std::sqrt(element(i, i)) * std::sqrt(element(j, j));
+      if (std::abs(element(i, j) - element(j, i)) > 1e-3 * scale) {
+        fail(place(i, j) + " differs from [" + std::to_string(j) + ", " + std::to_string(i) + "]");
+      }
+    }
+  }
+  return gram;
+}
+
 std::vector<input_group> wanted_inputs(const model_config& config, std::int64_t layer,
                                        const std::vector<rank_list>& wanted) {
   std::vector<input_group> groups;
@@ -74,36 +107,13 @@ ressvd::gram_state gram_file::read(const model_config& config, std::int64_t laye
   const auto fail = [&](const std::string& tensor, const std::string& what) {
     throw file_error(source_.path(), tensor, what);
   };
-  const double tokens = read_f64(source_, name.tokens, {1}).front();
-  if (!(tokens >= 1 && tokens <= 0x1p53 && tokens == std::floor(tokens))) {
-    fail(name.tokens, std::to_string(tokens) + " is not a number of tokens");
-  }
-  ressvd::gram_state state{.features = n, .tokens = static_cast<std::int64_t>(tokens)};
-  state.gram = read_f64(source_, name.gram, {n, n});
-  const auto element = [&](std::int64_t i, std::int64_t j) {
-    return state.gram[static_cast<std::size_t>(i * n + j)];
-  };
-  const auto place = [](std::int64_t i, std::int64_t j) {
-    return "element [" + std::to_string(i) + ", " + std::to_string(j) + "]";
-  };
-  for (std::int64_t i = 0; i < n; ++i) {
-    if (element(i, i) < 0) fail(name.gram, place(i, i) + " is negative");
-  }
-  // Sums in single precision may differ by their rounding.
-  for (std::int64_t i = 0; i < n; ++i) {
-    for (std::int64_t j = 0; j < i; ++j) {
-      const double scale = std::sqrt(element(i, i)) * std::sqrt(element(j, j));
-      if (std::abs(element(i, j) - element(j, i)) > 1e-3 * scale) {
-        fail(name.gram,
-             place(i, j) + " differs from [" + std::to_string(j) + ", " + std::to_string(i) + "]");
-      }
-    }
-  }
+  ressvd::gram_state state{.features = n, .tokens = read_tokens(source_, name.tokens)};
+  state.gram = read_gram(source_, name.gram, n);
   state.abs_sum = read_f64(source_, name.mean_abs, {n});
   for (std::int64_t i = 0; i < n; ++i) {
     double& magnitude = state.abs_sum[static_cast<std::size_t>(i)];
     if (magnitude < 0) fail(name.mean_abs, "element " + std::to_string(i) + " is negative");
-    magnitude *= tokens;
+    magnitude *= static_cast<double>(state.tokens);
   }
   return state;
 }

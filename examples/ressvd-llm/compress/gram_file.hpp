@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include <ressvd/compiled.hpp>
@@ -20,6 +21,11 @@ namespace ressvd_llm {
 // linear_modules.
 std::vector<input_group> wanted_inputs(const model_config& config, std::int64_t layer,
                                        const std::vector<rank_list>& wanted);
+
+// Σ x·xᵀ, n × n, and the number of its tokens. Both throw file_error, naming file and tensor, for
+// what is none: not finite, not symmetric, a negative square, no tokens.
+std::vector<double> read_gram(const checkpoint& source, const std::string& name, std::int64_t n);
+std::int64_t read_tokens(const checkpoint& source, const std::string& name);
 
 class gram_file {
  public:

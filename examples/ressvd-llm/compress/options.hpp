@@ -47,7 +47,7 @@ struct compress_options {
   std::filesystem::path grams;  // of the matrices' inputs, in place of those of the samples
   std::filesystem::path gradients; // the curvature, in place of that of the samples
   bool text_labels = false; // curvature: the samples' own next tokens in place of drawn ones
-  std::optional<std::int64_t> curvature_samples; // absent: all calibration samples
+  std::optional<std::int64_t> curvature_samples; // absent: a quarter of them
   bool update = false;          // closed-form update from the inputs the compressed prefix makes
   bool retruncate = false;      // each matrix truncated anew, fitted to those inputs
   // 0: outputs for those inputs, 1: the original outputs; between: a mix. Absent: 0 for the update,

@@ -37,9 +37,9 @@ compression_report whole_report() {
   r.matrices = {{"layers.0.q_proj", 8, 6, std::nullopt},
                 {"layers.0.o_proj", 8, 6,
                  factors_report{3, 2, loss_report{1.5, 0.1}, loss_report{2.5, 0.2},
-                                whitening_summary{"cholesky", 0, 0, 12.5}, 6, 0.25}},
+                                0.125, whitening_summary{"cholesky", 0, 0, 12.5}, 6, 0.25}},
                 {"layers.1.q_proj", 8, 6,
-                 factors_report{3, 3, std::nullopt, std::nullopt, singular, 4, 0.5}}};
+                 factors_report{3, 3, std::nullopt, std::nullopt, std::nullopt, singular, 4, 0.5}}};
   r.heldout = {4, 64, 20.5, 21.5, 0.125};
   r.seconds = {{"factoring", 1.5}, {"sampling", 0.5}};
   r.memory = {.program = 10, .estimate = 20, .peak = 30};
