@@ -58,12 +58,11 @@ std::uint32_t overflow_threshold(dtype type) {
       return 0x477ff000u;
     case dtype::bf16:
       return 0x7f7f8000u;
-    case dtype::f32:
-    case dtype::f64:
-    case dtype::i32:
-      break;
+    case dtype::q8_0: // 127 times the largest scale of 16 bits
+      return 0x4afdf020u;
+    default:
+      return 0x7f800000u;
   }
-  return 0x7f800000u;
 }
 
 bool representable(float value, dtype type) {
@@ -345,9 +344,12 @@ void checkpoint_writer::add(std::string_view name, const std::vector<std::int64_
   state_->begin_tensor(name, type, shape);
   std::vector<std::byte> block(std::min(block_bytes, extents.bytes()));
   while (!values.empty()) {
-    const auto part = values.first(std::min(values.size(), block.size() / size_of(type)));
+    const std::size_t fitting =
+        block.size() / size_of(type) * static_cast<std::size_t>(block_of(type));
+    const auto part = values.first(std::min(values.size(), fitting));
     encode(part, type, block.data());
-    state_->data->write(std::span(block).first(part.size() * size_of(type)));
+    state_->data->write(
+        std::span(block).first(bytes_of(type, static_cast<std::int64_t>(part.size()))));
     values = values.subspan(part.size());
   }
 }

@@ -122,9 +122,7 @@ weight_matrix::weight_matrix(tensor_view mapped) : mapped_(std::move(mapped)) {
 const float* weight_matrix::read_rows(std::int64_t first, std::int64_t count,
                                       float* scratch) const {
   if (in_memory()) return values_->data() + first * cols_;
-  const std::byte* source =
-      mapped_.data + static_cast<std::size_t>(first * cols_) * size_of(mapped_.type);
-  decode(mapped_.type, source, {scratch, static_cast<std::size_t>(count * cols_)});
+  decode_rows(mapped_, first, count, {scratch, static_cast<std::size_t>(count * cols_)});
   return scratch;
 }
 
