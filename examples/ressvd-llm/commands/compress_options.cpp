@@ -306,8 +306,11 @@ void add_samples(CLI::App& command, compress_line& line) {
 void add_output_and_machine(CLI::App& command, compress_line& line) {
   compress_options& o = line.options;
   add_choice(command, "--format", o.format,
-             {{"factored", output_format::factored}, {"dense", output_format::dense}},
-             "factored (default): two matrices in place of one; dense: their product")
+             {{"factored", output_format::factored},
+              {"dense", output_format::dense},
+              {"gguf", output_format::gguf}},
+             "factored (default): two matrices in place of one; dense: their product; gguf: the "
+             "product in a GGUF file, for llama.cpp")
       ->group("Output");
   add_choice(
       command, "--form", o.form,
@@ -315,9 +318,11 @@ void add_output_and_machine(CLI::App& command, compress_line& line) {
       "pair (default): U of out x rank and V of rank x in; pivoted: rank rows of the product "
       "and how the others follow from them, rank^2 numbers less")
       ->group("Output");
-  add_choice(command, "--dtype", o.type,
-             {{"f32", dtype::f32}, {"f16", dtype::f16}, {"bf16", dtype::bf16}},
-             "Type of the tensors (default: the model's own)")
+  add_choice(
+      command, "--dtype", o.type,
+      {{"f32", dtype::f32}, {"f16", dtype::f16}, {"bf16", dtype::bf16}, {"q8_0", dtype::q8_0}},
+      "Type of the tensors (default: the model's own, f16 for products of quantised ones); "
+      "q8_0 with --format gguf alone")
       ->group("Output");
   command.add_option("--json", line.json, "Write a report into this file")->group("Output");
   command.add_flag("--resume", o.resume, "Go on from an interrupted run with the same options")
@@ -337,8 +342,10 @@ void add_output_and_machine(CLI::App& command, compress_line& line) {
 
 void add_compress_options(CLI::App& command, compress_line& line) {
   command.set_help_flag(); // added again at the end: presets come first
-  command.add_option("MODEL", line.options.model, "Model directory")->required();
-  command.add_option("OUT", line.options.output, "Directory to create")->required();
+  command.add_option("MODEL", line.options.model, "Model directory or GGUF file")->required();
+  command
+      .add_option("OUT", line.options.output, "Directory to create; with --format gguf the file")
+      ->required();
   add_choices_of_method(command, line);
   add_details(command, line);
   add_samples(command, line);

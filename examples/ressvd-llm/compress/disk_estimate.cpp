@@ -59,7 +59,7 @@ disk_estimate estimate_disk(const compress_options& options, const model_config&
   const auto stored = [&](const std::string& name) {
     const checkpoint::description tensor = source.describe(name);
     if (!options.type) return tensor.bytes;
-    return static_cast<std::uint64_t>(tensor.elements) * size_of(*options.type);
+    return static_cast<std::uint64_t>(bytes_of(*options.type, tensor.elements));
   };
   disk_estimate estimate;
   // With what the headers, the journal and the scratch files say of each tensor.

@@ -17,13 +17,17 @@ namespace ressvd_llm {
 void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
                         const model_ranks& ranks, const compress_options& options);
 
-// The compressed matrices of a layer: factors, or their product under the original name.
+// The compressed matrices of a layer: factors, or their product under the original name (in GGUF,
+// the one it has there).
 void write_layer(checkpoint_writer& writer, const language_model& model, std::int64_t layer,
                  const layer_weights& weights, const compress_options& options);
 
-// config.json with the object "ressvd", and the tokenizer's files.
+// config.json with the object "ressvd", and the tokenizer's files; or the pairs of the GGUF file.
 void write_description(checkpoint_writer& writer, const language_model& model,
                        const model_ranks& ranks, const compress_options& options,
                        double achieved_ratio);
+
+// Whether a GGUF file made of the model has a tokenizer: the original's, where that is a GGUF file.
+bool has_gguf_tokenizer(const compress_options& options);
 
 } // namespace ressvd_llm

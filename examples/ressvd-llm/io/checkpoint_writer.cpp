@@ -6,6 +6,7 @@
 //   journal.json  what was complete at the last mark()
 //   scratch/      the caller's files
 //   checkpoint/   the files that will be OUTPUT
+//   model.gguf    the file that will be OUTPUT in their place, put together by commit()
 // The header of a safetensors file precedes its data and depends on all of it, so the shards are
 // put together from the data files at the end. That needs the output's size on disk twice.
 #include "io/checkpoint_writer.hpp"
@@ -151,6 +152,7 @@ struct checkpoint_writer::state {
   std::set<std::string, std::less<>> names;
   std::vector<std::uint64_t> shard_bytes;
   std::optional<output_file> data;
+  gguf_pairs description;
 
   state() = default;
   state(const state&) = delete;
@@ -173,6 +175,7 @@ struct checkpoint_writer::state {
   }
   fs::path journal() const { return partial / "journal.json"; }
   fs::path finished() const { return partial / "checkpoint"; }
+  fs::path finished_gguf() const { return partial / "model.gguf"; }
 
   void require_usable_output(const fs::path& input);
   void take_partial();
@@ -182,6 +185,7 @@ struct checkpoint_writer::state {
   void begin_tensor(std::string_view name, dtype type, const std::vector<std::int64_t>& shape);
   void write_journal(std::string_view text) const;
   void assemble(std::size_t shard) const;
+  void assemble_gguf() const;
   void write_index() const;
 };
 
@@ -200,8 +204,10 @@ void checkpoint_writer::state::require_usable_output(const fs::path& input) {
   }
   const fs::file_status status = fs::symlink_status(output);
   if (!fs::exists(status)) return;
-  if (!fs::is_directory(status)) throw usage_error(name + ": exists and is not a directory");
-  if (fs::is_empty(output)) return;
+  if (!options.gguf) {
+    if (!fs::is_directory(status)) throw usage_error(name + ": exists and is not a directory");
+    if (fs::is_empty(output)) return;
+  }
   // A run killed between its rename and its last removal leaves a partial without a checkpoint.
   if (fs::exists(partial / "lock") && !fs::exists(finished())) {
     lock.emplace(partial / "lock");
@@ -210,7 +216,7 @@ void checkpoint_writer::state::require_usable_output(const fs::path& input) {
   } else if (fs::is_directory(fs::symlink_status(partial)) && fs::is_empty(partial)) {
     fs::remove(partial);
   }
-  throw usage_error(name + ": exists and is not empty");
+  throw usage_error(name + (options.gguf ? ": exists" : ": exists and is not empty"));
 }
 
 // Creates OUTPUT.partial or takes over that of a dead process; never touches a directory of
@@ -314,6 +320,10 @@ void checkpoint_writer::state::begin_tensor(std::string_view name, dtype type,
   if (!names.emplace(name).second) {
     throw std::invalid_argument("tensor " + std::string(name) + " is written twice");
   }
+  if (is_quantised(type) && !options.gguf) {
+    throw std::invalid_argument("tensor " + std::string(name) + " of type " +
+                                std::string(name_of(type)) + " in a model directory");
+  }
   const tensor_view extents{std::string(name), type, shape, nullptr};
   const std::uint64_t bytes = extents.bytes();
   if (shard_bytes.empty() ||
@@ -364,7 +374,10 @@ void checkpoint_writer::add(std::string_view name, const std::vector<std::int64_
 
 void checkpoint_writer::add(const tensor_view& tensor) {
   state_->begin_tensor(tensor.name, tensor.type, tensor.shape);
-  state_->data->write({tensor.data, tensor.bytes()});
+  if (tensor.interleaved == 0) return state_->data->write({tensor.data, tensor.bytes()});
+  const std::size_t row_bytes = tensor.bytes() / static_cast<std::size_t>(tensor.rows());
+  for (std::int64_t row = 0; row < tensor.rows(); ++row)
+    state_->data->write({tensor.row(row), row_bytes});
 }
 
 void checkpoint_writer::state::write_journal(std::string_view text) const {
@@ -419,6 +432,10 @@ void checkpoint_writer::copy_file(const fs::path& file) {
            {reinterpret_cast<const char*>(content.bytes().data()), content.bytes().size()});
 }
 
+void checkpoint_writer::describe(gguf_pairs pairs) {
+  state_->description = std::move(pairs);
+}
+
 std::uint64_t checkpoint_writer::tensor_bytes() const {
   std::uint64_t sum = 0;
   for (const std::uint64_t bytes : state_->shard_bytes)
@@ -447,6 +464,27 @@ void checkpoint_writer::state::assemble(std::size_t shard) const {
   file.close();
 }
 
+void checkpoint_writer::state::assemble_gguf() const {
+  std::vector<gguf_tensor> list;
+  for (const written_tensor& tensor : tensors)
+    list.push_back({tensor.name, tensor.type, tensor.shape, tensor.bytes});
+  std::vector<mapped_file> sources;
+  for (std::size_t shard = 0; shard < shard_bytes.size(); ++shard)
+    sources.emplace_back(data_file(shard));
+  output_file file(finished_gguf());
+  file.write(gguf_header(description, list));
+  for (const written_tensor& tensor : tensors) {
+    const mapped_file& source = sources[tensor.shard];
+    const auto bytes = source.bytes().subspan(tensor.begin, tensor.bytes);
+    file.write(bytes);
+    file.write(
+        std::string((gguf_alignment - bytes.size() % gguf_alignment) % gguf_alignment, '\0'));
+    source.release(bytes);
+  }
+  file.sync();
+  file.close();
+}
+
 void checkpoint_writer::state::write_index() const {
   std::uint64_t total = 0;
   std::map<std::string, std::string> shard_of;
@@ -465,11 +503,17 @@ void checkpoint_writer::commit() {
   if (s.shard_bytes.empty()) throw std::invalid_argument("a checkpoint without tensors");
   s.data->close();
   s.data.reset();
-  for (std::size_t shard = 0; shard < s.shard_bytes.size(); ++shard)
-    s.assemble(shard);
-  if (s.shard_bytes.size() > 1) s.write_index();
   std::error_code error;
-  fs::rename(s.finished(), s.output, error);
+  if (s.options.gguf) {
+    s.assemble_gguf();
+    fs::remove_all(s.finished(), error); // its absence tells that OUTPUT is complete
+    if (!error) fs::rename(s.finished_gguf(), s.output, error);
+  } else {
+    for (std::size_t shard = 0; shard < s.shard_bytes.size(); ++shard)
+      s.assemble(shard);
+    if (s.shard_bytes.size() > 1) s.write_index();
+    fs::rename(s.finished(), s.output, error);
+  }
   if (error) fail(s.output, error);
   s.committed = true;
   s.remove_partial();

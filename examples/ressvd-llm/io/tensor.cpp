@@ -18,13 +18,15 @@ void decode_rows_as(const tensor_view& tensor, std::int64_t first, std::int64_t 
 
 } // namespace
 
+std::int64_t stored_row(std::int64_t row, std::int64_t interleaved) {
+  if (interleaved == 0) return row;
+  const std::int64_t half = interleaved / 2;
+  const std::int64_t within = row % interleaved;
+  return row - within + 2 * (within % half) + within / half;
+}
+
 const std::byte* tensor_view::row(std::int64_t row) const {
-  if (interleaved > 0) {
-    const std::int64_t half = interleaved / 2;
-    const std::int64_t within = row % interleaved;
-    row += 2 * (within % half) + within / half - within;
-  }
-  return data + bytes_of(type, row * (elements() / rows()));
+  return data + bytes_of(type, stored_row(row, interleaved) * (elements() / rows()));
 }
 
 void decode_rows(const tensor_view& tensor, std::int64_t first, std::int64_t count,

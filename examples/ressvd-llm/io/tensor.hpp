@@ -30,9 +30,12 @@ struct tensor_view {
   }
   std::size_t bytes() const { return bytes_of(type, elements()); }
   std::int64_t rows() const { return shape.empty() ? 1 : shape.front(); }
-  // Where row `row` begins.
+  // Where row `row` begins, which is not where the row before it ends when heads are interleaved.
   const std::byte* row(std::int64_t row) const;
 };
+
+// Where interleaved heads of this many rows have row `row`; 0: where it is.
+std::int64_t stored_row(std::int64_t row, std::int64_t interleaved);
 
 // Converts `count` rows, of any number of dimensions, from `first` on to values, which they fill.
 void decode_rows(const tensor_view& tensor, std::int64_t first, std::int64_t count,
