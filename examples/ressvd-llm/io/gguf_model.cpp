@@ -104,7 +104,8 @@ class config_maker {
         std::find_if(supported.begin(), supported.end(),
                      [&](const architecture_names& a) { return a.gguf == name; });
     if (architecture == supported.end()) {
-      unsupported(metadata_, "architecture '" + printable(name) + "' (llama, qwen2 and qwen3 are)");
+      throw file_error(metadata_.file(), "architecture '" + printable(name) +
+                                             "' is not supported (llama, qwen2 and qwen3 are)");
     }
     prefix_ = name + ".";
     json_["architectures"] = {architecture->checkpoint};
@@ -172,12 +173,13 @@ class config_maker {
 
   void set_attention(model_family family) {
     const std::int64_t heads = integer("attention.head_count");
+    if (heads < 1) metadata_.fail(key("attention.head_count"), "is below 1");
     json_["num_attention_heads"] = heads;
     json_["num_key_value_heads"] = integer("attention.head_count_kv", heads);
     const std::string_view eps = "attention.layer_norm_rms_epsilon";
     json_["rms_norm_eps"] = required(metadata_.number(key(eps)), key(eps));
     const std::int64_t hidden = integer("embedding_length");
-    const std::int64_t usual = heads > 0 ? hidden / heads : 0;
+    const std::int64_t usual = hidden / heads;
     head_dim_ = integer("attention.key_length", usual);
     if (integer("attention.value_length", usual) != head_dim_)
       unsupported(metadata_, "a head size of values that is not the keys'");
