@@ -62,26 +62,13 @@ dtype type_of(const tensor_view& original, const compress_options& options) {
   return options.type && whole_blocks ? type : dtype::f16;
 }
 
-// Rows in the order in which GGUF has those of q and k.
-std::vector<float> interleaved(const std::vector<float>& values, std::int64_t rows,
-                               std::int64_t heads) {
-  const auto width = static_cast<std::ptrdiff_t>(values.size()) / rows;
-  std::vector<float> result(values.size());
-  for (std::int64_t row = 0; row < rows; ++row) {
-    std::copy_n(values.begin() + row * width, width,
-                result.begin() + stored_row(row, heads) * width);
-  }
-  return result;
-}
-
 // A tensor in the output's name and order of rows.
 void put(checkpoint_writer& writer, const language_model& model, const compress_options& options,
-         const std::string& name, const std::vector<std::int64_t>& shape,
-         const std::vector<float>& values, dtype type) {
+         const std::string& name, const std::vector<std::int64_t>& shape, std::vector<float> values,
+         dtype type) {
   if (!to_gguf(options)) return writer.add(name, shape, values, type);
-  const std::int64_t heads = interleaved_heads(model.config(), name);
-  if (heads == 0) return writer.add(gguf_name(name), shape, values, type);
-  writer.add(gguf_name(name), shape, interleaved(values, shape.front(), heads), type);
+  interleave_rows(values, shape.front(), interleaved_heads(model.config(), name));
+  writer.add(gguf_name(name), shape, values, type);
 }
 
 // Bytes as they are, where the output can have them.
@@ -114,6 +101,8 @@ std::uint32_t file_type(dtype type) {
   switch (type) {
     case dtype::f32:
       return 0;
+    case dtype::q4_0:
+      return 2;
     case dtype::q8_0:
       return 7;
     case dtype::bf16:

@@ -61,6 +61,8 @@ std::uint32_t overflow_threshold(dtype type) {
       return 0x7f7f8000u;
     case dtype::q8_0: // 127 times the largest scale of 16 bits
       return 0x4afdf020u;
+    case dtype::q4_0: // 8 times
+      return 0x48fff000u;
     default:
       return 0x7f800000u;
   }

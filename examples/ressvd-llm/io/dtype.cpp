@@ -140,6 +140,10 @@ void encode(std::span<const float> values, dtype type, std::byte* data) {
       for (; !values.empty(); values = values.subspan(32), data += size_of(type))
         encode_q8_0(values.first(32), data);
       return;
+    case dtype::q4_0:
+      for (; !values.empty(); values = values.subspan(32), data += size_of(type))
+        encode_q4_0(values.first(32), data);
+      return;
     default:
       throw std::invalid_argument("weights are not written as " + std::string(name_of(type)));
   }

@@ -11,7 +11,8 @@ namespace ressvd_llm {
 
 // Element types of tensors. f64 is read (Grams, Fisher weights) and never written; i32 holds the
 // order of rows of pivoted matrices and no weights. From q8_0 on they are the quantised ones of
-// GGUF files, whose elements are stored in blocks (io/ggml_blocks.hpp); q8_0 alone is also written.
+// GGUF files, whose elements are stored in blocks (io/ggml_blocks.hpp); q8_0 and q4_0 alone are
+// also written.
 enum class dtype {
   f32,
   f16,
@@ -48,8 +49,8 @@ std::string_view name_of(dtype type);
 // "bfloat16", "float32", …: the spelling of config.json.
 std::string_view torch_name_of(dtype type);
 
-// Accepts both spellings and the command line's "f32", "f16", "bf16", "q8_0"; nothing for other
-// text.
+// Accepts both spellings and the command line's "f32", "f16", "bf16", "q8_0", "q4_0"; nothing for
+// other text.
 std::optional<dtype> parse_dtype(std::string_view text);
 
 // Converts values.size() little-endian elements (whole blocks) at data (any alignment) to float or
@@ -58,8 +59,8 @@ void decode(dtype type, const std::byte* data, std::span<float> values);
 void decode(dtype type, const std::byte* data, std::span<double> values);
 
 // Converts to values.size() elements at data (any alignment), rounding to nearest, ties to even;
-// values beyond the range of the type become infinite. q8_0 takes whole blocks of finite values.
-// Throws std::invalid_argument for the other types.
+// values beyond the range of the type become infinite. q8_0 and q4_0 take whole blocks of finite
+// values. Throws std::invalid_argument for the other types.
 void encode(std::span<const float> values, dtype type, std::byte* data);
 
 } // namespace ressvd_llm

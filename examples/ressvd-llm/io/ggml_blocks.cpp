@@ -208,4 +208,22 @@ void encode_q8_0(std::span<const float> values, std::byte* data) {
   }
 }
 
+void encode_q4_0(std::span<const float> values, std::byte* data) {
+  float extreme = 0;
+  for (const float value : values) {
+    if (std::abs(value) > std::abs(extreme)) extreme = value;
+  }
+  const float scale = extreme / -8.0f;
+  const float inverse = scale == 0 ? 0.0f : 1.0f / scale;
+  const bool vanishing = !std::isfinite(inverse);
+  const auto stored = ressvd::store<ressvd::half>(scale);
+  std::memcpy(data, &stored, sizeof stored);
+  const auto quantised = [&](float value) {
+    const float q = vanishing ? 8.0f : value * inverse + 8.5f;
+    return std::min(15, static_cast<int>(q));
+  };
+  for (std::size_t i = 0; i < 16; ++i)
+    data[2 + i] = static_cast<std::byte>(quantised(values[i]) | quantised(values[16 + i]) << 4);
+}
+
 } // namespace ressvd_llm

@@ -22,4 +22,7 @@ void decode_block(dtype type, const std::byte* data, std::span<float> values);
 // away from zero.
 void encode_q8_0(std::span<const float> values, std::byte* data);
 
+// The same to Q4_0: scale −1/8 of the value of largest magnitude, which becomes −8.
+void encode_q4_0(std::span<const float> values, std::byte* data);
+
 } // namespace ressvd_llm

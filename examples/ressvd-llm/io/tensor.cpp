@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "io/tensor.hpp"
 
+#include <algorithm>
+
 namespace ressvd_llm {
 namespace {
 
@@ -23,6 +25,16 @@ std::int64_t stored_row(std::int64_t row, std::int64_t interleaved) {
   const std::int64_t half = interleaved / 2;
   const std::int64_t within = row % interleaved;
   return row - within + 2 * (within % half) + within / half;
+}
+
+void interleave_rows(std::vector<float>& values, std::int64_t rows, std::int64_t interleaved) {
+  if (interleaved == 0) return;
+  const std::vector<float> ordered = values;
+  const auto width = static_cast<std::ptrdiff_t>(values.size()) / rows;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    std::copy_n(ordered.begin() + row * width, width,
+                values.begin() + stored_row(row, interleaved) * width);
+  }
 }
 
 const std::byte* tensor_view::row(std::int64_t row) const {

@@ -37,6 +37,9 @@ struct tensor_view {
 // Where interleaved heads of this many rows have row `row`; 0: where it is.
 std::int64_t stored_row(std::int64_t row, std::int64_t interleaved);
 
+// The rows of a matrix (or the elements of a vector) where interleaved heads have them.
+void interleave_rows(std::vector<float>& values, std::int64_t rows, std::int64_t interleaved);
+
 // Converts `count` rows, of any number of dimensions, from `first` on to values, which they fill.
 void decode_rows(const tensor_view& tensor, std::int64_t first, std::int64_t count,
                  std::span<float> values);

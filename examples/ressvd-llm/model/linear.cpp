@@ -179,10 +179,8 @@ void linear::apply_add(const float* x, std::int64_t tokens, float* y) const {
   if (!bias.empty())
     map(y, tokens, out(), Eigen::OuterStride<>(out())).rowwise() +=
         Eigen::Map<const Eigen::RowVectorXf>(bias.data(), out());
-  if (!factored()) {
-    multiply_add(x, tokens, dense, y);
-    return;
-  }
+  if (!dense.empty()) multiply_add(x, tokens, dense, y);
+  if (u.empty()) return;
   float_buffer inner;
   multiply(x, tokens, v, inner);
   multiply_add(inner.data(), tokens, u, y);
@@ -206,6 +204,15 @@ linear make_linear(weight_matrix u, weight_matrix v, std::vector<float> bias) {
   result.u = std::move(u);
   result.v = std::move(v);
   result.bias = std::move(bias);
+  return result;
+}
+
+linear make_corrected_linear(const linear& dense, const linear& pair) {
+  if (dense.dense.empty() || pair.u.empty() || dense.out() != pair.out() || dense.in() != pair.in())
+    throw std::invalid_argument("linear: a correction that does not fit");
+  linear result = dense;
+  result.u = pair.u;
+  result.v = pair.v;
   return result;
 }
 

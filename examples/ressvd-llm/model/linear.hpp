@@ -49,6 +49,7 @@ void multiply_add(const float* x, std::int64_t tokens, const weight_matrix& w, f
 //   a pair   W = U·V, U (out × rank) and V (rank × in)
 //   pivoted  W = P·[Z; C·Z], Z (rank × in) and C (out − rank × rank): row i of [Z; C·Z] is row
 //            order[i] of W
+// A dense matrix may have a pair beside it, a correction: W = D + U·V.
 struct linear {
   weight_matrix dense;
   weight_matrix u;
@@ -63,7 +64,7 @@ struct linear {
   bool empty() const { return dense.empty() && u.empty() && z.empty(); }
   std::int64_t out() const;
   std::int64_t in() const;
-  // 0 when dense.
+  // 0 when dense; of the correction where there is one.
   std::int64_t rank() const { return pivoted() ? z.rows() : u.cols(); }
   // Elements of the matrices and the bias; the order does not count.
   std::int64_t parameters() const;
@@ -78,6 +79,7 @@ struct linear {
 // is no permutation.
 linear make_linear(weight_matrix dense, std::vector<float> bias);
 linear make_linear(weight_matrix u, weight_matrix v, std::vector<float> bias);
+linear make_corrected_linear(const linear& dense, const linear& pair);
 linear make_pivoted_linear(weight_matrix c, weight_matrix z, std::vector<std::int32_t> order,
                            std::vector<float> bias);
 

@@ -132,7 +132,8 @@ TEST_CASE("A GGUF output has the types that were asked for", "[gguf]") {
     dtype type;
     std::int64_t file_type;
     double bound;
-  } cases[] = {{dtype::f16, 1, 5e-3}, {dtype::bf16, 32, 0.05}, {dtype::q8_0, 7, 0.1}};
+  } cases[] = {
+      {dtype::f16, 1, 5e-3}, {dtype::bf16, 32, 0.05}, {dtype::q8_0, 7, 0.1}, {dtype::q4_0, 2, 1.0}};
   for (const auto& c : cases) {
     auto o = exact;
     o.output = dir / (std::string(name_of(c.type)) + ".gguf");
@@ -144,9 +145,9 @@ TEST_CASE("A GGUF output has the types that were asked for", "[gguf]") {
     CHECK(content.metadata.integer("general.file_type") == c.file_type);
     for (const stored_tensor& tensor : content.tensors) {
       const bool blocks = tensor.shape.back() % 32 == 0;
-      const std::string type = tensor.shape.size() < 2            ? "F32"
-                               : c.type == dtype::q8_0 && !blocks ? "F16"
-                                                                  : std::string(name_of(c.type));
+      const std::string type = tensor.shape.size() < 2           ? "F32"
+                               : is_quantised(c.type) && !blocks ? "F16"
+                                                                 : std::string(name_of(c.type));
       CHECK(tensor.type == type);
     }
   }

@@ -90,22 +90,27 @@ TEST_CASE("every quantised type is decoded bit by bit as the gguf package does",
   }
 }
 
-TEST_CASE("Q8_0 is encoded bit by bit as ggml's reference does", "[ggml]") {
+TEST_CASE("Q8_0 and Q4_0 are encoded bit by bit as ggml's reference does", "[ggml]") {
   const block_file file;
-  const std::vector<float> values = file.floats("q8_0.values");
-  const auto expected = file.at("q8_0.encoded").data;
-  std::vector<std::byte> encoded(expected.size());
-  encode(values, dtype::q8_0, encoded.data());
-  CHECK(std::equal(encoded.begin(), encoded.end(), expected.begin()));
+  for (const dtype type : {dtype::q8_0, dtype::q4_0}) {
+    const std::string name = type == dtype::q8_0 ? "q8_0" : "q4_0";
+    const std::vector<float> values = file.floats(name + ".values");
+    const auto expected = file.at(name + ".encoded").data;
+    std::vector<std::byte> encoded(expected.size());
+    encode(values, type, encoded.data());
+    CHECK(std::equal(encoded.begin(), encoded.end(), expected.begin()));
+  }
 }
 
-TEST_CASE("Q8_0 of values too small for its scale is zero", "[ggml]") {
-  for (const float tiny : {1e-38f, 1e-40f, std::numeric_limits<float>::denorm_min()}) {
-    std::vector<float> values(32, tiny);
-    std::vector<std::byte> encoded(34);
-    encode(values, dtype::q8_0, encoded.data());
-    decode(dtype::q8_0, encoded.data(), std::span(values));
-    CHECK(std::all_of(values.begin(), values.end(), [](float v) { return v == 0; }));
+TEST_CASE("values too small for a scale of 16 bits are encoded as zero", "[ggml]") {
+  for (const dtype type : {dtype::q8_0, dtype::q4_0}) {
+    for (const float tiny : {1e-38f, 1e-40f, std::numeric_limits<float>::denorm_min()}) {
+      std::vector<float> values(32, tiny);
+      std::vector<std::byte> encoded(34);
+      encode(values, type, encoded.data());
+      decode(type, encoded.data(), std::span(values));
+      CHECK(std::all_of(values.begin(), values.end(), [](float v) { return v == 0; }));
+    }
   }
 }
 
@@ -128,7 +133,7 @@ TEST_CASE("types that only llama.cpp writes are not encoded", "[ggml]") {
   const std::vector<float> values(256);
   std::vector<std::byte> encoded(1024);
   for (const dtype type : quantised_types) {
-    if (type == dtype::q8_0) continue;
+    if (type == dtype::q8_0 || type == dtype::q4_0) continue;
     CHECK_THROWS_AS(encode(values, type, encoded.data()), std::invalid_argument);
   }
 }

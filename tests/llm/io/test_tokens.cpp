@@ -11,7 +11,7 @@
 #include "support/catch.hpp"
 
 using namespace llm_test;
-using token_list = std::vector<std::int32_t>;
+using ids = std::vector<std::int32_t>;
 
 namespace {
 
@@ -33,8 +33,8 @@ std::string dictionary(const std::string& type, const std::string& shape,
   return "{'descr': '" + type + "', 'fortran_order': " + order + ", 'shape': " + shape + ", }";
 }
 
-token_list parsed(const std::string& name, const std::string& content, std::int64_t vocab = 1000,
-                  const ressvd_llm::tokenizer* tokenizer = nullptr) {
+ids parsed(const std::string& name, const std::string& content, std::int64_t vocab = 1000,
+           const ressvd_llm::tokenizer* tokenizer = nullptr) {
   const temporary_directory directory;
   write(directory / name, content);
   return ressvd_llm::read_tokens(directory / name, vocab, tokenizer);
@@ -49,16 +49,14 @@ template <class T>
 void check_npy_type(const std::string& type) {
   CAPTURE(type);
   CHECK(parsed("x.npy", npy(dictionary(type, "(2, 2)"), bytes_of(std::vector<T>{1, 2, 3, 127}))) ==
-        token_list{1, 2, 3, 127});
+        ids{1, 2, 3, 127});
 }
 
 } // namespace
 
 TEST_CASE("raw ids are read", "[tokens]") {
-  CHECK(parsed("x.u16", bytes_of(std::vector<std::uint16_t>{0, 999, 256})) ==
-        token_list{0, 999, 256});
-  CHECK(parsed("x.u32", bytes_of(std::vector<std::uint32_t>{70000, 1}), 70001) ==
-        token_list{70000, 1});
+  CHECK(parsed("x.u16", bytes_of(std::vector<std::uint16_t>{0, 999, 256})) == ids{0, 999, 256});
+  CHECK(parsed("x.u32", bytes_of(std::vector<std::uint32_t>{70000, 1}), 70001) == ids{70000, 1});
   CHECK(parsed("x.u16", "").empty());
   CHECK_THAT(refusal("x.u16", "abc"),
              contains_text("x.u16: its 3 bytes are no whole number of tokens of 2 bytes"));
@@ -76,11 +74,11 @@ TEST_CASE("arrays of NumPy are read", "[tokens]") {
   check_npy_type<std::int64_t>("<i8");
   const std::string three = bytes_of(std::vector<std::int32_t>{5, 6, 7});
   for (const char version : {'\1', '\2', '\3'}) {
-    CHECK(parsed("x.npy", npy(dictionary("<i4", "(3,)"), three, version)) == token_list{5, 6, 7});
+    CHECK(parsed("x.npy", npy(dictionary("<i4", "(3,)"), three, version)) == ids{5, 6, 7});
   }
   CHECK(parsed("x.npy", npy("{'shape':(3,),'fortran_order':False,'descr':'<i4'}", three)) ==
-        token_list{5, 6, 7});
-  CHECK(parsed("x.npy", npy(dictionary("<i4", "()"), three.substr(0, 4))) == token_list{5});
+        ids{5, 6, 7});
+  CHECK(parsed("x.npy", npy(dictionary("<i4", "()"), three.substr(0, 4))) == ids{5});
   CHECK(parsed("x.npy", npy(dictionary("<i4", "(0,)"), "")).empty());
 }
 
@@ -136,7 +134,7 @@ TEST_CASE("ids outside the vocabulary are refused with their position", "[tokens
 
 TEST_CASE("text passes through the tokenizer", "[tokens]") {
   const auto bytes = ressvd_llm::byte_tokenizer();
-  CHECK(parsed("x.txt", "a\nb\xff", 256, bytes.get()) == token_list{97, 10, 98, 255});
+  CHECK(parsed("x.txt", "a\nb\xff", 256, bytes.get()) == ids{97, 10, 98, 255});
   CHECK_THAT(refusal("x.txt", "a"),
              contains_text("x.txt: is text, and the model has no tokenizer"));
   CHECK_THAT(file_error_of([&] { parsed("x.txt", "az", 100, bytes.get()); }),
@@ -153,7 +151,7 @@ TEST_CASE("files of other names and missing files are refused", "[tokens]") {
 }
 
 TEST_CASE("a text shorter than one window is refused", "[tokens]") {
-  const token_list tokens(255);
+  const ids tokens(255);
   CHECK(file_error_of([&] { ressvd_llm::require_window("x.txt", tokens, 256); }) ==
         "x.txt: holds 255 tokens, fewer than one window of 256");
   ressvd_llm::require_window("x.txt", tokens, 255);
