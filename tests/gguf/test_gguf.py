@@ -114,6 +114,21 @@ class written_files(unittest.TestCase):
             self.assertEqual(tensor.data.tobytes(), expected.tobytes(), tensor.name)
         self.assertEqual(kinds, {"F32", "F16", "Q8_0"})
 
+    def test_converted_models(self):
+        for family in ("llama", "llama3", "llama_linear", "qwen2", "qwen3"):
+            with self.subTest(family):
+                output = folder / f"converted-{family}.gguf"
+                done = subprocess.run(
+                    [program, "convert", fixtures / family, output, "--dtype", "f32"],
+                    capture_output=True, text=True, check=False)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                written = tensors_of(output)
+                for name, values in tensors_of(fixtures / "gguf" / f"{family}.gguf").items():
+                    bound = {"qwen2": 1e-2, "rope_freqs.weight": 1e-6}.get(
+                        name if name.startswith("rope") else family, 1e-3)
+                    error = np.linalg.norm(written[name] - values) / np.linalg.norm(values)
+                    self.assertLess(error, bound, name)
+
     def test_pairs_and_tokenizer_of_a_gguf_file_stay(self):
         source = fixtures / "gguf" / "llama.gguf"
         before = gguf.GGUFReader(source)

@@ -361,6 +361,16 @@ void add_compress_options(CLI::App& command, compress_line& line) {
   command.set_help_flag("-h,--help", "Print this help message and exit")->group("Other");
 }
 
+void refuse_without_effect(const CLI::App& command, const compress_line& line,
+                           const std::string& stated) {
+  for (const option_rule& rule : rules) {
+    const CLI::Option* const option = command.get_option_no_throw(rule.option);
+    if (option == nullptr || option->count() == 0 || rule.applies(line)) continue;
+    throw usage_error(std::string(rule.option) + " has no effect with " + stated +
+                      "; it goes with " + rule.goes_with);
+  }
+}
+
 void resolve(const CLI::App& command, compress_line& line) {
   compress_options& o = line.options;
   const auto given = [&](const char* option) { return command.get_option(option)->count() > 0; };
@@ -388,11 +398,7 @@ void resolve(const CLI::App& command, compress_line& line) {
     o.last_layers = parse_count(line.last_layers, "--last-layers");
   }
 
-  for (const option_rule& rule : rules) {
-    if (!given(rule.option) || rule.applies(line)) continue;
-    throw usage_error(std::string(rule.option) + " has no effect with " + stated(o) +
-                      "; it goes with " + rule.goes_with);
-  }
+  refuse_without_effect(command, line, stated(o));
   if (o.method == "tempered" && !o.power && o.heldout_samples == 0) {
     throw usage_error(
         "--heldout-samples 0 leaves --power auto nothing to judge by; give --power a number");

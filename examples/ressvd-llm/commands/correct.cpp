@@ -24,13 +24,14 @@ struct correct_line {
   std::filesystem::path json;
 };
 
-void run(correct_line& line) {
+void run(const CLI::App& command, correct_line& line) {
   if (!line.json.empty()) require_writable(line.json);
+  compress_options& run = line.samples.options;
+  if (line.samples.calibration != "self") run.calibration = line.samples.calibration;
+  run.allocation = allocation::uniform; // no samples for a choice of ranks
+  refuse_without_effect(command, line.samples, "the other options");
   correct_options& o = line.options;
-  o.run = line.samples.options;
-  if (line.samples.calibration != "self") o.run.calibration = line.samples.calibration;
-  // Grams leave nothing to calibrate on.
-  o.run.allocation = allocation::uniform;
+  o.run = run;
   const correction_report report = correct(o);
   std::printf("%s: %zu matrices corrected, %llu bytes\n", report.output.c_str(),
               report.matrices.size(), static_cast<unsigned long long>(report.bytes));
@@ -68,7 +69,7 @@ void add_correct(CLI::App& app) {
   add_sample_options(*command, line->samples);
   add_machine_options(*command, line->samples);
   command->add_option("--json", line->json, "Write a report into this file")->group("Output");
-  command->callback([line] { run(*line); });
+  command->callback([command, line] { run(*command, *line); });
 }
 
 } // namespace ressvd_llm

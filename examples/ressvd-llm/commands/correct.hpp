@@ -7,7 +7,7 @@ class App;
 
 namespace ressvd_llm {
 
-// Adds the subcommand, which runs when the command line names it.
+// `correct MODEL OUT`: an adapter that takes a quantised GGUF file closer to its original.
 void add_correct(CLI::App& app);
 
 } // namespace ressvd_llm

@@ -113,7 +113,7 @@ std::uint32_t file_type(dtype type) {
 }
 
 gguf_pairs pairs_of(const language_model& model, const compress_options& options,
-                    const compressed_info& info) {
+                    const std::optional<compressed_info>& info) {
   gguf_pairs pairs;
   if (is_gguf(options.model)) {
     const mapped_file original(options.model);
@@ -136,23 +136,18 @@ gguf_pairs pairs_of(const language_model& model, const compress_options& options
               file_type(source.at(embedding_name(source, model.config())).type));
   }
   pairs.u32("general.quantization_version", 2);
-  pairs.text(compressed_key, to_json(info).dump());
+  if (info) pairs.text(compressed_key, to_json(*info).dump());
   return pairs;
 }
 
 } // namespace
 
-void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
-                        const model_ranks& ranks, const compress_options& options) {
-  std::set<std::string, std::less<>> replaced;
-  for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
-    const auto modules = linear_modules(model.config(), layer);
-    for (std::size_t i = 0; i < modules.size(); ++i) {
-      if (ranks[layer][i].dense) continue;
-      replaced.insert(modules[i].weight_name());
-      if (options.format == output_format::factored) replaced.insert(modules[i].bias_name());
-    }
-  }
+namespace {
+
+// What the original has under the given names is left out.
+void write_others(checkpoint_writer& writer, const language_model& model,
+                  const std::set<std::string, std::less<>>& replaced,
+                  const compress_options& options) {
   const checkpoint& source = model.source();
   const std::string embedding = embedding_name(source, model.config());
   for (const std::string& name : source.names()) {
@@ -171,6 +166,22 @@ void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
     const std::vector<float> factors = rope_factors(model.config());
     writer.add(rope_factors_name, {static_cast<std::int64_t>(factors.size())}, factors, dtype::f32);
   }
+}
+
+} // namespace
+
+void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
+                        const model_ranks& ranks, const compress_options& options) {
+  std::set<std::string, std::less<>> replaced;
+  for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
+    const auto modules = linear_modules(model.config(), layer);
+    for (std::size_t i = 0; i < modules.size(); ++i) {
+      if (ranks[layer][i].dense) continue;
+      replaced.insert(modules[i].weight_name());
+      if (options.format == output_format::factored) replaced.insert(modules[i].bias_name());
+    }
+  }
+  write_others(writer, model, replaced, options);
 }
 
 void write_layer(checkpoint_writer& writer, const language_model& model, std::int64_t layer,
@@ -231,6 +242,31 @@ void write_description(checkpoint_writer& writer, const language_model& model,
     const auto file = options.model / name;
     if (std::filesystem::is_regular_file(file)) writer.copy_file(file);
   }
+}
+
+void write_converted(checkpoint_writer& writer, const language_model& model,
+                     const compress_options& options) {
+  const checkpoint& source = model.source();
+  std::set<std::string, std::less<>> replaced;
+  for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
+    const layer_weights weights = model.layer(layer);
+    for (const linear_module& m : linear_modules(model.config(), layer)) {
+      const linear& l = weights[m.kind];
+      if (!l.factored()) continue;
+      replaced.insert({m.u_name(), m.v_name(), m.u_bias_name(), m.c_name(), m.z_name(),
+                       m.order_name(), m.c_bias_name()});
+      tensor_view stored = source.at(l.pivoted() ? m.z_name() : m.v_name());
+      stored.shape = {l.out(), l.in()};
+      put(writer, model, options, m.weight_name(), stored.shape, product_of(l),
+          type_of(stored, options));
+      if (!l.bias.empty())
+        put(writer, model, options, m.bias_name(), {l.out()}, l.bias, dtype::f32);
+    }
+  }
+  write_others(writer, model, replaced, options);
+  std::optional<compressed_info> info = model.config().compressed;
+  if (info) info->format = "dense";
+  writer.describe(pairs_of(model, options, info));
 }
 
 bool has_gguf_tokenizer(const compress_options& options) {

@@ -27,6 +27,10 @@ void write_description(checkpoint_writer& writer, const language_model& model,
                        const model_ranks& ranks, const compress_options& options,
                        double achieved_ratio);
 
+// The whole model as a GGUF file, compressed matrices multiplied out.
+void write_converted(checkpoint_writer& writer, const language_model& model,
+                     const compress_options& options);
+
 // Whether a GGUF file made of the model has a tokenizer: the original's, where that is a GGUF file.
 bool has_gguf_tokenizer(const compress_options& options);
 

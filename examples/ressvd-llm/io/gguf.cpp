@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <system_error>
@@ -365,13 +366,19 @@ std::optional<double> gguf_metadata::number(std::string_view key) const {
   const gguf_value* const value = find(key);
   if (value == nullptr) return std::nullopt;
   if (value->is_array) fail(key, "is an array, not a number");
-  if (value->kind == gguf_kind::f64) return number_at<double>(value->data.data());
-  if (value->kind != gguf_kind::f32) return static_cast<double>(*integer(key));
-  std::array<char, 64> decimal{};
-  const auto single = number_at<float>(value->data.data());
-  const auto end = std::to_chars(decimal.data(), decimal.data() + decimal.size(), single).ptr;
-  auto number = static_cast<double>(single); // also infinities and what is not a number
-  std::from_chars(decimal.data(), end, number);
+  if (value->kind != gguf_kind::f32 && value->kind != gguf_kind::f64)
+    return static_cast<double>(*integer(key));
+  double number = 0;
+  if (value->kind == gguf_kind::f64) {
+    number = number_at<double>(value->data.data());
+  } else {
+    const auto single = number_at<float>(value->data.data());
+    number = static_cast<double>(single);
+    std::array<char, 64> decimal{};
+    const auto end = std::to_chars(decimal.data(), decimal.data() + decimal.size(), single).ptr;
+    if (std::isfinite(single)) std::from_chars(decimal.data(), end, number);
+  }
+  if (!std::isfinite(number)) fail(key, "is not finite");
   return number;
 }
 
@@ -379,7 +386,7 @@ const gguf_value* gguf_metadata::of_kind(std::string_view key, gguf_kind kind, b
   const gguf_value* const value = find(key);
   if (value == nullptr) return nullptr;
   if (value->kind != kind || value->is_array != array)
-    fail(key, "is of another kind than it is elsewhere");
+    fail(key, "has a value of another kind than expected");
   return value;
 }
 

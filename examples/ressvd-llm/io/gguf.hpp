@@ -60,7 +60,8 @@ class gguf_metadata {
 
   // Of any kind of integer.
   std::optional<std::int64_t> integer(std::string_view key) const;
-  // Of any kind of number. Of f32 it is the shortest decimal that rounds to it: 1e-5 is 1e-5.
+  // Of any kind of number, finite. Of f32 it is the shortest decimal that rounds to it: 1e-5 is
+  // 1e-5.
   std::optional<double> number(std::string_view key) const;
   std::optional<bool> flag(std::string_view key) const;
   std::optional<std::string> text(std::string_view key) const;

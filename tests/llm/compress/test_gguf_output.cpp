@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "compress/compress.hpp"
+#include "compress/write_checkpoint.hpp"
+#include "io/checkpoint_writer.hpp"
 #include "io/error.hpp"
 #include "io/gguf.hpp"
 #include "io/gguf_model.hpp"
@@ -19,6 +21,7 @@ namespace {
 
 using llm_test::temporary_directory;
 using testing::fixture;
+using testing::relative_error;
 using testing::short_compression;
 
 const std::vector<std::string> gguf_families = {"llama",   "llama3", "llama_linear",
@@ -169,6 +172,34 @@ TEST_CASE("GGUF is refused for what it has no word for", "[gguf]") {
   CHECK(llm_test::read(dir / "there.gguf") == "a file");
   CHECK(!std::filesystem::exists(dir / "there.gguf.partial"));
   CHECK(!std::filesystem::exists(dir / "opt.gguf"));
+}
+
+TEST_CASE("A compressed checkpoint is converted to its dense form", "[gguf]") {
+  for (const char* const family : {"llama", "qwen2"}) {
+    for (const auto form : {ressvd::factored_form::pair, ressvd::factored_form::pivoted}) {
+      INFO(family << ", " << name_of(form));
+      const fixture f(family);
+      const temporary_directory dir;
+      auto o = short_compression(f.directory, dir / "factored");
+      o.form = form;
+      compress(o);
+      compress_options conversion;
+      conversion.model = o.output;
+      conversion.output = dir / "out.gguf";
+      conversion.format = output_format::gguf;
+      const language_model model = language_model::open(o.output);
+      checkpoint_writer writer(conversion.output, conversion.model, {.gguf = true});
+      write_converted(writer, model, conversion);
+      writer.commit();
+      CHECK(relative_error(logits_from(conversion.output, f), logits_from(o.output, f)) <
+            testing::rounding);
+      CHECK(checkpoint::open(conversion.output).names() == checkpoint::open(f.directory).names());
+      const model_config config = read_config(conversion.output);
+      REQUIRE(config.compressed);
+      CHECK(config.compressed->format == "dense");
+      CHECK(config.compressed->ranks == read_config(o.output).compressed->ranks);
+    }
+  }
 }
 
 } // namespace ressvd_llm

@@ -112,7 +112,7 @@ TEST_CASE("a GGUF file is read in the order of its data", "[gguf]") {
 
 TEST_CASE("numbers of every kind are read from a GGUF file", "[gguf]") {
   const float single = 1e-5f;
-  gguf_text text(0, 9);
+  gguf_text text(0, 10);
   text.pair("u8", gguf_kind::u8).raw("\xff");
   text.pair("i8", gguf_kind::i8).raw("\xff");
   text.pair("u16", gguf_kind::u16).raw("\xff\xff");
@@ -122,6 +122,7 @@ TEST_CASE("numbers of every kind are read from a GGUF file", "[gguf]") {
   text.pair("f32", gguf_kind::f32).raw(bytes_of(std::vector{single}));
   text.pair("f64", gguf_kind::f64).raw(bytes_of(std::vector{0.1}));
   text.pair("flag", gguf_kind::boolean).raw("\1");
+  text.pair("inf", gguf_kind::f32).u32(0x7f800000u);
   const gguf_content file = parsed_gguf(text.bytes);
   CHECK(file.metadata.integer("u8") == 255);
   CHECK(file.metadata.integer("i8") == -1);
@@ -133,6 +134,8 @@ TEST_CASE("numbers of every kind are read from a GGUF file", "[gguf]") {
   CHECK(file.metadata.number("f32") == 1e-5);
   CHECK(file.metadata.number("f64") == 0.1);
   CHECK(file.metadata.flag("flag") == true);
+  CHECK_THAT(file_error_of([&] { file.metadata.number("inf"); }),
+             contains_text("key 'inf' is not finite"));
   CHECK_THAT(file_error_of([&] { file.metadata.integer("f32"); }),
              contains_text("key 'f32' is not an integer"));
   CHECK_THAT(file_error_of([&] { file.metadata.text("flag"); }), contains_text("of another kind"));
