@@ -11,7 +11,6 @@
 #include "io/checkpoint.hpp"
 #include "io/config.hpp"
 #include "io/gguf_model.hpp"
-#include "io/gguf_tokenizer.hpp"
 #include "io/mapped_file.hpp"
 #include "model/attention.hpp"
 
@@ -272,7 +271,8 @@ void write_converted(checkpoint_writer& writer, const language_model& model,
 bool has_gguf_tokenizer(const compress_options& options) {
   if (!is_gguf(options.model)) return false;
   const mapped_file original(options.model);
-  return read_gguf_tokenizer(read_gguf(options.model, original.bytes()).metadata).has_value();
+  return read_gguf(options.model, original.bytes()).metadata.find("tokenizer.ggml.tokens") !=
+         nullptr;
 }
 
 } // namespace ressvd_llm
