@@ -47,6 +47,52 @@ write("safetensors", "overlap", safetensors(
     {"a": tensor("U8", [8], 0, 8), "b": tensor("U8", [4], 4, 8)}, bytes(8)))
 write("safetensors", "long_header", struct.pack("<Q", 2**63) + b"{}")
 
+
+def gguf(pairs, tensors, data=b"", version=3):
+    """Pairs are (key, kind, bytes of the value); tensors (name, extents, type, offset)."""
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    content = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs))
+    for key, kind, value in pairs:
+        content += text(key) + struct.pack("<I", kind) + (text(value) if kind == 8 else value)
+    for name, extents, kind, offset in tensors:
+        content += text(name) + struct.pack("<I", len(extents))
+        content += struct.pack(f"<{len(extents)}Q", *extents) + struct.pack("<IQ", kind, offset)
+    return content + b"\0" * (-len(content) % 32) + data
+
+
+def u32(number):
+    return struct.pack("<I", number)
+
+
+llama = [("general.architecture", 8, "llama"), ("llama.block_count", 4, u32(1)),
+         ("llama.context_length", 4, u32(8)), ("llama.embedding_length", 4, u32(4)),
+         ("llama.feed_forward_length", 4, u32(4)), ("llama.attention.head_count", 4, u32(1)),
+         ("llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-5))]
+one = ("token_embd.weight", [4, 2], 0, 0)
+write("gguf", "llama", gguf(llama, [one], bytes(32)))
+write("gguf", "factors", gguf(llama, [one, ("rope_freqs.weight", [2], 0, 32)],
+                              bytes(32) + struct.pack("<2f", 1, 8)))
+write("gguf", "linear", gguf(
+    llama + [("llama.rope.scaling.type", 8, "linear"),
+             ("llama.rope.scaling.factor", 6, struct.pack("<f", 4))], [one], bytes(32)))
+write("gguf", "tokenizer", gguf(
+    [("tokenizer.ggml.model", 8, "gpt2"),
+     ("tokenizer.ggml.tokens", 9, struct.pack("<IQQ", 8, 2, 1) + b"a" + struct.pack("<Q", 0)),
+     ("tokenizer.ggml.scores", 9, struct.pack("<IQff", 6, 2, 0, 1)),
+     ("tokenizer.ggml.token_type", 9, struct.pack("<IQii", 5, 2, 1, 3)),
+     ("tokenizer.ggml.merges", 9, struct.pack("<IQQ", 8, 1, 3) + b"a a"),
+     ("tokenizer.ggml.bos_token_id", 4, u32(1)), ("tokenizer.ggml.add_bos_token", 7, b"\1")], []))
+for kind, size in ((2, 18), (3, 20), (6, 22), (7, 24), (8, 34), (10, 84), (11, 110), (12, 144),
+                   (13, 176), (14, 210)):
+    write("gguf", f"blocks_{kind}", gguf(
+        [], [("a", [256 if size > 40 else 32, 2], kind, 0)], bytes(range(size)) * 2, 2))
+write("gguf", "overlap", gguf([], [("a", [16], 0, 0), ("b", [8], 0, 32)], bytes(64)))
+write("gguf", "overflow", gguf([], [("a", [2**32, 2**32], 0, 0)]))
+write("gguf", "counts", b"GGUF" + struct.pack("<IQQ", 3, 2**63, 2**63))
+write("gguf", "alignment", gguf([("general.alignment", 4, u32(64))], [("a", [1], 1, 0)], bytes(34)))
+
 for family in ("llama", "llama3", "llama_linear", "mistral", "opt", "qwen2", "qwen3"):
     config = json.loads((fixtures / family / "config.json").read_text())
     write("config", family, json.dumps(config, separators=(",", ":")).encode())

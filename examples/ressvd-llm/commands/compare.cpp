@@ -165,7 +165,7 @@ void add_compare(CLI::App& app) {
       "Compare compressed models with the original: parameters, bytes, perplexity, KL divergence,\n"
       "speed of the forward pass, error of the hidden states after each layer. Without a text, on\n"
       "samples that the original writes itself.");
-  command->add_option("ORIGINAL", line->original, "Model directory")->required();
+  command->add_option("ORIGINAL", line->original, "Model directory or GGUF file")->required();
   command->add_option("COMPRESSED", line->compressed, "Directories of compressed models")
       ->required();
   command->add_option("--text", line->texts, "Text file (.txt); may be given several times")

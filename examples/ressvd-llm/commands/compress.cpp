@@ -40,6 +40,9 @@ void print(const compression_report& report) {
                 report.heldout->compressed_perplexity, report.heldout->original_perplexity,
                 report.heldout->divergence);
   }
+  if (report.without_tokenizer) {
+    std::printf("%s has no tokenizer: it reads and writes token ids\n", report.output.c_str());
+  }
 }
 
 std::string missed_ratio(double removed, double asked, std::int64_t rank_multiple) {
@@ -72,7 +75,8 @@ void check_json(const compress_line& line) {
   };
   if (json == whole(line.options.output)) refuse("this is the output itself");
   if (json.parent_path() == model && fs::exists(json)) refuse("a file of the model");
-  if (json.parent_path() == whole(line.options.output)) {
+  if (line.options.format != output_format::gguf &&
+      json.parent_path() == whole(line.options.output)) {
     if (belongs_to_checkpoint(json.filename())) refuse("a name of the checkpoint's own");
   } else {
     require_writable(line.json);

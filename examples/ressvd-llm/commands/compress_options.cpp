@@ -312,7 +312,38 @@ void add_details(CLI::App& command, compress_line& line) {
       ->group(group);
 }
 
-void add_samples(CLI::App& command, compress_line& line) {
+void add_output(CLI::App& command, compress_line& line) {
+  compress_options& o = line.options;
+  add_choice(command, "--format", o.format,
+             {{"factored", output_format::factored},
+              {"dense", output_format::dense},
+              {"gguf", output_format::gguf}},
+             "factored (default): two matrices in place of one; dense: their product; gguf: the "
+             "product in a GGUF file, for llama.cpp")
+      ->group("Output");
+  add_choice(
+      command, "--form", o.form,
+      {{"pair", ressvd::factored_form::pair}, {"pivoted", ressvd::factored_form::pivoted}},
+      "pivoted (default): rank rows of the product and how the others follow from them; pair: U of "
+      "out x rank and V of rank x in, as in the papers, rank^2 numbers more")
+      ->group("Output");
+  add_choice(command, "--dtype", o.type,
+             {{"f32", dtype::f32},
+              {"f16", dtype::f16},
+              {"bf16", dtype::bf16},
+              {"q8_0", dtype::q8_0},
+              {"q4_0", dtype::q4_0}},
+             "Type of the tensors (default: the model's own, f16 for products of quantised ones); "
+             "q8_0 and q4_0 with --format gguf alone")
+      ->group("Output");
+  command.add_option("--json", line.json, "Write a report into this file")->group("Output");
+  command.add_flag("--resume", o.resume, "Go on from an interrupted run with the same options")
+      ->group("Output");
+}
+
+} // namespace
+
+void add_sample_options(CLI::App& command, compress_line& line) {
   compress_options& o = line.options;
   const std::string group = "Samples";
   command
@@ -361,25 +392,8 @@ void add_samples(CLI::App& command, compress_line& line) {
       ->group(group);
 }
 
-void add_output_and_machine(CLI::App& command, compress_line& line) {
+void add_machine_options(CLI::App& command, compress_line& line) {
   compress_options& o = line.options;
-  add_choice(command, "--format", o.format,
-             {{"factored", output_format::factored}, {"dense", output_format::dense}},
-             "factored (default): two matrices in place of one; dense: their product")
-      ->group("Output");
-  add_choice(
-      command, "--form", o.form,
-      {{"pair", ressvd::factored_form::pair}, {"pivoted", ressvd::factored_form::pivoted}},
-      "pivoted (default): rank rows of the product and how the others follow from them; pair: U of "
-      "out x rank and V of rank x in, as in the papers, rank^2 numbers more")
-      ->group("Output");
-  add_choice(command, "--dtype", o.type,
-             {{"f32", dtype::f32}, {"f16", dtype::f16}, {"bf16", dtype::bf16}},
-             "Type of the tensors (default: the model's own)")
-      ->group("Output");
-  command.add_option("--json", line.json, "Write a report into this file")->group("Output");
-  command.add_flag("--resume", o.resume, "Go on from an interrupted run with the same options")
-      ->group("Output");
   add_choice(command, "--backend", o.backend,
              {{"cpu", backend_choice::cpu}, {"cuda", backend_choice::cuda}},
              "Where Grams, factoring and fits run (default cpu)")
@@ -391,17 +405,28 @@ void add_output_and_machine(CLI::App& command, compress_line& line) {
   add_threads_option(command)->group("Machine");
 }
 
-} // namespace
-
 void add_compress_options(CLI::App& command, compress_line& line) {
   command.set_help_flag(); // added again at the end: presets come first
-  command.add_option("MODEL", line.options.model, "Model directory")->required();
-  command.add_option("OUT", line.options.output, "Directory to create")->required();
+  command.add_option("MODEL", line.options.model, "Model directory or GGUF file")->required();
+  command
+      .add_option("OUT", line.options.output, "Directory to create; with --format gguf the file")
+      ->required();
   add_choices_of_method(command, line);
   add_details(command, line);
-  add_samples(command, line);
-  add_output_and_machine(command, line);
+  add_sample_options(command, line);
+  add_output(command, line);
+  add_machine_options(command, line);
   command.set_help_flag("-h,--help", "Print this help message and exit")->group("Other");
+}
+
+void refuse_without_effect(const CLI::App& command, const compress_line& line,
+                           const std::string& stated) {
+  for (const option_rule& rule : rules) {
+    const CLI::Option* const option = command.get_option_no_throw(rule.option);
+    if (option == nullptr || option->count() == 0 || rule.applies(line)) continue;
+    throw usage_error(std::string(rule.option) + " has no effect with " + stated +
+                      "; it goes with " + rule.goes_with);
+  }
 }
 
 void resolve(const CLI::App& command, compress_line& line) {
@@ -431,11 +456,7 @@ void resolve(const CLI::App& command, compress_line& line) {
     o.last_layers = parse_count(line.last_layers, "--last-layers");
   }
 
-  for (const option_rule& rule : rules) {
-    if (!given(rule.option) || rule.applies(line)) continue;
-    throw usage_error(std::string(rule.option) + " has no effect with " + stated(o) +
-                      "; it goes with " + rule.goes_with);
-  }
+  refuse_without_effect(command, line, stated(o));
   if (o.method == "tempered" && !o.power && o.heldout_samples == 0) {
     throw usage_error(
         "--heldout-samples 0 leaves --power auto nothing to judge by; give --power a number");

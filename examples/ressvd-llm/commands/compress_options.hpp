@@ -40,6 +40,14 @@ struct compress_line {
 
 void add_compress_options(CLI::App& command, compress_line& line);
 
+// Parts of them that other commands share: the samples or their Grams, and where it all runs.
+void add_sample_options(CLI::App& command, compress_line& line);
+void add_machine_options(CLI::App& command, compress_line& line);
+
+// Throws usage_error for an option of the command that has no effect on what the line states.
+void refuse_without_effect(const CLI::App& command, const compress_line& line,
+                           const std::string& stated);
+
 // Fills in what the preset leaves to it and refuses options that have no effect together. The
 // preset is the one named; without a name it is the first, `best`, unless a method is named.
 // Explicit options replace parts of it. Throws usage_error.

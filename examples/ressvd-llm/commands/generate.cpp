@@ -118,7 +118,7 @@ void run(const CLI::App& command, const generate_command& line) {
 void add_generate(CLI::App& app) {
   const auto line = std::make_shared<generate_command>();
   CLI::App* const command = app.add_subcommand("generate", "Continue a prompt");
-  command->add_option("MODEL", line->model, "Model directory")->required();
+  command->add_option("MODEL", line->model, "Model directory or GGUF file")->required();
   CLI::Option_group* const input = command->add_option_group("Prompt");
   input->add_option("--prompt", line->prompt, "Text to continue");
   input->add_option("--prompt-tokens", line->prompt_tokens,

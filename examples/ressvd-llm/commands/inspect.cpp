@@ -199,7 +199,7 @@ void add_inspect(CLI::App& app) {
   const auto options = std::make_shared<inspect_options>();
   CLI::App* const command =
       app.add_subcommand("inspect", "Show layers, shapes, ranks and parameter counts of a model");
-  command->add_option("MODEL", options->model, "Model directory")->required();
+  command->add_option("MODEL", options->model, "Model directory or GGUF file")->required();
   command->add_option("--json", options->json, "Write the same as JSON into this file");
   command->callback([options] { inspect(*options); });
 }

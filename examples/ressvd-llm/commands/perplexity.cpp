@@ -104,7 +104,7 @@ void add_perplexity(CLI::App& app) {
       "Measure how well a model predicts a text: exp of the mean negative log-likelihood.\n"
       "The text's tokens are cut into windows of L, one after the other, the tail dropped; each\n"
       "window predicts its last L - 1 tokens from those before them.");
-  command->add_option("MODEL", line->model, "Model directory")->required();
+  command->add_option("MODEL", line->model, "Model directory or GGUF file")->required();
   CLI::Option_group* const input = command->add_option_group("Text");
   input->add_option("--text", line->text, "Text file (.txt)");
   input->add_option("--tokens", line->tokens, "Token ids (.npy, .u16, .u32)");

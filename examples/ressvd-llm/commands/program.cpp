@@ -15,6 +15,8 @@
 
 #include "commands/compare.hpp"
 #include "commands/compress.hpp"
+#include "commands/convert.hpp"
+#include "commands/correct.hpp"
 #include "commands/generate.hpp"
 #include "commands/inspect.hpp"
 #include "commands/perplexity.hpp"
@@ -63,6 +65,8 @@ int run_program(int argc, const char* const* argv) {
   app.set_version_flag("--version", RESSVD_VERSION_STRING);
   app.require_subcommand(1);
   add_compress(app, resume_command(argc, argv));
+  add_convert(app);
+  add_correct(app);
   add_perplexity(app);
   add_compare(app);
   add_generate(app);

@@ -80,7 +80,7 @@ void add_sample(CLI::App& app) {
       "sample",
       "Write samples of a model's own text as token ids. Several runs of compress can share them:\n"
       "--calibration OUT --windows first, with the same --seqlen.");
-  command->add_option("MODEL", line->model, "Model directory")->required();
+  command->add_option("MODEL", line->model, "Model directory or GGUF file")->required();
   command->add_option("OUT", line->output, "File to write, .u16 or .u32")->required();
   command->add_option("--samples", line->samples.count, "Samples")
       ->check(whole_number(1))

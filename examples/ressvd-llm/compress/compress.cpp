@@ -29,6 +29,7 @@
 #include "compress/write_checkpoint.hpp"
 #include "io/checkpoint_writer.hpp"
 #include "io/error.hpp"
+#include "io/gguf_model.hpp"
 #include "model/comparison.hpp"
 #include "ui/interruption.hpp"
 #include "ui/progress.hpp"
@@ -66,6 +67,11 @@ void check(const compress_options& options, const language_model& model) {
   if (model.config().compressed && model.config().compressed->format == "factored") {
     refuse(options.model.string() + ": is a factored checkpoint already");
   }
+  if (options.format == output_format::gguf) {
+    (void)gguf_architecture(model.config()); // throws where there is none
+  } else if (options.type && is_quantised(*options.type)) {
+    refuse("--dtype " + std::string(name_of(*options.type)) + " goes with --format gguf");
+  }
   if (options.samples < 1 || options.seqlen < 2) {
     refuse("calibration needs at least 1 sample of 2 tokens, not " +
            std::to_string(options.samples) + " of " + std::to_string(options.seqlen));
@@ -82,7 +88,9 @@ void check(const compress_options& options, const language_model& model) {
 
 // The output, new or where an interrupted run left it.
 checkpoint_writer open_output(const compress_options& options) {
-  checkpoint_writer writer(options.output, options.model, {.resume = options.resume});
+  checkpoint_writer writer(
+      options.output, options.model,
+      {.resume = options.resume, .gguf = options.format == output_format::gguf});
   if (writer.resumed_state() &&
       run_state::from_text(*writer.resumed_state()).options != fingerprint(options)) {
     throw usage_error(options.output.string() +
@@ -316,7 +324,8 @@ compression_report compress(const compress_options& options) {
   estimate(writer, options, model, plan, report);
 
   const interruption_notice notice(
-      "interrupted: " + how_to_resume(options, writer.partial()), options.output / "config.json",
+      "interrupted: " + how_to_resume(options, writer.partial()),
+      options.format == output_format::gguf ? options.output : options.output / "config.json",
       "interrupted in the evaluation: " + options.output.string() + " is complete");
   sample_set heldout;
   try {
@@ -345,6 +354,7 @@ compression_report compress(const compress_options& options) {
   const checkpoint written = checkpoint::open(options.output);
   report.parameters = count_parameters(written, model.config());
   report.bytes = written.file_bytes();
+  report.without_tokenizer = options.format == output_format::gguf && !has_gguf_tokenizer(options);
   report.memory.peak = peak_memory();
   if (report.fallbacks.count > 0) {
     std::fprintf(stderr, "%lld decompositions by a second routine, the last: %s\n",

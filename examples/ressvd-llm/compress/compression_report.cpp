@@ -167,6 +167,7 @@ ordered_json to_json(const compression_report& r) {
                     {"compressed_perplexity", r.heldout->compressed_perplexity},
                     {"divergence", r.heldout->divergence}};
   }
+  if (r.without_tokenizer) j["without_tokenizer"] = true;
   if (r.evaluation_error) j["evaluation_error"] = *r.evaluation_error;
   j["seconds"] = ordered_json::object();
   for (const stage_time& s : r.seconds)
@@ -211,6 +212,7 @@ compression_report compression_report_from_json(const json& j) {
     r.heldout = {h.value("windows", std::int64_t{0}), h.value("tokens", std::int64_t{0}),
                  h.at("original_perplexity"), h.at("compressed_perplexity"), h.at("divergence")};
   }
+  r.without_tokenizer = j.value("without_tokenizer", false);
   if (j.contains("evaluation_error")) r.evaluation_error = j["evaluation_error"].get<std::string>();
   for (const auto& [stage, seconds] : j.at("seconds").items())
     r.seconds.push_back({stage, seconds});

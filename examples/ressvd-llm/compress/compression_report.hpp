@@ -132,6 +132,7 @@ struct compression_report {
   std::vector<power_trial> power_curve; // where it was searched
   std::vector<matrix_report> matrices;
   std::optional<heldout_report> heldout;
+  bool without_tokenizer = false;              // a GGUF file that gives ids no text
   std::optional<std::string> evaluation_error; // the output is complete, its evaluation failed
   std::vector<stage_time> seconds;
   struct {

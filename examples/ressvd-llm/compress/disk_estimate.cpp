@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <variant>
@@ -61,8 +62,14 @@ disk_estimate estimate_disk(const compress_options& options, const model_config&
   const ressvd::any_method method = method_of(options);
   const auto stored = [&](const std::string& name) {
     const checkpoint::description tensor = source.describe(name);
-    if (!options.type) return tensor.bytes;
-    return static_cast<std::uint64_t>(tensor.elements) * size_of(*options.type);
+    if (!options.type) {
+      // Quantised matrices become f16; what a GGUF file keeps as it is takes less.
+      const std::optional<dtype> type = parse_dtype(tensor.type);
+      const bool quantised = type && is_quantised(*type);
+      return quantised ? static_cast<std::uint64_t>(bytes_of(dtype::f16, tensor.elements))
+                       : tensor.bytes;
+    }
+    return static_cast<std::uint64_t>(bytes_of(*options.type, tensor.elements));
   };
   disk_estimate estimate;
   // With what the headers, the journal and the scratch files say of each tensor.

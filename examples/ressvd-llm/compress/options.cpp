@@ -23,6 +23,18 @@ const char* name_of(allocation a) {
   return "";
 }
 
+const char* name_of(output_format format) {
+  switch (format) {
+    case output_format::factored:
+      return "factored";
+    case output_format::dense:
+      return "dense";
+    case output_format::gguf:
+      return "gguf";
+  }
+  return "";
+}
+
 const char* name_of(ressvd::factored_form form) {
   return form == ressvd::factored_form::pair ? "pair" : "pivoted";
 }
@@ -86,7 +98,7 @@ std::string fingerprint(const compress_options& o) {
       {"backend", o.backend == backend_choice::cpu ? "cpu" : "cuda"},
       {"rank_multiple", o.rank_multiple},
       {"form", name_of(o.form)},
-      {"format", o.format == output_format::factored ? "factored" : "dense"},
+      {"format", name_of(o.format)},
       {"seed", o.seed}};
   // What is not given is not there.
   if (o.last_layers) fields["last_layers"] = *o.last_layers;

@@ -21,7 +21,7 @@ enum class allocation {
   fisher       // a rank per matrix from the curvature of the loss
 };
 
-enum class output_format { factored, dense };
+enum class output_format { factored, dense, gguf };
 
 // Where statistics, factoring and fits run; the forward pass runs on the CPU.
 enum class backend_choice { cpu, cuda };
@@ -79,6 +79,7 @@ struct compress_options {
 };
 
 const char* name_of(allocation a);
+const char* name_of(output_format format);
 const char* name_of(ressvd::factored_form form);
 
 // The factors are fitted to what the compressed layers before them produce.

@@ -10,6 +10,9 @@
 
 #include "io/checkpoint.hpp"
 #include "io/config.hpp"
+#include "io/gguf_model.hpp"
+#include "io/mapped_file.hpp"
+#include "model/attention.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -44,9 +47,124 @@ std::vector<float> product_of(const linear& l) {
   return product;
 }
 
-dtype type_of(const language_model& model, const linear_module& module,
-              const compress_options& options) {
-  return options.type.value_or(model.source().at(module.weight_name()).type);
+bool to_gguf(const compress_options& options) {
+  return options.format == output_format::gguf;
+}
+
+// The type in which a tensor that is not copied as it is is stored.
+dtype type_of(const tensor_view& original, const compress_options& options) {
+  // llama.cpp wants norms and biases in single precision.
+  if (to_gguf(options) && original.shape.size() < 2) return dtype::f32;
+  const dtype type = options.type.value_or(original.type);
+  if (!is_quantised(type)) return type;
+  const bool whole_blocks = original.shape.back() % block_of(type) == 0;
+  return options.type && whole_blocks ? type : dtype::f16;
+}
+
+// A tensor in the output's name and order of rows.
+void put(checkpoint_writer& writer, const language_model& model, const compress_options& options,
+         const std::string& name, const std::vector<std::int64_t>& shape, std::vector<float> values,
+         dtype type) {
+  if (!to_gguf(options)) return writer.add(name, shape, values, type);
+  interleave_rows(values, shape.front(), interleaved_heads(model.config(), name));
+  writer.add(gguf_name(name), shape, values, type);
+}
+
+// Bytes as they are, where the output can have them.
+bool copied(checkpoint_writer& writer, const language_model& model, const compress_options& options,
+            tensor_view tensor) {
+  if (to_gguf(options)) {
+    if (tensor.shape.size() < 2 && tensor.type != dtype::f32) return false;
+    if (tensor.interleaved != interleaved_heads(model.config(), tensor.name)) return false;
+    tensor.interleaved = 0;
+    tensor.name = gguf_name(tensor.name);
+  } else if (is_quantised(tensor.type)) {
+    return false;
+  }
+  const bool typed = tensor.shape.size() > 1 || !to_gguf(options);
+  if (options.type && typed && *options.type != tensor.type) return false;
+  writer.add(tensor);
+  return true;
+}
+
+// What a directory may hold beside the model's own tensors, such as the frequencies of the rotary
+// embedding, has no place in a GGUF file.
+bool belongs_to_gguf(const language_model& model, const std::string& name) {
+  if (name == "lm_head.weight" && model.config().tied_embeddings)
+    return embedding_name(model.source(), model.config()) == name;
+  return is_gguf(model.source().path()) || gguf_name(name) != name;
+}
+
+// llama.cpp's numbers for the type of most matrices.
+std::uint32_t file_type(dtype type) {
+  switch (type) {
+    case dtype::f32:
+      return 0;
+    case dtype::q4_0:
+      return 2;
+    case dtype::q8_0:
+      return 7;
+    case dtype::bf16:
+      return 32;
+    default:
+      return 1;
+  }
+}
+
+gguf_pairs pairs_of(const language_model& model, const compress_options& options,
+                    const std::optional<compressed_info>& info) {
+  gguf_pairs pairs;
+  if (is_gguf(options.model)) {
+    const mapped_file original(options.model);
+    const gguf_content content = read_gguf(options.model, original.bytes());
+    for (const gguf_value& value : content.metadata.values()) {
+      const bool replaced = value.key == "general.alignment" || value.key == compressed_key ||
+                            (value.key == "general.file_type" && options.type) ||
+                            value.key == "general.quantization_version";
+      if (!replaced) pairs.copy(value);
+    }
+  } else {
+    pairs = describe_for_gguf(model.config());
+    pairs.text("tokenizer.ggml.model", "none");
+  }
+  if (options.type) {
+    pairs.u32("general.file_type", file_type(*options.type));
+  } else if (!is_gguf(options.model)) {
+    const checkpoint& source = model.source();
+    pairs.u32("general.file_type",
+              file_type(source.at(embedding_name(source, model.config())).type));
+  }
+  pairs.u32("general.quantization_version", 2);
+  if (info) pairs.text(compressed_key, to_json(*info).dump());
+  return pairs;
+}
+
+} // namespace
+
+namespace {
+
+// What the original has under the given names is left out.
+void write_others(checkpoint_writer& writer, const language_model& model,
+                  const std::set<std::string, std::less<>>& replaced,
+                  const compress_options& options) {
+  const checkpoint& source = model.source();
+  const std::string embedding = embedding_name(source, model.config());
+  for (const std::string& name : source.names()) {
+    if (replaced.contains(name)) continue;
+    if (to_gguf(options) && !belongs_to_gguf(model, name)) continue;
+    tensor_view tensor = source.at(name);
+    if (name == embedding) tensor.name = canonical_embedding_name(model.config());
+    if (!copied(writer, model, options, tensor)) {
+      put(writer, model, options, tensor.name, tensor.shape, read_f32(source, name, tensor.shape),
+          type_of(tensor, options));
+    }
+    source.release(name);
+  }
+  const rope_scaling scaling = model.config().rope.scaling;
+  if (to_gguf(options) && (scaling == rope_scaling::llama3 || scaling == rope_scaling::factors)) {
+    const std::vector<float> factors = rope_factors(model.config());
+    writer.add(rope_factors_name, {static_cast<std::int64_t>(factors.size())}, factors, dtype::f32);
+  }
 }
 
 } // namespace
@@ -62,19 +180,7 @@ void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
       if (options.format == output_format::factored) replaced.insert(modules[i].bias_name());
     }
   }
-  const checkpoint& source = model.source();
-  const std::string embedding = embedding_name(source, model.config());
-  for (const std::string& name : source.names()) {
-    if (replaced.contains(name)) continue;
-    tensor_view tensor = source.at(name);
-    if (name == embedding) tensor.name = canonical_embedding_name(model.config());
-    if (options.type && *options.type != tensor.type) {
-      writer.add(tensor.name, tensor.shape, read_f32(source, name, tensor.shape), *options.type);
-    } else {
-      writer.add(tensor);
-    }
-    source.release(name);
-  }
+  write_others(writer, model, replaced, options);
 }
 
 void write_layer(checkpoint_writer& writer, const language_model& model, std::int64_t layer,
@@ -82,9 +188,9 @@ void write_layer(checkpoint_writer& writer, const language_model& model, std::in
   for (const linear_module& module : linear_modules(model.config(), layer)) {
     const linear& l = weights[module.kind];
     if (!l.factored()) continue;
-    const dtype type = type_of(model, module, options);
-    if (options.format == output_format::dense) {
-      writer.add(module.weight_name(), {l.out(), l.in()}, product_of(l), type);
+    const dtype type = type_of(model.source().at(module.weight_name()), options);
+    if (options.format != output_format::factored) {
+      put(writer, model, options, module.weight_name(), {l.out(), l.in()}, product_of(l), type);
       continue;
     }
     if (l.pivoted()) {
@@ -115,6 +221,7 @@ void write_description(checkpoint_writer& writer, const language_model& model,
       if (!r.dense) info.ranks[modules[i].prefix] = r.rank;
     }
   }
+  if (to_gguf(options)) return writer.describe(pairs_of(model, options, info));
   auto json = nlohmann::ordered_json::parse(config.text);
   if (options.type) {
     const std::array<std::pair<dtype, const char*>, 3> names{
@@ -134,6 +241,38 @@ void write_description(checkpoint_writer& writer, const language_model& model,
     const auto file = options.model / name;
     if (std::filesystem::is_regular_file(file)) writer.copy_file(file);
   }
+}
+
+void write_converted(checkpoint_writer& writer, const language_model& model,
+                     const compress_options& options) {
+  const checkpoint& source = model.source();
+  std::set<std::string, std::less<>> replaced;
+  for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
+    const layer_weights weights = model.layer(layer);
+    for (const linear_module& m : linear_modules(model.config(), layer)) {
+      const linear& l = weights[m.kind];
+      if (!l.factored()) continue;
+      replaced.insert({m.u_name(), m.v_name(), m.u_bias_name(), m.c_name(), m.z_name(),
+                       m.order_name(), m.c_bias_name()});
+      tensor_view stored = source.at(l.pivoted() ? m.z_name() : m.v_name());
+      stored.shape = {l.out(), l.in()};
+      put(writer, model, options, m.weight_name(), stored.shape, product_of(l),
+          type_of(stored, options));
+      if (!l.bias.empty())
+        put(writer, model, options, m.bias_name(), {l.out()}, l.bias, dtype::f32);
+    }
+  }
+  write_others(writer, model, replaced, options);
+  std::optional<compressed_info> info = model.config().compressed;
+  if (info) info->format = "dense";
+  writer.describe(pairs_of(model, options, info));
+}
+
+bool has_gguf_tokenizer(const compress_options& options) {
+  if (!is_gguf(options.model)) return false;
+  const mapped_file original(options.model);
+  return read_gguf(options.model, original.bytes()).metadata.find("tokenizer.ggml.tokens") !=
+         nullptr;
 }
 
 } // namespace ressvd_llm

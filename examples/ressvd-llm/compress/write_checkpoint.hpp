@@ -17,13 +17,21 @@ namespace ressvd_llm {
 void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
                         const model_ranks& ranks, const compress_options& options);
 
-// The compressed matrices of a layer: factors, or their product under the original name.
+// The compressed matrices of a layer: factors, or their product under the original name (in GGUF,
+// the one it has there).
 void write_layer(checkpoint_writer& writer, const language_model& model, std::int64_t layer,
                  const layer_weights& weights, const compress_options& options);
 
-// config.json with the object "ressvd", and the tokenizer's files.
+// config.json with the object "ressvd", and the tokenizer's files; or the pairs of the GGUF file.
 void write_description(checkpoint_writer& writer, const language_model& model,
                        const model_ranks& ranks, const compress_options& options,
                        double achieved_ratio);
+
+// The whole model as a GGUF file, compressed matrices multiplied out.
+void write_converted(checkpoint_writer& writer, const language_model& model,
+                     const compress_options& options);
+
+// Whether a GGUF file made of the model has a tokenizer: the original's, where that is a GGUF file.
+bool has_gguf_tokenizer(const compress_options& options);
 
 } // namespace ressvd_llm

@@ -9,7 +9,10 @@
 #include <span>
 #include <utility>
 
+#include "io/config.hpp"
 #include "io/error.hpp"
+#include "io/gguf.hpp"
+#include "io/gguf_model.hpp"
 #include "io/mapped_file.hpp"
 #include "io/paths.hpp"
 #include "io/safetensors.hpp"
@@ -28,15 +31,6 @@ bool present(const std::filesystem::path& file) {
 }
 
 } // namespace
-
-std::string to_string(const std::vector<std::int64_t>& shape) {
-  std::string text = "[";
-  for (const std::int64_t extent : shape) {
-    if (text.size() > 1) text += ", ";
-    text += std::to_string(extent);
-  }
-  return text + "]";
-}
 
 struct checkpoint::contents {
   struct shard {
@@ -64,6 +58,28 @@ struct checkpoint::contents {
       tensors.insert_or_assign(
           std::move(tensor.name),
           entry{shards.size() - 1, std::move(tensor.type), readable, std::move(view), tensor.data});
+    }
+  }
+
+  // Under the names of a Hugging Face checkpoint. What describes the rotary embedding is part of
+  // the config.
+  void add_gguf(const std::filesystem::path& file) {
+    shards.push_back({file, mapped_file(file)});
+    gguf_content content = read_gguf(file, shards.back().mapping.bytes());
+    const model_config config = parse_config(file, config_text_of(content));
+    for (stored_tensor& tensor : content.tensors) {
+      if (tensor.name == rope_factors_name) continue;
+      std::string name = checkpoint_name(tensor.name);
+      const std::optional<dtype> readable = parse_dtype(tensor.type);
+      tensor_view view{name, readable.value_or(dtype::f32), std::move(tensor.shape),
+                       tensor.data.data()};
+      const std::int64_t heads = interleaved_heads(config, name);
+      if (heads > 0 && view.rows() % heads == 0) view.interleaved = heads;
+      const auto added = tensors.try_emplace(
+          name, entry{0, std::move(tensor.type), readable, std::move(view), tensor.data});
+      if (!added.second) {
+        throw file_error(file, tensor.name, "stands beside tensor " + printable(name));
+      }
     }
   }
 
@@ -100,18 +116,20 @@ struct checkpoint::contents {
 
 checkpoint::checkpoint(std::shared_ptr<const contents> data) : data_(std::move(data)) {}
 
-checkpoint checkpoint::open(const std::filesystem::path& directory) {
+checkpoint checkpoint::open(const std::filesystem::path& model) {
   auto data = std::make_shared<contents>();
-  data->path = directory;
-  if (present(directory / single_name)) {
-    data->add_shard(file_inside(directory, single_name));
-  } else if (present(directory / index_name)) {
-    data->add_index(file_inside(directory, index_name));
-  } else if (!present(directory)) {
-    throw file_error(directory, "no such directory");
+  data->path = model;
+  if (is_gguf(model)) {
+    data->add_gguf(model);
+  } else if (present(model / single_name)) {
+    data->add_shard(file_inside(model, single_name));
+  } else if (present(model / index_name)) {
+    data->add_index(file_inside(model, index_name));
+  } else if (!present(model)) {
+    throw file_error(model, "no such directory or file");
   } else {
     throw file_error(
-        directory, "holds neither " + std::string(single_name) + " nor " + std::string(index_name));
+        model, "holds neither " + std::string(single_name) + " nor " + std::string(index_name));
   }
   return checkpoint(std::move(data));
 }
@@ -130,6 +148,8 @@ bool checkpoint::contains(std::string_view name) const {
 const tensor_view& checkpoint::at(std::string_view name) const {
   const contents::entry& entry = data_->at(name);
   if (!entry.readable || entry.readable == dtype::i32) {
+    if (is_gguf(data_->path))
+      throw file_error(file_of(name), name, "element type " + entry.type + " is not supported");
     throw file_error(file_of(name), name,
                      "element type " + entry.type + " where F32, F16 or BF16 is expected");
   }
@@ -194,7 +214,7 @@ std::vector<T> read_as(const checkpoint& source, std::string_view name,
   const tensor_view& tensor = source.at(name);
   require_shape(source, tensor, shape);
   std::vector<T> values(static_cast<std::size_t>(tensor.elements()));
-  decode(tensor.type, tensor.data, std::span(values));
+  decode_rows(tensor, 0, tensor.rows(), std::span(values));
   source.release(name);
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (!std::isfinite(values[i])) {

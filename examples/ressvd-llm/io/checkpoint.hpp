@@ -13,14 +13,15 @@
 namespace ressvd_llm {
 
 // The tensors of a model directory: model.safetensors, or the shards that
-// model.safetensors.index.json names. Files are mapped, never loaded whole, and everything about
+// model.safetensors.index.json names; or those of a GGUF file, under the names that they have in a
+// model directory. Files are mapped, never loaded whole, and everything about
 // them is verified when they are opened: header size and syntax, offsets inside the file without
 // overlap or hole, shapes without overflow and in agreement with the offsets, shards inside the
 // directory. Copies share the mappings; const members may be called from several threads.
 class checkpoint {
  public:
   // Throws file_error.
-  static checkpoint open(const std::filesystem::path& directory);
+  static checkpoint open(const std::filesystem::path& model);
 
   // A single safetensors file that is not a model (Fisher weights, Grams).
   static checkpoint open_file(const std::filesystem::path& file);

@@ -6,6 +6,7 @@
 //   journal.json  what was complete at the last mark()
 //   scratch/      the caller's files
 //   checkpoint/   the files that will be OUTPUT
+//   model.gguf    the file that will be OUTPUT in their place, put together by commit()
 // The header of a safetensors file precedes its data and depends on all of it, so the shards are
 // put together from the data files at the end. That needs the output's size on disk twice.
 #include "io/checkpoint_writer.hpp"
@@ -58,12 +59,13 @@ std::uint32_t overflow_threshold(dtype type) {
       return 0x477ff000u;
     case dtype::bf16:
       return 0x7f7f8000u;
-    case dtype::f32:
-    case dtype::f64:
-    case dtype::i32:
-      break;
+    case dtype::q8_0: // 127 times the largest scale of 16 bits
+      return 0x4afdf020u;
+    case dtype::q4_0: // 8 times
+      return 0x48fff000u;
+    default:
+      return 0x7f800000u;
   }
-  return 0x7f800000u;
 }
 
 bool representable(float value, dtype type) {
@@ -152,6 +154,7 @@ struct checkpoint_writer::state {
   std::set<std::string, std::less<>> names;
   std::vector<std::uint64_t> shard_bytes;
   std::optional<output_file> data;
+  gguf_pairs description;
 
   state() = default;
   state(const state&) = delete;
@@ -174,6 +177,7 @@ struct checkpoint_writer::state {
   }
   fs::path journal() const { return partial / "journal.json"; }
   fs::path finished() const { return partial / "checkpoint"; }
+  fs::path finished_gguf() const { return partial / "model.gguf"; }
 
   void require_usable_output(const fs::path& input);
   void take_partial();
@@ -183,6 +187,7 @@ struct checkpoint_writer::state {
   void begin_tensor(std::string_view name, dtype type, const std::vector<std::int64_t>& shape);
   void write_journal(std::string_view text) const;
   void assemble(std::size_t shard) const;
+  void assemble_gguf() const;
   void write_index() const;
 };
 
@@ -201,8 +206,10 @@ void checkpoint_writer::state::require_usable_output(const fs::path& input) {
   }
   const fs::file_status status = fs::symlink_status(output);
   if (!fs::exists(status)) return;
-  if (!fs::is_directory(status)) throw usage_error(name + ": exists and is not a directory");
-  if (fs::is_empty(output)) return;
+  if (!options.gguf) {
+    if (!fs::is_directory(status)) throw usage_error(name + ": exists and is not a directory");
+    if (fs::is_empty(output)) return;
+  }
   // A run killed between its rename and its last removal leaves a partial without a checkpoint.
   if (fs::exists(partial / "lock") && !fs::exists(finished())) {
     lock.emplace(partial / "lock");
@@ -211,7 +218,7 @@ void checkpoint_writer::state::require_usable_output(const fs::path& input) {
   } else if (fs::is_directory(fs::symlink_status(partial)) && fs::is_empty(partial)) {
     fs::remove(partial);
   }
-  throw usage_error(name + ": exists and is not empty");
+  throw usage_error(name + (options.gguf ? ": exists" : ": exists and is not empty"));
 }
 
 // Creates OUTPUT.partial or takes over that of a dead process; never touches a directory of
@@ -315,6 +322,10 @@ void checkpoint_writer::state::begin_tensor(std::string_view name, dtype type,
   if (!names.emplace(name).second) {
     throw std::invalid_argument("tensor " + std::string(name) + " is written twice");
   }
+  if (is_quantised(type) && !options.gguf) {
+    throw std::invalid_argument("tensor " + std::string(name) + " of type " +
+                                std::string(name_of(type)) + " in a model directory");
+  }
   const tensor_view extents{std::string(name), type, shape, nullptr};
   const std::uint64_t bytes = extents.bytes();
   if (shard_bytes.empty() ||
@@ -345,9 +356,12 @@ void checkpoint_writer::add(std::string_view name, const std::vector<std::int64_
   state_->begin_tensor(name, type, shape);
   std::vector<std::byte> block(std::min(block_bytes, extents.bytes()));
   while (!values.empty()) {
-    const auto part = values.first(std::min(values.size(), block.size() / size_of(type)));
+    const std::size_t fitting =
+        block.size() / size_of(type) * static_cast<std::size_t>(block_of(type));
+    const auto part = values.first(std::min(values.size(), fitting));
     encode(part, type, block.data());
-    state_->data->write(std::span(block).first(part.size() * size_of(type)));
+    state_->data->write(
+        std::span(block).first(bytes_of(type, static_cast<std::int64_t>(part.size()))));
     values = values.subspan(part.size());
   }
 }
@@ -362,7 +376,10 @@ void checkpoint_writer::add(std::string_view name, const std::vector<std::int64_
 
 void checkpoint_writer::add(const tensor_view& tensor) {
   state_->begin_tensor(tensor.name, tensor.type, tensor.shape);
-  state_->data->write({tensor.data, tensor.bytes()});
+  if (tensor.interleaved == 0) return state_->data->write({tensor.data, tensor.bytes()});
+  const std::size_t row_bytes = tensor.bytes() / static_cast<std::size_t>(tensor.rows());
+  for (std::int64_t row = 0; row < tensor.rows(); ++row)
+    state_->data->write({tensor.row(row), row_bytes});
 }
 
 void checkpoint_writer::state::write_journal(std::string_view text) const {
@@ -417,6 +434,10 @@ void checkpoint_writer::copy_file(const fs::path& file) {
            {reinterpret_cast<const char*>(content.bytes().data()), content.bytes().size()});
 }
 
+void checkpoint_writer::describe(gguf_pairs pairs) {
+  state_->description = std::move(pairs);
+}
+
 std::uint64_t checkpoint_writer::tensor_bytes() const {
   std::uint64_t sum = 0;
   for (const std::uint64_t bytes : state_->shard_bytes)
@@ -445,6 +466,27 @@ void checkpoint_writer::state::assemble(std::size_t shard) const {
   file.close();
 }
 
+void checkpoint_writer::state::assemble_gguf() const {
+  std::vector<gguf_tensor> list;
+  for (const written_tensor& tensor : tensors)
+    list.push_back({tensor.name, tensor.type, tensor.shape, tensor.bytes});
+  std::vector<mapped_file> sources;
+  for (std::size_t shard = 0; shard < shard_bytes.size(); ++shard)
+    sources.emplace_back(data_file(shard));
+  output_file file(finished_gguf());
+  file.write(gguf_header(description, list));
+  for (const written_tensor& tensor : tensors) {
+    const mapped_file& source = sources[tensor.shard];
+    const auto bytes = source.bytes().subspan(tensor.begin, tensor.bytes);
+    file.write(bytes);
+    file.write(
+        std::string((gguf_alignment - bytes.size() % gguf_alignment) % gguf_alignment, '\0'));
+    source.release(bytes);
+  }
+  file.sync();
+  file.close();
+}
+
 void checkpoint_writer::state::write_index() const {
   std::uint64_t total = 0;
   std::map<std::string, std::string> shard_of;
@@ -463,11 +505,17 @@ void checkpoint_writer::commit() {
   if (s.shard_bytes.empty()) throw std::invalid_argument("a checkpoint without tensors");
   s.data->close();
   s.data.reset();
-  for (std::size_t shard = 0; shard < s.shard_bytes.size(); ++shard)
-    s.assemble(shard);
-  if (s.shard_bytes.size() > 1) s.write_index();
   std::error_code error;
-  fs::rename(s.finished(), s.output, error);
+  if (s.options.gguf) {
+    s.assemble_gguf();
+    fs::remove_all(s.finished(), error); // its absence tells that OUTPUT is complete
+    if (!error) fs::rename(s.finished_gguf(), s.output, error);
+  } else {
+    for (std::size_t shard = 0; shard < s.shard_bytes.size(); ++shard)
+      s.assemble(shard);
+    if (s.shard_bytes.size() > 1) s.write_index();
+    fs::rename(s.finished(), s.output, error);
+  }
   if (error) fail(s.output, error);
   s.committed = true;
   s.remove_partial();

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "io/dtype.hpp"
+#include "io/gguf.hpp"
 #include "io/tensor.hpp"
 
 namespace ressvd_llm {
@@ -20,17 +21,20 @@ struct writer_options {
   std::uint64_t shard_bytes = 5'000'000'000;
   // Continue from the last mark() of an interrupted run, when there is one.
   bool resume = false;
+  // OUTPUT is a GGUF file of the pairs that describe() is given, and the tensors as they are added:
+  // names, order of rows and types are those of GGUF already.
+  bool gguf = false;
 };
 
-// Writes a model directory tensor by tensor, without keeping tensors in memory. Everything goes to
-// the sibling directory "OUTPUT.partial" and appears as OUTPUT at commit(), by one rename. An
-// object that is destroyed without commit() (an error) removes what it wrote, unless there is a
-// mark to resume from; a process that is killed leaves OUTPUT.partial in any case. The next run
-// resumes or discards it.
+// Writes a model directory (or a GGUF file) tensor by tensor, without keeping tensors in memory.
+// Everything goes to the sibling directory "OUTPUT.partial" and appears as OUTPUT at commit(), by
+// one rename. An object that is destroyed without commit() (an error) removes what it wrote, unless
+// there is a mark to resume from; a process that is killed leaves OUTPUT.partial in any case. The
+// next run resumes or discards it.
 class checkpoint_writer {
  public:
-  // Throws usage_error when output is the input, when it exists and is not an empty directory, or
-  // when another process is writing it.
+  // Throws usage_error when output is the input, when it exists and is not an empty directory (a
+  // file must not exist), or when another process is writing it.
   checkpoint_writer(const std::filesystem::path& output, const std::filesystem::path& input,
                     const writer_options& options = {});
   checkpoint_writer(checkpoint_writer&&) noexcept;
@@ -47,7 +51,8 @@ class checkpoint_writer {
   void add(std::string_view name, const std::vector<std::int64_t>& shape,
            std::span<const std::int32_t> values);
 
-  // Appends a tensor as it is, for example one of the original checkpoint.
+  // Appends a tensor as it is, for example one of the original checkpoint, with its rows in order.
+  // Throws std::invalid_argument for a quantised one in a model directory.
   void add(const tensor_view& tensor);
 
   // Makes everything added so far, and the files in scratch(), survive an error or a kill; state is
@@ -68,11 +73,14 @@ class checkpoint_writer {
   void add_file(std::string_view name, std::string_view content);
   void copy_file(const std::filesystem::path& file);
 
+  // What a GGUF file says of its model.
+  void describe(gguf_pairs pairs);
+
   // Bytes of tensors added so far, those of the resumed run included.
   std::uint64_t tensor_bytes() const;
 
-  // Assembles model.safetensors, or shards and model.safetensors.index.json, and renames the whole
-  // to the output directory. Nothing may be called afterwards.
+  // Assembles model.safetensors, or shards and model.safetensors.index.json, or the GGUF file, and
+  // renames the whole to the output. Nothing may be called afterwards.
   void commit();
 
  private:

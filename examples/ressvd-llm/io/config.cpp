@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "io/error.hpp"
+#include "io/gguf_model.hpp"
 #include "io/json_text.hpp"
+#include "io/mapped_file.hpp"
 #include "io/paths.hpp"
 
 namespace ressvd_llm {
@@ -157,6 +159,25 @@ activation_kind read_activation(const json_object& json, const char* key, const 
   json.unsupported("activation '" + printable(name) + "'");
 }
 
+// The factors in GGUF files. longrope in general has others for long texts and scales the
+// attention.
+void read_rope_factors(const json_object& scaling, rope_config& rope) {
+  const nlohmann::json& factors = scaling.required("short_factor");
+  if (scaling.required("long_factor") != factors || !scaling.has("attention_factor") ||
+      scaling.positive("attention_factor") != 1.0) {
+    scaling.unsupported("longrope with other factors for long texts or an attention factor");
+  }
+  if (!factors.is_array()) scaling.fail("short_factor", "is not a list of numbers");
+  for (const nlohmann::json& factor : factors) {
+    const double value = factor.is_number() ? factor.get<double>() : 0.0;
+    if (!std::isfinite(value) || value <= 0) {
+      scaling.fail("short_factor", "is not a list of positive numbers");
+    }
+    rope.factors.push_back(value);
+  }
+  rope.scaling = rope_scaling::factors;
+}
+
 rope_config read_rope(const json_object& json) {
   rope_config rope;
   rope.theta = json.positive("rope_theta", rope.theta);
@@ -187,6 +208,8 @@ rope_config read_rope(const json_object& json) {
     if (rope.high_freq_factor <= rope.low_freq_factor) {
       scaling.fail("high_freq_factor", "is not above low_freq_factor");
     }
+  } else if (kind == "longrope") {
+    read_rope_factors(scaling, rope);
   } else if (kind.empty()) {
     scaling.fail("rope_type", "is missing");
   } else {
@@ -323,7 +346,8 @@ void read_dtype(const json_object& json, model_config& config) {
   const char* const key = json.has("dtype") ? "dtype" : "torch_dtype";
   if (!json.has(key)) return;
   config.type = parse_dtype(json.text(key));
-  if (!config.type || *config.type == dtype::f64 || *config.type == dtype::i32) {
+  if (!config.type || *config.type == dtype::f64 || *config.type == dtype::i32 ||
+      is_quantised(*config.type)) {
     json.unsupported("element type '" + printable(json.text(key)) + "'");
   }
 }
@@ -369,8 +393,12 @@ std::string_view name_of(model_family family) {
   return "";
 }
 
-model_config read_config(const std::filesystem::path& directory) {
-  const std::filesystem::path file = file_inside(directory, "config.json");
+model_config read_config(const std::filesystem::path& model) {
+  if (is_gguf(model)) {
+    const mapped_file content(model);
+    return parse_config(model, config_text_of(read_gguf(model, content.bytes())));
+  }
+  const std::filesystem::path file = file_inside(model, "config.json");
   return parse_config(file, read_text(file, largest_config));
 }
 
@@ -394,6 +422,12 @@ model_config parse_config(const std::filesystem::path& file, std::string text) {
     read_llama_like(json, config);
   }
   read_heads(json, config);
+  if (config.rope.scaling == rope_scaling::factors &&
+      std::cmp_not_equal(2 * config.rope.factors.size(), config.head_dim)) {
+    json.fail("rope_parameters", "has " + std::to_string(config.rope.factors.size()) +
+                                     " factors for heads of size " +
+                                     std::to_string(config.head_dim));
+  }
   read_sliding_window(json, raw, config);
   read_special_tokens(json, config);
   read_dtype(json, config);

@@ -17,7 +17,7 @@ namespace ressvd_llm {
 
 enum class model_family { llama, mistral, opt, qwen2, qwen3 };
 enum class activation_kind { silu, relu, gelu, gelu_tanh };
-enum class rope_scaling { none, linear, llama3 };
+enum class rope_scaling { none, linear, llama3, factors };
 
 // Rotary position embedding; not used by OPT.
 struct rope_config {
@@ -27,6 +27,7 @@ struct rope_config {
   double low_freq_factor = 1.0;            // llama3
   double high_freq_factor = 4.0;           // llama3
   std::int64_t original_max_positions = 0; // llama3
+  std::vector<double> factors;             // factors: half a head's, each frequency's divisor
 };
 
 // The object "ressvd" of a compressed checkpoint's config.json.
@@ -65,13 +66,13 @@ struct model_config {
   std::optional<dtype> type; // torch_dtype or dtype, when given
   std::optional<compressed_info> compressed;
   std::filesystem::path file; // for messages
-  std::string text;           // the file as it is
+  std::string text;           // the file as it is; the equivalent config.json of a GGUF file
 };
 
-// Reads directory/config.json. Throws file_error that names the file and the key that is missing
-// or malformed, or what is unsupported (architecture, kind of RoPE, mixed attention windows,
-// OPT with post-norm or projected embeddings, …).
-model_config read_config(const std::filesystem::path& directory);
+// Reads directory/config.json, or what a GGUF file says in its place. Throws file_error that names
+// the file and the key that is missing or malformed, or what is unsupported (architecture, kind of
+// RoPE, mixed attention windows, OPT with post-norm or projected embeddings, …).
+model_config read_config(const std::filesystem::path& model);
 
 // The same for the text of a config.json; `file` is for messages.
 model_config parse_config(const std::filesystem::path& file, std::string text);

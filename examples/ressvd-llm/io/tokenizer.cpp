@@ -7,6 +7,7 @@
 #include <sentencepiece_processor.h>
 
 #include "io/error.hpp"
+#include "io/gguf.hpp"
 #include "io/paths.hpp"
 
 namespace ressvd_llm {
@@ -91,6 +92,12 @@ std::unique_ptr<tokenizer> sentencepiece_tokenizer(const std::filesystem::path& 
 std::unique_ptr<tokenizer> open_tokenizer(const std::filesystem::path& directory,
                                           const model_config& config) {
   if (config.byte_tokens) return byte_tokenizer();
+  if (is_gguf(directory)) {
+    throw file_error(
+        directory,
+        "tokenizers of GGUF files are not supported: give token ids (.npy, .u16, .u32) "
+        "in place of text");
+  }
   std::error_code ignored;
   if (!std::filesystem::exists(directory / "tokenizer.model", ignored)) {
     throw file_error(directory,

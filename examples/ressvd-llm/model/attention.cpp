@@ -21,7 +21,15 @@ constexpr std::int64_t block_queries = 64;
 
 constexpr std::int64_t row_alignment = float_buffer::alignment / sizeof(float);
 
-double scaled_frequency(const rope_config& rope, double frequency) {
+double plain_frequency(const model_config& config, std::int64_t j) {
+  return std::pow(config.rope.theta,
+                  -2.0 * static_cast<double>(j) / static_cast<double>(config.head_dim));
+}
+
+// Of pair j of a head.
+double scaled_frequency(const rope_config& rope, std::int64_t j, double frequency) {
+  if (rope.scaling == rope_scaling::factors)
+    return frequency / rope.factors[static_cast<std::size_t>(j)];
   if (rope.scaling == rope_scaling::linear) return frequency / rope.factor;
   if (rope.scaling == rope_scaling::none) return frequency;
   const auto context = static_cast<double>(rope.original_max_positions);
@@ -94,10 +102,18 @@ struct query_block {
 
 rope_table::rope_table(const model_config& config) : half_(config.head_dim / 2) {
   for (std::int64_t j = 0; j < half_; ++j) {
-    const double frequency = std::pow(
-        config.rope.theta, -2.0 * static_cast<double>(j) / static_cast<double>(config.head_dim));
-    frequencies_.push_back(static_cast<float>(scaled_frequency(config.rope, frequency)));
+    frequencies_.push_back(
+        static_cast<float>(scaled_frequency(config.rope, j, plain_frequency(config, j))));
   }
+}
+
+std::vector<float> rope_factors(const model_config& config) {
+  std::vector<float> factors;
+  for (std::int64_t j = 0; j < config.head_dim / 2; ++j) {
+    const double frequency = plain_frequency(config, j);
+    factors.push_back(static_cast<float>(frequency / scaled_frequency(config.rope, j, frequency)));
+  }
+  return factors;
 }
 
 void rope_table::reserve(std::int64_t count) {

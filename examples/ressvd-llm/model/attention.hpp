@@ -12,7 +12,8 @@ namespace ressvd_llm {
 // Cosines and sines of rotary position embeddings: pair j of a head (elements j and j + head_dim/2)
 // at position p turns by p·f_j, f_j = theta^(−2j/head_dim) and then scaled as the config says
 // (Llama 3: wavelengths beyond the original context are stretched by `factor`, those far below
-// stay, with a linear blend between). Angles are rounded to float32, as trained models saw them.
+// stay, with a linear blend between; or each by a factor of its own). Angles are rounded to
+// float32, as trained models saw them.
 class rope_table {
  public:
   explicit rope_table(const model_config& config);
@@ -34,6 +35,9 @@ class rope_table {
   std::vector<float> cosines_;     // reserved_ × half_
   std::vector<float> sines_;
 };
+
+// What the scaling divides each frequency of a head by.
+std::vector<float> rope_factors(const model_config& config);
 
 // One head's causal attention over one sequence, out = softmax(scale·QKᵀ)V. All matrices are
 // row-major with head_dim columns. Query i stands at position first + i and sees the keys at

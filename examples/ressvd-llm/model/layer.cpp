@@ -33,18 +33,20 @@ std::string factor_prefix(const std::string& prefix, std::string_view factor) {
 }
 
 void require_finite(const checkpoint& source, const tensor_view& tensor) {
-  constexpr std::int64_t block = 1 << 16;
-  const auto values = std::make_unique_for_overwrite<float[]>(block);
-  const std::int64_t elements = tensor.elements();
-  for (std::int64_t first = 0; first < elements; first += block) {
-    const auto count = static_cast<std::size_t>(std::min(block, elements - first));
-    decode(tensor.type, tensor.data + static_cast<std::size_t>(first) * size_of(tensor.type),
-           std::span<float>(values.get(), count));
+  if (tensor.elements() == 0) return;
+  const std::int64_t width = tensor.elements() / tensor.rows();
+  const std::int64_t block = std::max<std::int64_t>(1, (1 << 16) / width);
+  const auto values = std::make_unique_for_overwrite<float[]>(
+      static_cast<std::size_t>(std::min(block, tensor.rows()) * width));
+  for (std::int64_t first = 0; first < tensor.rows(); first += block) {
+    const std::int64_t rows = std::min(block, tensor.rows() - first);
+    const auto count = static_cast<std::size_t>(rows * width);
+    decode_rows(tensor, first, rows, std::span<float>(values.get(), count));
     for (std::size_t i = 0; i < count; ++i)
       if (!std::isfinite(values[i]))
-        throw file_error(
-            source.file_of(tensor.name), tensor.name,
-            "element " + std::to_string(first + static_cast<std::int64_t>(i)) + " is not finite");
+        throw file_error(source.file_of(tensor.name), tensor.name,
+                         "element " + std::to_string(first * width + static_cast<std::int64_t>(i)) +
+                             " is not finite");
   }
 }
 

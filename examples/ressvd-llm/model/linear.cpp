@@ -167,9 +167,7 @@ weight_matrix::weight_matrix(tensor_view mapped) : mapped_(std::move(mapped)) {
 const float* weight_matrix::read_rows(std::int64_t first, std::int64_t count,
                                       float* scratch) const {
   if (in_memory()) return values_->data() + first * cols_;
-  const std::byte* source =
-      mapped_.data + static_cast<std::size_t>(first * cols_) * size_of(mapped_.type);
-  decode(mapped_.type, source, {scratch, static_cast<std::size_t>(count * cols_)});
+  decode_rows(mapped_, first, count, {scratch, static_cast<std::size_t>(count * cols_)});
   return scratch;
 }
 
@@ -236,10 +234,8 @@ void linear::apply_add(const float* x, std::int64_t tokens, float* y, float_buff
   if (!bias.empty())
     map(y, tokens, out(), Eigen::OuterStride<>(out())).rowwise() +=
         Eigen::Map<const Eigen::RowVectorXf>(bias.data(), out());
-  if (!factored()) {
-    multiply_add(x, tokens, dense, y);
-    return;
-  }
+  if (!dense.empty()) multiply_add(x, tokens, dense, y);
+  if (u.empty()) return;
   multiply(x, tokens, v, kept);
   multiply_add(kept.data(), tokens, u, y);
 }
@@ -261,10 +257,8 @@ void linear::gather(const float* g, std::int64_t tokens, float* own, float* othe
 
 void linear::apply_back_add(const float* g, std::int64_t tokens, float* x,
                             float_buffer& inner) const {
-  if (!factored()) {
-    if (x != nullptr) multiply_add_back(g, tokens, dense, x);
-    return;
-  }
+  if (x != nullptr && !dense.empty()) multiply_add_back(g, tokens, dense, x);
+  if (u.empty() && !pivoted()) return;
   inner.reserve(tokens * rank());
   if (pivoted()) {
     float_buffer others;
@@ -296,6 +290,15 @@ linear make_linear(weight_matrix u, weight_matrix v, std::vector<float> bias) {
   result.u = std::move(u);
   result.v = std::move(v);
   result.bias = std::move(bias);
+  return result;
+}
+
+linear make_corrected_linear(const linear& dense, const linear& pair) {
+  if (dense.dense.empty() || pair.u.empty() || dense.out() != pair.out() || dense.in() != pair.in())
+    throw std::invalid_argument("linear: a correction that does not fit");
+  linear result = dense;
+  result.u = pair.u;
+  result.v = pair.v;
   return result;
 }
 

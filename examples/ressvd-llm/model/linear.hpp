@@ -59,6 +59,7 @@ void add_outer_products(const float* g, std::int64_t out, const float* x, std::i
 //   a pair   W = U·V, U (out × rank) and V (rank × in)
 //   pivoted  W = P·[Z; C·Z], Z (rank × in) and C (out − rank × rank): row i of [Z; C·Z] is row
 //            order[i] of W
+// A dense matrix may have a pair beside it, a correction: W = D + U·V.
 struct linear {
   weight_matrix dense;
   weight_matrix u;
@@ -73,7 +74,7 @@ struct linear {
   bool empty() const { return dense.empty() && u.empty() && z.empty(); }
   std::int64_t out() const;
   std::int64_t in() const;
-  // 0 when dense.
+  // 0 when dense; of the correction where there is one.
   std::int64_t rank() const { return pivoted() ? z.rows() : u.cols(); }
   // Elements of the matrices and the bias; the order does not count.
   std::int64_t parameters() const;
@@ -97,6 +98,7 @@ struct linear {
 // is no permutation.
 linear make_linear(weight_matrix dense, std::vector<float> bias);
 linear make_linear(weight_matrix u, weight_matrix v, std::vector<float> bias);
+linear make_corrected_linear(const linear& dense, const linear& pair);
 linear make_pivoted_linear(weight_matrix c, weight_matrix z, std::vector<std::int32_t> order,
                            std::vector<float> bias);
 

@@ -15,6 +15,7 @@
 #include "compress/compress.hpp"
 #include "compress/kept_results.hpp"
 #include "io/checkpoint.hpp"
+#include "io/checkpoint_writer.hpp"
 #include "io/error.hpp"
 #include "llm/compress/short_compression.hpp"
 #include "llm/io/limits.hpp"
@@ -295,6 +296,39 @@ TEST_CASE("an evaluation that fails is told beside the finished output", "[resum
   CHECK(checkpoint::open(o.output).file_bytes() == report.bytes);
   CHECK_FALSE(fs::exists(partial_of(o.output)));
   CHECK(compression_report_from_json(to_json(report)).evaluation_error == report.evaluation_error);
+}
+
+TEST_CASE("an error while a GGUF file is put together keeps what --resume completes", "[resume]") {
+  const fixture f("llama3");
+  const temporary_directory directory;
+  compress_options o = short_run(f.directory, directory / "whole.gguf");
+  o.format = output_format::gguf;
+  o.type = dtype::q8_0;
+  compress(o);
+  const std::string whole = llm_test::read(o.output);
+  o.output = directory / "out.gguf";
+  {
+    const file_size_limit limit(whole.size() - 1);
+    CHECK_THAT(file_error_of([&] { compress(o); }),
+               contains_text("model.gguf: cannot be written: File too large"));
+  }
+  CHECK_FALSE(fs::exists(o.output));
+  REQUIRE(fs::exists(partial_of(o.output) / "journal.json"));
+  o.resume = true;
+  compress(o);
+  CHECK(llm_test::read(o.output) == whole);
+  CHECK_FALSE(fs::exists(partial_of(o.output)));
+}
+
+TEST_CASE("a kill after a GGUF file is in its place leaves nothing for long", "[resume]") {
+  const temporary_directory directory;
+  const fs::path output = directory / "out.gguf";
+  llm_test::write(output, "complete");
+  fs::create_directories(partial_of(output) / "scratch");
+  llm_test::write(partial_of(output) / "lock", "");
+  CHECK_THROWS_AS(checkpoint_writer(output, {}, {.gguf = true}), usage_error);
+  CHECK_FALSE(fs::exists(partial_of(output)));
+  CHECK(llm_test::read(output) == "complete");
 }
 
 } // namespace ressvd_llm

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "compress/compress.hpp"
+#include "compress/write_checkpoint.hpp"
+#include "io/checkpoint_writer.hpp"
+#include "io/error.hpp"
+#include "io/gguf.hpp"
+#include "io/gguf_model.hpp"
+#include "io/mapped_file.hpp"
+#include "llm/compress/short_compression.hpp"
+#include "llm/io/temporary.hpp"
+#include "llm/model/fixture.hpp"
+#include "support/catch.hpp"
+
+namespace ressvd_llm {
+namespace {
+
+using llm_test::temporary_directory;
+using testing::fixture;
+using testing::relative_error;
+using testing::short_compression;
+
+const std::vector<std::string> gguf_families = {"llama",   "llama3", "llama_linear",
+                                                "mistral", "qwen2",  "qwen3"};
+
+std::vector<float> logits_from(const std::filesystem::path& model, const fixture& f) {
+  return testing::run(language_model::open(model), f.tokens, f.window());
+}
+
+compress_options to_gguf_file(const std::filesystem::path& model,
+                              const std::filesystem::path& output) {
+  auto o = short_compression(model, output);
+  o.format = output_format::gguf;
+  return o;
+}
+
+std::filesystem::path gguf_model(const std::string& name) {
+  return std::filesystem::path(RESSVD_LLM_FIXTURES) / "gguf" / (name + ".gguf");
+}
+
+} // namespace
+
+TEST_CASE("A GGUF output has the logits of the dense output", "[gguf]") {
+  for (const std::string& family : gguf_families) {
+    INFO(family);
+    const fixture f(family);
+    const temporary_directory dir;
+    auto dense = short_compression(f.directory, dir / "dense");
+    dense.format = output_format::dense;
+    const auto expected = compress(dense);
+    const auto o = to_gguf_file(f.directory, dir / "out.gguf");
+    const auto report = compress(o);
+    CHECK(report.achieved_ratio == expected.achieved_ratio);
+    CHECK(report.without_tokenizer);
+    CHECK(!std::filesystem::exists(dir / "out.gguf.partial"));
+    REQUIRE(report.heldout);
+    CHECK(report.heldout->compressed_perplexity ==
+          Approx(expected.heldout->compressed_perplexity).epsilon(1e-5));
+    // The factors of Llama 3's rotary embedding are rounded to single precision.
+    CHECK(relative_error(logits_from(o.output, f), logits_from(dense.output, f)) <=
+          (family == "llama3" ? 1e-5 : 0));
+    const model_config config = read_config(o.output);
+    CHECK(config.family == f.config.family);
+    CHECK(config.tied_embeddings == f.config.tied_embeddings);
+    REQUIRE(config.compressed);
+    CHECK(config.compressed->format == "dense");
+    CHECK(config.compressed->ratio == report.achieved_ratio);
+    CHECK(checkpoint::open(o.output).names() == checkpoint::open(dense.output).names());
+  }
+}
+
+TEST_CASE("Ratio 0 from GGUF to GGUF keeps every tensor and pair as it is", "[gguf]") {
+  for (const char* const name : {"llama", "llama3", "llama_linear", "qwen2", "qwen3"}) {
+    INFO(name);
+    const temporary_directory dir;
+    auto o = to_gguf_file(gguf_model(name), dir / "out.gguf");
+    o.ratio = 0;
+    o.type.reset();
+    CHECK(!compress(o).without_tokenizer);
+    const mapped_file before(o.model);
+    const mapped_file after(o.output);
+    const gguf_content a = read_gguf(o.model, before.bytes());
+    const gguf_content b = read_gguf(o.output, after.bytes());
+    for (const gguf_value& value : a.metadata.values()) {
+      if (value.key == "general.quantization_version") continue;
+      INFO(value.key);
+      const gguf_value* const copy = b.metadata.find(value.key);
+      REQUIRE(copy != nullptr);
+      CHECK(std::equal(value.pair.begin(), value.pair.end(), copy->pair.begin(), copy->pair.end()));
+    }
+    REQUIRE(a.tensors.size() == b.tensors.size());
+    for (const stored_tensor& tensor : a.tensors) {
+      INFO(tensor.name);
+      const auto copy = std::find_if(b.tensors.begin(), b.tensors.end(),
+                                     [&](const auto& other) { return other.name == tensor.name; });
+      REQUIRE(copy != b.tensors.end());
+      CHECK(copy->type == tensor.type);
+      CHECK(copy->shape == tensor.shape);
+      CHECK(
+          std::equal(tensor.data.begin(), tensor.data.end(), copy->data.begin(), copy->data.end()));
+    }
+  }
+}
+
+TEST_CASE("A model directory made of a GGUF file has its logits", "[gguf]") {
+  for (const char* const name : {"llama", "llama3", "qwen2"}) {
+    INFO(name);
+    const fixture f(name);
+    const temporary_directory dir;
+    auto o = short_compression(gguf_model(name), dir / "dense");
+    o.format = output_format::dense;
+    o.ratio = 0;
+    compress(o);
+    CHECK(relative_error(logits_from(o.output, f), logits_from(o.model, f)) == 0);
+    // Quantised matrices become float16 where no type is asked for.
+    o.output = dir / "factored";
+    o.format = output_format::factored;
+    o.type.reset();
+    compress(o);
+    CHECK(relative_error(logits_from(o.output, f), logits_from(o.model, f)) < 5e-3);
+  }
+}
+
+TEST_CASE("A GGUF output has the types that were asked for", "[gguf]") {
+  const fixture f("llama");
+  const temporary_directory dir;
+  const auto exact = to_gguf_file(f.directory, dir / "f32.gguf");
+  compress(exact);
+  const auto expected = logits_from(exact.output, f);
+  const struct {
+    dtype type;
+    std::int64_t file_type;
+    double bound;
+  } cases[] = {
+      {dtype::f16, 1, 5e-3}, {dtype::bf16, 32, 0.05}, {dtype::q8_0, 7, 0.1}, {dtype::q4_0, 2, 1.0}};
+  for (const auto& c : cases) {
+    auto o = exact;
+    o.output = dir / (std::string(name_of(c.type)) + ".gguf");
+    o.type = c.type;
+    compress(o);
+    CHECK(relative_error(logits_from(o.output, f), expected) < c.bound);
+    const mapped_file file(o.output);
+    const gguf_content content = read_gguf(o.output, file.bytes());
+    CHECK(content.metadata.integer("general.file_type") == c.file_type);
+    for (const stored_tensor& tensor : content.tensors) {
+      const bool blocks = tensor.shape.back() % 32 == 0;
+      const std::string type = tensor.shape.size() < 2           ? "F32"
+                               : is_quantised(c.type) && !blocks ? "F16"
+                                                                 : std::string(name_of(c.type));
+      CHECK(tensor.type == type);
+    }
+  }
+}
+
+TEST_CASE("GGUF is refused for what it has no word for", "[gguf]") {
+  const temporary_directory dir;
+  const auto refusal = [](const compress_options& o) {
+    return llm_test::message_of<usage_error>([&] { compress(o); });
+  };
+  CHECK_THAT(refusal(to_gguf_file(fixture("opt").directory, dir / "opt.gguf")),
+             contains_text("GGUF has no architecture for models of the family opt"));
+  auto o = short_compression(fixture("llama").directory, dir / "out");
+  o.type = dtype::q8_0;
+  CHECK_THAT(refusal(o), contains_text("--dtype Q8_0 goes with --format gguf"));
+  llm_test::write(dir / "there.gguf", "a file");
+  CHECK_THAT(refusal(to_gguf_file(fixture("llama").directory, dir / "there.gguf")),
+             contains_text("there.gguf: exists"));
+  CHECK(llm_test::read(dir / "there.gguf") == "a file");
+  CHECK(!std::filesystem::exists(dir / "there.gguf.partial"));
+  CHECK(!std::filesystem::exists(dir / "opt.gguf"));
+}
+
+TEST_CASE("A compressed checkpoint is converted to its dense form", "[gguf]") {
+  for (const char* const family : {"llama", "qwen2"}) {
+    for (const auto form : {ressvd::factored_form::pair, ressvd::factored_form::pivoted}) {
+      INFO(family << ", " << name_of(form));
+      const fixture f(family);
+      const temporary_directory dir;
+      auto o = short_compression(f.directory, dir / "factored");
+      o.form = form;
+      compress(o);
+      compress_options conversion;
+      conversion.model = o.output;
+      conversion.output = dir / "out.gguf";
+      conversion.format = output_format::gguf;
+      const language_model model = language_model::open(o.output);
+      checkpoint_writer writer(conversion.output, conversion.model, {.gguf = true});
+      write_converted(writer, model, conversion);
+      writer.commit();
+      CHECK(relative_error(logits_from(conversion.output, f), logits_from(o.output, f)) <
+            testing::rounding);
+      CHECK(checkpoint::open(conversion.output).names() == checkpoint::open(f.directory).names());
+      const model_config config = read_config(conversion.output);
+      REQUIRE(config.compressed);
+      CHECK(config.compressed->format == "dense");
+      CHECK(config.compressed->ranks == read_config(o.output).compressed->ranks);
+    }
+  }
+}
+
+} // namespace ressvd_llm

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "fixture.hpp"
+#include "llm/io/run_command.hpp"
+#include "llm/io/temporary.hpp"
+#include "support/catch.hpp"
+
+using namespace ressvd_llm;
+using namespace ressvd_llm::testing;
+using llm_test::outcome;
+using llm_test::run_command;
+using llm_test::temporary_directory;
+
+namespace {
+
+std::string gguf_of(const std::string& name) {
+  return (std::filesystem::path(RESSVD_LLM_FIXTURES) / "gguf" / (name + ".gguf")).string();
+}
+
+} // namespace
+
+TEST_CASE("commands take a GGUF file where they take a model directory", "[gguf]") {
+  const fixture f("llama_linear");
+  const temporary_directory dir;
+  const std::string tokens = (f.directory / "tokens.u16").string();
+  std::vector<std::string> perplexities;
+  std::vector<std::string> texts;
+  for (const std::string& model : {f.directory.string(), gguf_of("llama_linear")}) {
+    const auto json = (dir / "report.json").string();
+    REQUIRE(run_command({"perplexity", model, "--tokens", tokens, "--seqlen=40", "--json", json})
+                .status == 0);
+    perplexities.push_back(nlohmann::json::parse(llm_test::read(json))["perplexity"].dump());
+    const outcome generated = run_command({"generate", model, "--prompt-tokens", tokens,
+                                           "--tokens=1", "--temperature=0", "--ignore-eos"});
+    texts.push_back(generated.out + std::to_string(generated.status));
+    CHECK(run_command({"inspect", model}).status == 0);
+    CHECK(run_command({"compare", f.directory.string(), model, "--tokens", tokens, "--seqlen=40"})
+              .status == 0);
+  }
+  CHECK(perplexities[0] == perplexities[1]);
+  CHECK(texts[0] == texts[1]);
+  const outcome text =
+      run_command({"perplexity", gguf_of("llama_linear"), "--text", gguf_of("llama")});
+  CHECK(text.status == 2);
+  CHECK_THAT(text.err, contains_text("give token ids"));
+}
+
+TEST_CASE("a model is converted, and its loss corrected", "[gguf]") {
+  const fixture f("qwen2");
+  const temporary_directory dir;
+  const std::string model = f.directory.string();
+  const std::string base = (dir / "base.gguf").string();
+  const std::string adapter = (dir / "adapter.gguf").string();
+  const std::string json = (dir / "report.json").string();
+  const outcome converted = run_command({"convert", model, base, "--dtype=q4_0"});
+  REQUIRE(converted.status == 0);
+  CHECK_THAT(converted.out, contains_text("without a tokenizer"));
+  const std::vector<std::string> correct = {
+      "correct",  base,           adapter,       "--original",          model,
+      "--rank=8", "--samples=16", "--seqlen=16", "--heldout-samples=4", "--threads=1"};
+  std::vector<std::string> reported = correct;
+  reported.insert(reported.end(), {"--json", json});
+  const outcome corrected = run_command(reported);
+  REQUIRE(corrected.status == 0);
+  CHECK_THAT(corrected.out, contains_text("14 matrices corrected"));
+  const auto report = nlohmann::json::parse(llm_test::read(json));
+  CHECK(report["matrices"].size() == 14);
+  CHECK(report["heldout"]["original"]["divergence"] == 0);
+  CHECK(report["heldout"]["corrected"]["divergence"].get<double>() <
+        report["heldout"]["model"]["divergence"].get<double>());
+
+  const outcome again = run_command(correct);
+  CHECK(again.status == 2);
+  CHECK_THAT(again.err, contains_text("adapter.gguf: exists"));
+  std::vector<std::string> pointless = correct;
+  pointless[2] = (dir / "other.gguf").string();
+  pointless.emplace_back("--windows=first");
+  const outcome refused = run_command(pointless);
+  CHECK(refused.status == 2);
+  CHECK_THAT(refused.err, contains_text("--windows has no effect with the other options; it goes "
+                                        "with --calibration FILE"));
+}
+
+TEST_CASE("what GGUF cannot hold is refused by the commands", "[gguf]") {
+  const temporary_directory dir;
+  const std::string output = (dir / "out.gguf").string();
+  const outcome opt = run_command({"convert", fixture("opt").directory.string(), output});
+  CHECK(opt.status == 2);
+  CHECK_THAT(opt.err, contains_text("GGUF has no architecture for models of the family opt"));
+  const outcome report = run_command({"compress", fixture("llama").directory.string(), output,
+                                      "--format=gguf", "--json", output + "/report.json"});
+  CHECK(report.status == 2);
+  CHECK_THAT(report.err, contains_text("report.json.tmp: cannot be written"));
+  CHECK(std::filesystem::is_empty(dir.path()));
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "fixture.hpp"
+#include "io/gguf.hpp"
+#include "io/gguf_model.hpp"
+#include "io/mapped_file.hpp"
+#include "io/tokenizer.hpp"
+#include "llm/io/temporary.hpp"
+#include "support/catch.hpp"
+
+using namespace ressvd_llm;
+using namespace ressvd_llm::testing;
+using llm_test::file_error_of;
+
+namespace {
+
+const std::filesystem::path& gguf_fixtures() {
+  static const std::filesystem::path directory =
+      std::filesystem::path(RESSVD_LLM_FIXTURES) / "gguf";
+  return directory;
+}
+
+// A file whose pairs are another's after a change, without its tensors' data: enough for a config.
+std::string changed_metadata(const std::string& model, const std::function<void(gguf_pairs&)>& add,
+                             const std::vector<std::string>& dropped) {
+  const mapped_file file(gguf_fixtures() / (model + ".gguf"));
+  const gguf_content content = read_gguf(model, file.bytes());
+  gguf_pairs pairs;
+  for (const gguf_value& value : content.metadata.values()) {
+    if (std::find(dropped.begin(), dropped.end(), value.key) == dropped.end()) pairs.copy(value);
+  }
+  add(pairs);
+  std::vector<gguf_tensor> tensors;
+  std::string data;
+  for (const stored_tensor& tensor : content.tensors) {
+    tensors.push_back({tensor.name, *parse_dtype(tensor.type), tensor.shape, tensor.data.size()});
+    data.append(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
+    data.resize((data.size() + gguf_alignment - 1) / gguf_alignment * gguf_alignment, '\0');
+  }
+  return gguf_header(pairs, tensors) + data;
+}
+
+std::string config_refusal(const std::string& model, const std::function<void(gguf_pairs&)>& add,
+                           const std::vector<std::string>& dropped = {}) {
+  const llm_test::temporary_directory directory;
+  const auto file = directory / "changed.gguf";
+  llm_test::write(file, changed_metadata(model, add, dropped));
+  return file_error_of([&] { language_model::open(file); });
+}
+
+} // namespace
+
+TEST_CASE("a GGUF file gives the logits of the checkpoint it was made of", "[gguf]") {
+  const struct {
+    std::string name;
+    double bound;
+  } cases[] = {// The weights are the same; those of llama3 turn by factors in single precision.
+               {"llama_linear", 0},
+               {"llama3", 1e-5},
+               // 11 bits of mantissa, and 8 bits with a scale.
+               {"llama", 5e-3},
+               {"qwen3", 5e-3},
+               {"qwen2", 0.1}};
+  for (const auto& c : cases) {
+    CAPTURE(c.name);
+    const fixture f(c.name);
+    const auto file = gguf_fixtures() / (c.name + ".gguf");
+    const auto expected = run(language_model::open(f.directory), f.tokens, f.window());
+    const language_model model = language_model::open(file);
+    CHECK(relative_error(run(model, f.tokens, f.window()), expected) <= c.bound);
+    const language_model mapped = language_model::open(file, {.memory_limit = 0});
+    REQUIRE(mapped.storage() == weight_storage::mapped);
+    CHECK(relative_error(run(mapped, f.tokens, f.window()), expected) <= c.bound + rounding);
+    CHECK(model.source().names() == checkpoint::open(f.directory).names());
+  }
+}
+
+TEST_CASE("the config of a GGUF file is that of the checkpoint it was made of", "[gguf]") {
+  for (const char* const name : {"llama", "llama_linear", "llama3", "qwen2", "qwen3"}) {
+    CAPTURE(name);
+    const model_config expected = read_config(fixture(name).directory);
+    const model_config config = read_config(gguf_fixtures() / (std::string(name) + ".gguf"));
+    CHECK(config.family == expected.family);
+    CHECK(config.hidden_size == expected.hidden_size);
+    CHECK(config.intermediate_size == expected.intermediate_size);
+    CHECK(config.layers == expected.layers);
+    CHECK(config.heads == expected.heads);
+    CHECK(config.kv_heads == expected.kv_heads);
+    CHECK(config.head_dim == expected.head_dim);
+    CHECK(config.vocab == expected.vocab);
+    CHECK(config.max_positions == expected.max_positions);
+    CHECK(config.norm_eps == expected.norm_eps);
+    CHECK(config.rope.theta == expected.rope.theta);
+    CHECK(config.rope.factor == (std::string(name) == "llama3" ? 1 : expected.rope.factor));
+    CHECK(config.tied_embeddings == expected.tied_embeddings);
+    CHECK(config.qkv_bias == expected.qkv_bias);
+    CHECK(config.o_bias == expected.o_bias);
+    CHECK(config.mlp_bias == expected.mlp_bias);
+    CHECK(config.qk_norm == expected.qk_norm);
+    CHECK(config.sliding_window == expected.sliding_window);
+    CHECK(config.bos == expected.bos);
+    CHECK(config.eos == expected.eos);
+    // What the text says is what was read.
+    const model_config again = parse_config("again", config.text);
+    CHECK(again.rope.factors == config.rope.factors);
+    CHECK(again.head_dim == config.head_dim);
+  }
+}
+
+TEST_CASE("a sliding window in a GGUF file makes a Mistral model", "[gguf]") {
+  const llm_test::temporary_directory directory;
+  const auto file = directory / "mistral.gguf";
+  llm_test::write(file, changed_metadata(
+                            "llama_linear",
+                            [](gguf_pairs& p) { p.u32("llama.attention.sliding_window", 9); }, {}));
+  const model_config config = read_config(file);
+  CHECK(config.family == model_family::mistral);
+  CHECK(config.sliding_window == 9);
+}
+
+TEST_CASE("what a GGUF file asks for and the program has not is refused by name", "[gguf]") {
+  const auto text = [](const char* key, const char* value) {
+    return [=](gguf_pairs& pairs) { pairs.text(key, value); };
+  };
+  const auto u32 = [](const char* key, std::uint32_t value) {
+    return [=](gguf_pairs& pairs) { pairs.u32(key, value); };
+  };
+  const auto nothing = [](gguf_pairs&) {};
+  const auto refused = [](const std::string& message, const char* part) {
+    CHECK_THAT(message, contains_text("changed.gguf: "));
+    CHECK_THAT(message, contains_text(part));
+  };
+  refused(config_refusal("llama", text("general.architecture", "opt"), {"general.architecture"}),
+          "architecture 'opt' is not supported");
+  refused(config_refusal("llama", text("general.type", "adapter"), {"general.type"}),
+          "a file of type 'adapter' is not supported");
+  refused(config_refusal("llama", u32("split.count", 3)), "is one of 3 parts of a model");
+  refused(config_refusal("llama", text("llama.rope.scaling.type", "yarn")),
+          "rotary embedding of type 'yarn' is not supported");
+  refused(config_refusal("llama", u32("llama.expert_count", 8)), "key 'llama.expert_count'");
+  refused(
+      config_refusal("llama", u32("llama.rope.dimension_count", 4), {"llama.rope.dimension_count"}),
+      "a rotary embedding of 4 of 8 elements");
+  refused(config_refusal("llama", u32("llama.attention.value_length", 4)), "a head size of values");
+  refused(config_refusal("llama", nothing, {"llama.block_count"}),
+          "key 'llama.block_count' is missing");
+  refused(config_refusal("llama", text("llama.block_count", "two"), {"llama.block_count"}),
+          "key 'llama.block_count' is not an integer");
+  refused(config_refusal("llama", u32("llama.block_count", 3), {"llama.block_count"}),
+          "tensor model.layers.2.self_attn.q_proj.weight: missing");
+  refused(
+      config_refusal("llama", u32("llama.attention.head_count", 0), {"llama.attention.head_count"}),
+      "key 'llama.attention.head_count' is below 1");
+  refused(config_refusal("llama3", u32("llama.rope.scaling.factor", 2)),
+          "a linear scaling beside rope_freqs.weight");
+  refused(
+      config_refusal("qwen2", u32("qwen2.feed_forward_length", 64), {"qwen2.feed_forward_length"}),
+      "shape [56, 32] where [64, 32] is expected");
+}
+
+TEST_CASE("tensors of types that are not decoded are refused by name", "[gguf]") {
+  // As long as Q4_0, whose number is 2, is IQ4_NL, whose number is 20.
+  const mapped_file whole(gguf_fixtures() / "qwen2.gguf");
+  const gguf_content content = read_gguf("qwen2.gguf", whole.bytes());
+  gguf_pairs pairs;
+  for (const gguf_value& value : content.metadata.values())
+    pairs.copy(value);
+  const std::string name = "token_embd.weight";
+  std::string file = gguf_header(pairs, std::vector<gguf_tensor>{{name, dtype::q4_0, {80, 32}, 0}});
+  const std::size_t type = file.find(name) + name.size() + 4 + 2 * 8;
+  REQUIRE(file[type] == 2);
+  file[type] = 20;
+  const llm_test::temporary_directory directory;
+  llm_test::write(directory / "other.gguf", file + std::string(80 * 18, '\0'));
+  const checkpoint source = checkpoint::open(directory / "other.gguf");
+  CHECK(source.describe("model.embed_tokens.weight").type == "IQ4_NL");
+  CHECK_THAT(file_error_of([&] { source.at("model.embed_tokens.weight"); }),
+             contains_text("other.gguf: tensor model.embed_tokens.weight: element type IQ4_NL is "
+                           "not supported"));
+}
+
+TEST_CASE("a GGUF file has no tokenizer of the program's yet", "[gguf]") {
+  const auto file = gguf_fixtures() / "llama.gguf";
+  CHECK_THAT(file_error_of([&] { open_tokenizer(file, read_config(file)); }),
+             contains_text("give token ids"));
+}
