@@ -2,8 +2,12 @@
 #pragma once
 
 #include <filesystem>
+#include <vector>
 
 #include "compress/compress.hpp"
+#include "compress/model_passes.hpp"
+#include "llm/model/fixture.hpp"
+#include "support/catch.hpp"
 
 namespace ressvd_llm::testing {
 
@@ -24,6 +28,20 @@ inline compress_options short_compression(const std::filesystem::path& model,
   o.type = dtype::f32;
   o.seed = 7;
   return o;
+}
+
+// Where a run keeps what it has done until its output is complete.
+inline std::filesystem::path partial_of(std::filesystem::path output) {
+  return output += ".partial";
+}
+
+inline double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  return relative_error(a, b);
+}
+
+inline std::vector<float> logits_of(const std::filesystem::path& directory, const fixture& f) {
+  return run(language_model::open(directory), f.tokens, f.window());
 }
 
 } // namespace ressvd_llm::testing

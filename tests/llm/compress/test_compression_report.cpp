@@ -89,7 +89,7 @@ TEST_CASE("the keys of a report are those that files already have", "[report]") 
                                              "predicted_loss", "loss_bound", "measured_loss",
                                              "rounds"});
   CHECK(keys_of(json["matrices"][1]) == names{"name", "rows", "cols", "rank", "intermediate_rank",
-                                              "weight_loss", "activation_loss", "whitening",
+                                              "weight_loss", "activation_loss", "curvature_loss", "whitening",
                                               "numerical_rank", "seconds"});
   CHECK(json["matrices"][0]["rank"].is_null());
   CHECK(keys_of(json["heldout"]) ==

@@ -56,7 +56,7 @@ gradient_observer recorder(layer_record& record) {
 }
 
 // The same with all hidden states kept.
-std::vector<layer_record> reference(const language_model& model, const sample_set& samples) {
+std::vector<layer_record> expected_records(const language_model& model, const sample_set& samples) {
   model_passes passes(model);
   std::vector<hidden_states> inputs = {passes.embed(samples)};
   const std::int64_t layers = model.config().layers;
@@ -106,7 +106,7 @@ TEST_CASE("a pass visits layers from the last, with the gradients of one that ke
   for (const std::int64_t layers : {1, 2, 3, 4, 7, 9, 10}) {
     CAPTURE(layers);
     const language_model model = deep_model(f, layers);
-    const std::vector<layer_record> expected = reference(model, samples);
+    const std::vector<layer_record> expected = expected_records(model, samples);
     model_passes passes(model);
     std::vector<layer_record> records(expected.size());
     std::vector<std::int64_t> visited;
@@ -151,7 +151,7 @@ TEST_CASE("the curvature of every matrix is the sum over its tokens", "[curvatur
     const fixture f(name);
     const sample_set samples = samples_of(f);
     const language_model model = language_model::open(f.directory);
-    const std::vector<layer_record> expected = reference(model, samples);
+    const std::vector<layer_record> expected = expected_records(model, samples);
     const temporary_directory directory;
     const curvature_store store(directory.path());
     model_passes passes(model);
@@ -254,7 +254,7 @@ TEST_CASE("stored curvature comes back as it was, and nothing else is taken for 
     CHECK(message.find("v_proj." + tensor) != std::string::npos);
     CHECK(message.find(why) != std::string::npos);
   };
-  refused([](auto& m) { m.outputs.tokens = 0; }, "tokens", "not a number of tokens");
+  refused([](auto& m) { m.outputs.tokens = 0; }, "gradient_tokens", "not a number of tokens");
   refused([](auto& m) { m.outputs.gram.back() = -1; }, "gradient_gram", "negative");
   refused([](auto& m) { m.outputs.gram.back() = NAN; }, "gradient_gram", "not finite");
   refused([](auto& m) { m.row_importance[3] = -1; }, "row_importance", "negative");

@@ -18,6 +18,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "llm/compress/short_compression.hpp"
 #include "llm/io/temporary.hpp"
 #include "support/catch.hpp"
 
@@ -60,14 +61,10 @@ void kill_now(pid_t child) {
   finish(child);
 }
 
-fs::path partial_of(fs::path output) {
-  return output += ".partial";
-}
-
 // Waits until the run has begun to write, or has written this file.
 void wait_for_output(const fs::path& output, const fs::path& file = "") {
   const auto limit = steady_clock::now() + std::chrono::minutes(1);
-  while (!fs::exists(partial_of(output) / file) && !fs::exists(output)) {
+  while (!fs::exists(testing::partial_of(output) / file) && !fs::exists(output)) {
     if (steady_clock::now() > limit) FAIL("compress writes nothing");
     std::this_thread::sleep_for(std::chrono::microseconds(200));
   }
@@ -94,7 +91,7 @@ TEST_CASE("compress killed at random moments leaves nothing or what resumes to t
           "[compress][kill]") {
   const llm_test::temporary_directory directory;
   const fs::path killed = directory / "killed";
-  const fs::path partial = partial_of(killed);
+  const fs::path partial = testing::partial_of(killed);
   const auto command = [](const fs::path& output) {
     return compress_command(output, {"--method=svd-llm", "--update", "--search-samples=4"});
   };
@@ -191,7 +188,7 @@ TEST_CASE("a run that Ctrl-C or SIGTERM interrupts tells the command that comple
       if (!fs::exists(broken)) continue;
     }
     REQUIRE(llm_test::tree(broken) == expected);
-    CHECK_FALSE(fs::exists(partial_of(broken)));
+    CHECK_FALSE(fs::exists(testing::partial_of(broken)));
     if (fs::exists(broken.string() + ".json")) {
       CHECK(found(broken) == found(whole));
       fs::remove(broken.string() + ".json");

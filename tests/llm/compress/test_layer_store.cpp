@@ -16,7 +16,7 @@ namespace {
 
 using state = ressvd::factored_state<float>;
 
-std::vector<float> numbers(std::int64_t count, float first) {
+std::vector<float> counted(std::int64_t count, float first) {
   std::vector<float> values(static_cast<std::size_t>(count));
   std::iota(values.begin(), values.end(), first);
   return values;
@@ -29,14 +29,14 @@ state made_up(const linear_module& m, ressvd::projection acts) {
   s.cols = m.in;
   s.rank = 3;
   s.acts = acts;
-  s.q = numbers(3 * (acts == ressvd::projection::right ? m.in : m.out), 0.5f);
-  if (acts == ressvd::projection::both) s.p = numbers(3 * m.in, 100.25f);
+  s.q = counted(3 * (acts == ressvd::projection::right ? m.in : m.out), 0.5f);
+  if (acts == ressvd::projection::both) s.p = counted(3 * m.in, 100.25f);
   s.singular_values = {3, 2, 1.0 / 3};
   s.weight_losses = {10, 5, 2.5, 0.1};
   if (acts == ressvd::projection::left) {
     s.activation_losses = {1e-20, 1e-21, 0, 0};
-    s.stages = {{5, 3, numbers(2 * m.out, -7), 0.75, 1e-3},
-                {4, 3, numbers(m.out, 9), 0.5, std::nullopt}};
+    s.stages = {{5, 3, counted(2 * m.out, -7), 0.75, 1e-3},
+                {4, 3, counted(m.out, 9), 0.5, std::nullopt}};
     s.whitening = ressvd::whitening_report{.path = ressvd::whitening_path::eigenvalues,
                                            .damping = 1e-9,
                                            .relative_damping = 1e-10,

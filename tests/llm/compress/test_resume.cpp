@@ -43,7 +43,7 @@ compress_options short_run(const fs::path& model, const fs::path& output) {
 
 // One run for each kind of measurement that is kept.
 std::vector<compress_options> slow_runs(const fs::path& model, const fs::path& output) {
-  std::vector<compress_options> runs(4, short_run(model, output));
+  std::vector<compress_options> runs(5, short_run(model, output));
   runs[1].allocation = allocation::sensitivity;
   runs[1].rounds = 2;
   runs[1].update = true;
@@ -52,11 +52,10 @@ std::vector<compress_options> slow_runs(const fs::path& model, const fs::path& o
   runs[2].retruncate = true;
   runs[3] = runs[2];
   runs[3].form = ressvd::factored_form::pivoted;
+  runs[4].allocation = allocation::fisher;
+  runs[4].method = "kfac-svd";
+  runs[4].retruncate = true;
   return runs;
-}
-
-fs::path partial_of(fs::path output) {
-  return output += ".partial";
 }
 
 // The fixture's model at `model`, its config changed.
@@ -113,9 +112,9 @@ TEST_CASE("an error at the end keeps what --resume completes to the same bytes a
     o.output = directory / "out";
     const compression_report whole = run_and_break(o, directory / "whole");
     CHECK_FALSE(fs::exists(o.output));
-    REQUIRE(fs::exists(partial_of(o.output) / "journal.json"));
+    REQUIRE(fs::exists(testing::partial_of(o.output) / "journal.json"));
     // Nothing half-written: neither a shard nor a temporary file.
-    for (const auto& [name, content] : llm_test::tree(partial_of(o.output))) {
+    for (const auto& [name, content] : llm_test::tree(testing::partial_of(o.output))) {
       INFO(name);
       CHECK_FALSE(name.ends_with(".tmp"));
       CHECK_FALSE(name.starts_with("checkpoint"));
@@ -124,7 +123,7 @@ TEST_CASE("an error at the end keeps what --resume completes to the same bytes a
     const compression_report resumed = compress(o);
     CHECK(llm_test::tree(o.output) == llm_test::tree(directory / "whole"));
     CHECK(findings(resumed) == findings(whole));
-    CHECK_FALSE(fs::exists(partial_of(o.output)));
+    CHECK_FALSE(fs::exists(testing::partial_of(o.output)));
   }
 }
 
@@ -135,7 +134,7 @@ TEST_CASE("a resumed run takes its samples and measurements from the interrupted
     const temporary_directory directory;
     o.output = directory / "out";
     const compression_report whole = run_and_break(o, directory / "whole");
-    const fs::path scratch = partial_of(o.output) / "scratch";
+    const fs::path scratch = testing::partial_of(o.output) / "scratch";
 
     // Numbers that no measurement gives tell what was read.
     const std::string measured = llm_test::read(scratch / "measured.jsonl");
@@ -160,7 +159,7 @@ TEST_CASE("a resumed run tells damaged samples and measurements, and leaves them
   const temporary_directory directory;
   compress_options o = short_run(f.directory, directory / "out");
   run_and_break(o, directory / "whole");
-  const fs::path scratch = partial_of(o.output) / "scratch";
+  const fs::path scratch = testing::partial_of(o.output) / "scratch";
   const std::string measured = llm_test::read(scratch / "measured.jsonl");
   const std::string samples = llm_test::read(scratch / "samples.json");
   o.resume = true;
@@ -233,7 +232,7 @@ TEST_CASE("the estimate of disk covers what a run leaves at its end", "[resume]"
         o.update = update;
         const compression_report report = run_and_break(o, directory / "whole");
         const std::uint64_t used =
-            size_of_tree(partial_of(o.output)) + size_of_tree(directory / "whole");
+            size_of_tree(testing::partial_of(o.output)) + size_of_tree(directory / "whole");
         CHECK(report.disk_estimate >= used);
         CHECK(report.disk_estimate < 2 * used);
       }
@@ -267,7 +266,7 @@ TEST_CASE("a run that the disk cannot hold is refused with both numbers before i
   CHECK_THAT(message, contains_text("out.partial: the run needs an estimated ") &&
                           contains_text(" GiB of disk, of which ") &&
                           contains_text(" GiB are free"));
-  CHECK_FALSE(fs::exists(partial_of(o.output)));
+  CHECK_FALSE(fs::exists(testing::partial_of(o.output)));
 }
 
 TEST_CASE("a context of one token is refused before anything is compressed", "[resume]") {
@@ -278,7 +277,7 @@ TEST_CASE("a context of one token is refused before anything is compressed", "[r
   CHECK_THAT(file_error_of([&] { compress(o); }),
              contains_text("config.json: a context of 1 token leaves nothing to predict"));
   CHECK_FALSE(fs::exists(o.output));
-  CHECK_FALSE(fs::exists(partial_of(o.output)));
+  CHECK_FALSE(fs::exists(testing::partial_of(o.output)));
 }
 
 TEST_CASE("an evaluation that fails is told beside the finished output", "[resume]") {
@@ -294,7 +293,7 @@ TEST_CASE("an evaluation that fails is told beside the finished output", "[resum
   REQUIRE(report.evaluation_error);
   CHECK_THAT(*report.evaluation_error, contains_text("more than the limit of 4194304"));
   CHECK(checkpoint::open(o.output).file_bytes() == report.bytes);
-  CHECK_FALSE(fs::exists(partial_of(o.output)));
+  CHECK_FALSE(fs::exists(testing::partial_of(o.output)));
   CHECK(compression_report_from_json(to_json(report)).evaluation_error == report.evaluation_error);
 }
 
@@ -313,21 +312,21 @@ TEST_CASE("an error while a GGUF file is put together keeps what --resume comple
                contains_text("model.gguf: cannot be written: File too large"));
   }
   CHECK_FALSE(fs::exists(o.output));
-  REQUIRE(fs::exists(partial_of(o.output) / "journal.json"));
+  REQUIRE(fs::exists(testing::partial_of(o.output) / "journal.json"));
   o.resume = true;
   compress(o);
   CHECK(llm_test::read(o.output) == whole);
-  CHECK_FALSE(fs::exists(partial_of(o.output)));
+  CHECK_FALSE(fs::exists(testing::partial_of(o.output)));
 }
 
 TEST_CASE("a kill after a GGUF file is in its place leaves nothing for long", "[resume]") {
   const temporary_directory directory;
   const fs::path output = directory / "out.gguf";
   llm_test::write(output, "complete");
-  fs::create_directories(partial_of(output) / "scratch");
-  llm_test::write(partial_of(output) / "lock", "");
+  fs::create_directories(testing::partial_of(output) / "scratch");
+  llm_test::write(testing::partial_of(output) / "lock", "");
   CHECK_THROWS_AS(checkpoint_writer(output, {}, {.gguf = true}), usage_error);
-  CHECK_FALSE(fs::exists(partial_of(output)));
+  CHECK_FALSE(fs::exists(testing::partial_of(output)));
   CHECK(llm_test::read(output) == "complete");
 }
 

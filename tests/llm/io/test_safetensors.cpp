@@ -20,16 +20,16 @@ using ressvd_llm::stored_tensor;
 
 namespace {
 
-std::vector<stored_tensor> parsed(std::string_view content) {
+std::vector<stored_tensor> parsed_file(std::string_view content) {
   return read_safetensors("x.safetensors", std::as_bytes(std::span(content)));
 }
 
-std::string refusal(std::string_view content) {
-  return file_error_of([&] { parsed(content); });
+std::string refusal_of_file(std::string_view content) {
+  return file_error_of([&] { parsed_file(content); });
 }
 
 std::string refusal_of_header(std::string_view header, std::size_t data = 0) {
-  return refusal(safetensors(header, std::string(data, '\0')));
+  return refusal_of_file(safetensors(header, std::string(data, '\0')));
 }
 
 } // namespace
@@ -41,7 +41,7 @@ TEST_CASE("a well-formed file is read in the order of its data", "[safetensors]"
                       "," + entry("empty", "I64", "[0,5]", 20, 20) + "," +
                       entry("scalar", "U8", "[]", 22, 23) + "}   ",
                   std::string(23, 'x'));
-  const std::vector<stored_tensor> tensors = parsed(content);
+  const std::vector<stored_tensor> tensors = parsed_file(content);
   REQUIRE(tensors.size() == 5);
   CHECK(tensors[0].name == "a");
   CHECK(tensors[1].name == "b");
@@ -53,29 +53,29 @@ TEST_CASE("a well-formed file is read in the order of its data", "[safetensors]"
   CHECK(tensors[2].name == "empty");
   CHECK(tensors[2].data.empty());
   CHECK(tensors[4].shape.empty());
-  CHECK(parsed(safetensors("{}", "")).empty());
+  CHECK(parsed_file(safetensors("{}", "")).empty());
 }
 
 TEST_CASE("a file cut anywhere is refused", "[safetensors]") {
   const std::string content = safetensors(
       "{" + entry("a", "F32", "[2]", 0, 8) + "," + entry("b", "F16", "[3]", 8, 14) + "}",
       std::string(14, '\1'));
-  REQUIRE(parsed(content).size() == 2);
+  REQUIRE(parsed_file(content).size() == 2);
   for (std::size_t size = 0; size < content.size(); ++size) {
     CAPTURE(size);
-    CHECK_THAT(refusal(content.substr(0, size)), contains_text("x.safetensors: "));
+    CHECK_THAT(refusal_of_file(content.substr(0, size)), contains_text("x.safetensors: "));
   }
-  CHECK_THAT(refusal(content.substr(0, content.size() - 1)),
+  CHECK_THAT(refusal_of_file(content.substr(0, content.size() - 1)),
              contains_text("x.safetensors: tensor b: its data range [8, 14) reaches beyond the 13 "
                            "bytes of data in the file (truncated?)"));
-  CHECK_THAT(refusal(content + "!"), contains_text("1 bytes follow the data of the last tensor"));
-  CHECK_THAT(refusal("tiny"), contains_text("is not a safetensors file (only 4 bytes)"));
+  CHECK_THAT(refusal_of_file(content + "!"), contains_text("1 bytes follow the data of the last tensor"));
+  CHECK_THAT(refusal_of_file("tiny"), contains_text("is not a safetensors file (only 4 bytes)"));
 }
 
 TEST_CASE("a header length beyond the file is refused before anything is read", "[safetensors]") {
   for (const std::uint64_t length :
        {std::uint64_t{3}, std::uint64_t{1} << 40, ~std::uint64_t{0}, ~std::uint64_t{0} - 7}) {
-    CHECK_THAT(refusal(bytes_of(std::vector{length}) + "{}"),
+    CHECK_THAT(refusal_of_file(bytes_of(std::vector{length}) + "{}"),
                contains_text("header of " + std::to_string(length) +
                              " bytes reaches beyond the 2 bytes that follow"));
   }
@@ -206,7 +206,7 @@ TEST_CASE("a damaged header is read correctly or refused", "[safetensors]") {
       damaged[place(random)] = static_cast<char>(byte(random));
     }
     try {
-      for (const stored_tensor& tensor : parsed(damaged)) {
+      for (const stored_tensor& tensor : parsed_file(damaged)) {
         const auto* const first = reinterpret_cast<const char*>(tensor.data.data());
         REQUIRE(first >= damaged.data());
         REQUIRE(first + tensor.data.size() <= damaged.data() + damaged.size());
