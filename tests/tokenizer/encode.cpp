@@ -2,9 +2,11 @@
 //
 // encode TOKENIZER.JSON: reads JSON texts, one a line, and prints for each its ids and what these
 // are decoded to, also as JSON. For test_tokenizer.py.
+#include <cstdint>
 #include <exception>
 #include <iostream>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -16,7 +18,9 @@ int main(int count, char** arguments) {
     const auto tokenizer = ressvd_llm::json_tokenizer(arguments[1]);
     std::string line;
     while (std::getline(std::cin, line)) {
-      const auto ids = tokenizer->encode(nlohmann::json::parse(line).get<std::string>());
+      const auto value = nlohmann::json::parse(line);
+      const auto ids = value.is_string() ? tokenizer->encode(value.get<std::string>())
+                                         : value.get<std::vector<std::int32_t>>();
       std::cout << nlohmann::json{{"ids", ids}, {"text", tokenizer->decode(ids)}}.dump() << '\n';
     }
   } catch (const std::exception& error) {

@@ -15,8 +15,8 @@ constexpr std::size_t longest_content = 4096;
 constexpr std::size_t most_nodes = 1'048'576;
 
 bool is_word_character(std::string_view character) {
-  static const pattern word =
-      pattern::regex("words", R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d}])");
+  // Rust's \w.
+  static const pattern word = pattern::regex("words", R"([\w\x{200c}\x{200d}])");
   bool found = false;
   word.split(character, [&](std::string_view, bool matched) { found = found || matched; });
   return found;
@@ -122,6 +122,7 @@ void added_token_finder::split(std::string_view text, const part_sink& sink) con
       begin = std::max(without_space_at_end(text.substr(0, begin)).size(), done);
     }
     if (token.rstrip) end += space_at_start(text.substr(end));
+    if (begin >= end) continue; // white space that the token before took along
     if (done < begin) sink(text.substr(done, begin - done), std::nullopt);
     sink(text.substr(begin, end - begin), token.id);
     done = end;

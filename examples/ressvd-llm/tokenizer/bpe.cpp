@@ -49,7 +49,9 @@ void word_cache::add(std::string_view word, std::vector<std::int32_t> ids) {
   words_.emplace(word, std::move(ids));
 }
 
-// A part of a word on its way to a token, in a list of its neighbours.
+// A part of a word on its way to a token, in a list of its neighbours. Where characters were
+// dropped or overtaken, only the size of `text` is right; it is read for scores alone, which do
+// neither.
 struct bpe::symbol {
   std::int32_t id = 0;
   std::ptrdiff_t previous = -1;
@@ -90,6 +92,10 @@ bpe::bpe(bpe_description description)
     add_merges(description);
   }
   find_byte_tokens();
+  // A piece may have to be looked up as a whole, and dropped characters leave others as neighbours.
+  const bool has_all_bytes =
+      byte_fallback_ && std::ranges::none_of(byte_tokens_, [](std::int32_t id) { return id < 0; });
+  if (ignore_merges_ || (!unknown_ && !has_all_bytes)) words_are_apart_ = false;
 }
 
 void bpe::add_merges(const bpe_description& description) {
@@ -157,9 +163,6 @@ const std::string* bpe::token_of(std::int32_t id) const {
 }
 
 void bpe::encode(std::string_view piece, word_cache& cache, std::vector<std::int32_t>& ids) const {
-  if (ignore_merges_) {
-    if (const auto id = id_of(piece)) return ids.push_back(*id);
-  }
   while (!piece.empty()) {
     const std::string_view word = words_are_apart_ ? piece.substr(0, next_word(piece)) : piece;
     piece.remove_prefix(word.size());
@@ -168,7 +171,9 @@ void bpe::encode(std::string_view piece, word_cache& cache, std::vector<std::int
       continue;
     }
     std::vector<std::int32_t> word_ids;
-    if (by_score_) {
+    if (const auto id = ignore_merges_ ? id_of(word) : std::nullopt) {
+      word_ids.push_back(*id);
+    } else if (by_score_) {
       encode_scored(word, word_ids);
     } else {
       merge_word(word, word_ids);

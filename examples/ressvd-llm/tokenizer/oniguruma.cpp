@@ -14,14 +14,15 @@
 namespace ressvd_llm {
 namespace {
 
-// Members of classes, as PCRE2 has them within [ ]. Its own \s has U+180E too, its \w fewer marks.
+// Members of classes, as PCRE2 has them within [ ]. Its own \s has U+180E too, its \w fewer marks
+// and more numbers. Oniguruma's \w has Latin-1's numbers that are no digits, but not within a
+// class.
 constexpr std::string_view space_members = "\\t-\\r\\x{85}\\p{Z}";
 constexpr std::string_view not_space_members = "\\S\\x{180E}";
-constexpr std::string_view word_members = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr std::string_view word_members_in_class = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr std::string_view word_members =
+    "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}";
 constexpr std::string_view hexadecimal_members = "0-9A-Fa-f";
-
-constexpr std::array<std::string_view, 5> binary_properties{"Alphabetic", "Any", "Emoji",
-                                                            "Extended_Pictographic", "White_Space"};
 
 bool is_digit(char c) {
   return c >= '0' && c <= '9';
@@ -263,10 +264,9 @@ class translation {
       refuse("the property '" + printable(name) + "'");
     }
     out_ += negated ? "\\P{" : "\\p{";
-    // PCRE2 takes the bare name of a script for its extensions.
-    if (name.size() > 2 && std::ranges::find(binary_properties, name) == binary_properties.end()) {
-      out_ += "sc:";
-    }
+    // A category, or a script, whose bare name PCRE2 takes for its extensions. Other properties
+    // change from one version of Unicode to the next.
+    if (name.size() > 2) out_ += "sc:";
     out_ += name;
     out_ += '}';
   }
@@ -298,7 +298,7 @@ class translation {
     } else if (c == 'S') {
       out_ += not_space_members;
     } else if (c == 'w') {
-      out_ += word_members;
+      out_ += word_members_in_class;
     } else if (c == 'h') {
       out_ += hexadecimal_members;
     } else if (c == 'b') {

@@ -148,7 +148,8 @@ prepend_scheme read_scheme(const json_node& node) {
 
 pre_tokenizer_pointer read_pre_tokenizer(const json_node& node) {
   const std::string type = node.text("type");
-  const auto split = [&](const char* expression, split_behavior behavior, bool inverted = false) {
+  const auto split = [&](std::string_view expression, split_behavior behavior,
+                         bool inverted = false) {
     return split_pre_tokenizer(pattern::regex(node.file(), expression), behavior, inverted);
   };
   if (type == "ByteLevel") {
@@ -168,8 +169,8 @@ pre_tokenizer_pointer read_pre_tokenizer(const json_node& node) {
                                                             : split_behavior::contiguous);
   }
   if (type == "Whitespace") {
-    // Here a word is what Rust's expressions take for one.
-    return split(R"([\w\x{200c}\x{200d}]+|[^\w\s\x{200c}\x{200d}]+)", split_behavior::removed,
+    // Rust's \w, which has the joiners besides.
+    return split(R"([\w\x{200c}\x{200d}]+|[^\s\w\x{200c}\x{200d}]+)", split_behavior::removed,
                  true);
   }
   if (type == "WhitespaceSplit") return split(R"(\s)", split_behavior::removed);
