@@ -123,9 +123,8 @@ class package(unittest.TestCase):
         ]
         vocabulary = bytes_and(mark)
         for expression in expressions:
-            # ^ and $ see lines in the package's whole text, pieces here begin where it cuts.
-            for behavior in ("isolated", "removed", "merged_with_previous", "merged_with_next",
-                             "contiguous"):
+            behaviors = ["isolated", "removed", "merged_with_previous", "merged_with_next", "contiguous"]
+            for behavior in draw.sample(behaviors, 2):
                 tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
                 tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
                     pre_tokenizers.Split(Regex(expression), behavior, invert=draw.random() < 0.5),
@@ -136,14 +135,17 @@ class package(unittest.TestCase):
                 self.compare(tokenizer, texts, decoded=False)
 
     def test_classes_have_the_same_members(self):
+        # Thousands of ideographs and Hangul are alike.
+        alike = [c for i, c in enumerate(assigned)
+                 if i % 40 == 0 or c < "\u3400" or "\ud7a3" < c < "\U00020000"]
         for expression in (r"\w", r"\s", r"\d", r"\h", r"\p{L}", r"\p{N}", r"\p{P}", r"\p{S}", r"\p{M}",
-                           r"\p{Z}", r"\p{C}", r"\p{Lu}", r"\p{Han}", r"\p{Latin}", r"[\S]", r"[\w]", r"[^\w]", r"\W",
-                           r"(?i:k)"):
+                           r"\p{Z}", r"\p{C}", r"\p{Lu}", r"\p{Han}", r"\p{Latin}", r"[\S]", r"[\w]",
+                           r"[^\w]", r"\W", r"(?i:k)"):
             tokenizer = Tokenizer(models.BPE(bytes_and(mark), [], byte_fallback=True))
             tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
                 pre_tokenizers.Split(Regex(expression), "contiguous"),
                 pre_tokenizers.Metaspace(prepend_scheme="always", split=False)])
-            self.compare(tokenizer, ["\0".join(assigned)], decoded=False)
+            self.compare(tokenizer, ["\0".join(alike)], decoded=False)
 
     def test_other_cuts(self):
         draw = random.Random(4)
@@ -162,7 +164,6 @@ class package(unittest.TestCase):
 
     def test_normal_forms(self):
         draw = random.Random(5)
-        # What 3.2 had was corrected a few times: these are compared as they are now.
         for form in (normalizers.NFC(), normalizers.NFD(), normalizers.NFKC(), normalizers.NFKD(),
                      normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+|e*"), "+"),
                      normalizers.Sequence([normalizers.Lowercase(), normalizers.Prepend("> "),

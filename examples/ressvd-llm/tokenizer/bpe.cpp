@@ -114,7 +114,9 @@ void bpe::add_merges(const bpe_description& description) {
       }
       return found->second;
     };
-    merges_.insert_or_assign(pair_key(id(left), id(right)), merge{rank++, id(both)});
+    const std::int32_t left_id = id(left);
+    const std::int32_t right_id = id(right);
+    merges_.insert_or_assign(pair_key(left_id, right_id), merge{rank++, id(both)});
     if (right.starts_with(word_mark) && !left.ends_with(word_mark)) words_are_apart_ = false;
   }
 }

@@ -19,17 +19,18 @@ struct vocabulary_entry {
 
 // A byte-pair encoding as a file describes it.
 struct bpe_description {
-  std::vector<vocabulary_entry> vocabulary;
+  std::vector<vocabulary_entry> vocabulary = {};
   // Pairs of tokens that merge, the first ones before the others: tokenizer.json, GGUF's "gpt2".
-  std::vector<std::pair<std::string, std::string>> merges;
+  std::vector<std::pair<std::string, std::string>> merges = {};
   // In place of merges, a score for each entry of the vocabulary: any neighbours merge that make a
   // token, the highest score first (sentencepiece, GGUF's "llama"). -infinity: a token that no text
   // makes, such as control tokens, bytes and the unknown token.
-  std::vector<float> scores;
-  std::optional<std::string> unknown; // for characters without a token; absent: they are dropped
-  bool fuse_unknown = false;          // neighbours become one unknown token
-  bool byte_fallback = false;         // tokens <0x00> to <0xFF> before the unknown one
-  bool ignore_merges = false;         // a piece that is a token is that token
+  std::vector<float> scores = {};
+  std::optional<std::string> unknown =
+      {};                     // for characters without a token; absent: they are dropped
+  bool fuse_unknown = false;  // neighbours become one unknown token
+  bool byte_fallback = false; // tokens <0x00> to <0xFF> before the unknown one
+  bool ignore_merges = false; // a piece that is a token is that token
 };
 
 // Words that were encoded, so that each is merged once. Bounded.
