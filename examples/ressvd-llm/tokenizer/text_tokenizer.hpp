@@ -26,8 +26,9 @@ struct tokenizer_parts {
   std::optional<std::vector<std::int32_t>> prompt_prefix;
 };
 
-// A text that is no UTF-8 is taken as to_utf8 makes it. Throws std::invalid_argument where the
-// parts contradict each other.
+// A text that is no UTF-8 is taken as to_utf8 makes it. Ids without a token leave no text, since
+// models may have more ids than tokenizers. Throws std::invalid_argument where the parts contradict
+// each other.
 std::unique_ptr<tokenizer> make_text_tokenizer(tokenizer_parts parts);
 
 } // namespace ressvd_llm

@@ -119,8 +119,7 @@ TEST_CASE("ids that end within a character are decoded with replacement characte
   ids.pop_back();
   CHECK(fallback->decode(ids) == "a" + r + r);
   CHECK_THROWS_AS(bytes->decode(token_ids{-1}), std::invalid_argument);
-  CHECK_THROWS_AS(bytes->decode(token_ids{static_cast<std::int32_t>(bytes->vocab())}),
-                  std::invalid_argument);
+  CHECK(bytes->decode(token_ids{static_cast<std::int32_t>(bytes->vocab())}).empty());
   CHECK(bytes->decode(token_ids{}).empty());
 }
 
