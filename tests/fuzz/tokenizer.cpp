@@ -25,6 +25,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     }
   } catch (const ressvd_llm::file_error& error) {
     fuzz::require_message(error);
+  } catch (const ressvd_llm::usage_error& error) {
+    fuzz::require_message(error);
   }
   return 0;
 }

@@ -103,7 +103,9 @@ void bpe::add_merges(const bpe_description& description) {
   merges_.reserve(description.merges.size());
   std::string both;
   double rank = 0;
-  for (const auto& [left, right] : description.merges) {
+  for (const auto& pair : description.merges) {
+    const std::string& left = pair.first;
+    const std::string& right = pair.second;
     both.assign(left).append(right);
     const auto id = [&](const std::string& token) {
       const auto found = tokens_.find(token);

@@ -74,13 +74,8 @@ class replace_decoding final : public token_decoder {
       : replaced_(std::move(replaced)), content_(std::move(content)) {}
 
   token_list decode(token_list tokens) const override {
-    for (std::string& token : tokens) {
-      std::string result;
-      replaced_.split(token, [&](std::string_view part, bool matched) {
-        result += matched ? std::string_view(content_) : part;
-      });
-      token = std::move(result);
-    }
+    for (std::string& token : tokens)
+      token = replaced_.replace(token, content_);
     return tokens;
   }
 
@@ -141,12 +136,22 @@ class decoding_sequence final : public token_decoder {
   explicit decoding_sequence(std::vector<decoder_pointer> steps) : steps_(std::move(steps)) {}
 
   token_list decode(token_list tokens) const override {
-    for (const decoder_pointer& step : steps_)
+    const std::size_t before = size_of(tokens);
+    for (const decoder_pointer& step : steps_) {
       tokens = step->decode(std::move(tokens));
+      require_growth(before, size_of(tokens));
+    }
     return tokens;
   }
 
  private:
+  static std::size_t size_of(const token_list& tokens) {
+    std::size_t size = 0;
+    for (const std::string& token : tokens)
+      size += token.size();
+    return size;
+  }
+
   std::vector<decoder_pointer> steps_;
 };
 

@@ -38,12 +38,7 @@ class replace_rewriting final : public normalizer {
   replace_rewriting(pattern replaced, std::string content)
       : replaced_(std::move(replaced)), content_(std::move(content)) {}
   std::string normalize(std::string_view text) const override {
-    std::string result;
-    result.reserve(text.size());
-    replaced_.split(text, [&](std::string_view part, bool matched) {
-      result += matched ? std::string_view(content_) : part;
-    });
-    return result;
+    return replaced_.replace(text, content_);
   }
 
  private:
@@ -56,8 +51,10 @@ class rewriting_sequence final : public normalizer {
   explicit rewriting_sequence(std::vector<normalizer_pointer> steps) : steps_(std::move(steps)) {}
   std::string normalize(std::string_view text) const override {
     std::string result(text);
-    for (const normalizer_pointer& step : steps_)
+    for (const normalizer_pointer& step : steps_) {
       result = step->normalize(result);
+      require_growth(text.size(), result.size());
+    }
     return result;
   }
 

@@ -135,4 +135,23 @@ void pattern::split(std::string_view text, const part_sink& sink) const {
   if (done < text.size()) sink(text.substr(done), false);
 }
 
+std::string pattern::replace(std::string_view text, std::string_view content) const {
+  std::string result;
+  result.reserve(text.size());
+  split(text, [&](std::string_view part, bool matched) {
+    result += matched ? content : part;
+    require_growth(text.size(), result.size());
+  });
+  return result;
+}
+
+void require_growth(std::size_t original, std::size_t size) {
+  constexpr std::size_t most_times = 64;
+  constexpr std::size_t usual = 4096;
+  if (size > usual && size / most_times > original) {
+    throw usage_error("the tokenizer makes a text of " + std::to_string(original) +
+                      " bytes more than 64 times as long");
+  }
+}
+
 } // namespace ressvd_llm

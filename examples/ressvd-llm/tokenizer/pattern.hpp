@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -24,6 +25,9 @@ class pattern {
   // The matches, from left to right without overlap, and what lies between them.
   void split(std::string_view text, const part_sink& sink) const;
 
+  // The text with the content in place of every match. Throws as require_growth does.
+  std::string replace(std::string_view text, std::string_view content) const;
+
  private:
   class compiled;
 
@@ -32,5 +36,9 @@ class pattern {
   std::string literal_;
   std::shared_ptr<const compiled> regex_; // none: the literal
 };
+
+// Files may ask for steps that make texts longer and longer. Throws usage_error where a text of
+// this size has become more than 64 times as long.
+void require_growth(std::size_t original, std::size_t size);
 
 } // namespace ressvd_llm

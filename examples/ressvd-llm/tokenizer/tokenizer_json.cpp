@@ -116,6 +116,21 @@ std::vector<Step> read_steps(const json_node& node, const char* key, const F& re
   return steps;
 }
 
+// How many steps a node has, in sequences too, and how many of a type.
+std::size_t count_steps(const json_node& node, const char* steps, std::string_view type = {}) {
+  if (!node.has(steps)) return type.empty() || node.text("type") == type ? 1 : 0;
+  std::size_t count = 0;
+  for (const json_node& item : node.list(steps))
+    count += count_steps(item, steps, type);
+  return count;
+}
+
+// Steps are nested calls, and ByteLevel doubles what it is given.
+void require_few_steps(const json_node& node, const char* steps) {
+  if (count_steps(node, steps) > 64) node.fail("has more than 64 steps");
+  if (count_steps(node, steps, "ByteLevel") > 4) node.fail("has ByteLevel more than 4 times");
+}
+
 normalizer_pointer read_normalizer(const json_node& node) {
   const std::string type = node.text("type");
   if (type == "NFC") return unicode_normalizer(normal_form::nfc);
@@ -123,7 +138,10 @@ normalizer_pointer read_normalizer(const json_node& node) {
   if (type == "NFKC") return unicode_normalizer(normal_form::nfkc);
   if (type == "NFKD") return unicode_normalizer(normal_form::nfkd);
   if (type == "Lowercase") return lowercase_normalizer();
-  if (type == "Prepend") return prepend_normalizer(node.text("prepend"));
+  if (type == "Prepend") {
+    if (node.text("prepend").size() > 256) node.at("prepend").fail("is too long");
+    return prepend_normalizer(node.text("prepend"));
+  }
   if (type == "Replace") return replace_normalizer(read_pattern(node), node.text("content"));
   if (type == "Sequence") {
     return normalizer_sequence(
@@ -351,12 +369,21 @@ std::unique_ptr<tokenizer> parse_tokenizer_json(const std::filesystem::path& fil
   parts.model = read_model(root.at("model"));
   parts.added = read_added_tokens(root);
   require_usual_ids(root, parts.model, parts.added);
-  if (root.has("normalizer")) parts.normalize = read_normalizer(root.at("normalizer"));
-  if (root.has("pre_tokenizer")) parts.cut = read_pre_tokenizer(root.at("pre_tokenizer"));
+  if (root.has("normalizer")) {
+    require_few_steps(root.at("normalizer"), "normalizers");
+    parts.normalize = read_normalizer(root.at("normalizer"));
+  }
+  if (root.has("pre_tokenizer")) {
+    require_few_steps(root.at("pre_tokenizer"), "pretokenizers");
+    parts.cut = read_pre_tokenizer(root.at("pre_tokenizer"));
+  }
   require_traceable_start(root);
   parts.prompt_prefix.emplace();
   if (root.has("post_processor")) read_template(root.at("post_processor"), *parts.prompt_prefix);
-  if (root.has("decoder")) parts.decode = read_decoder(root.at("decoder"));
+  if (root.has("decoder")) {
+    require_few_steps(root.at("decoder"), "decoders");
+    parts.decode = read_decoder(root.at("decoder"));
+  }
   try {
     return make_text_tokenizer(std::move(parts));
   } catch (const std::invalid_argument& error) {

@@ -9,6 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "io/error.hpp"
 #include "io/tokenizer.hpp"
 #include "llm/io/temporary.hpp"
 #include "support/catch.hpp"
@@ -312,4 +313,47 @@ TEST_CASE("a model directory with tokenizer.json alone uses it", "[tokenizer]") 
   std::filesystem::copy_file(tokenizer_fixtures.parent_path() / "tokenizer.model",
                              directory / "tokenizer.model");
   CHECK(ressvd_llm::open_tokenizer(directory.path(), config)->vocab() == 320);
+}
+
+TEST_CASE("steps that lengthen texts without end are given up", "[tokenizer]") {
+  const json twice{{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}};
+  const auto message = [](const json& content, const auto& use) {
+    const auto tokenizer = tokenizer_of(content);
+    return message_of<ressvd_llm::usage_error>([&] { use(*tokenizer); });
+  };
+  const auto encodes = [](const ressvd_llm::tokenizer& tokenizer) {
+    tokenizer.encode(std::string(100, 'a'));
+  };
+  const auto decodes = [](const ressvd_llm::tokenizer& tokenizer) {
+    tokenizer.decode(token_ids(100, 0));
+  };
+  json content = small_tokenizer();
+  content["normalizer"] = {{"type", "Sequence"}, {"normalizers", json::array()}};
+  for (int i = 0; i < 6; ++i)
+    content["normalizer"]["normalizers"].push_back(twice);
+  CHECK(message(content, encodes) == "no exception");
+  for (int i = 0; i < 40; ++i)
+    content["normalizer"]["normalizers"].push_back(twice);
+  CHECK_THAT(message(content, encodes), contains_text("more than 64 times as long"));
+
+  content = small_tokenizer();
+  content["decoder"] = {{"type", "Sequence"}, {"decoders", json::array()}};
+  for (int i = 0; i < 40; ++i)
+    content["decoder"]["decoders"].push_back(twice);
+  CHECK_THAT(message(content, decodes), contains_text("more than 64 times as long"));
+  content["decoder"] = twice;
+  content["decoder"]["content"] = std::string(100'000, 'a');
+  CHECK_THAT(message(content, decodes), contains_text("more than 64 times as long"));
+
+  content = small_tokenizer();
+  const json bytes{{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
+  content["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", json::array({bytes})}};
+  CHECK(refusal_of(content) == "no exception");
+  for (int i = 0; i < 4; ++i)
+    content["pre_tokenizer"]["pretokenizers"].push_back(bytes);
+  CHECK_THAT(refusal_of(content), contains_text("has ByteLevel more than 4 times"));
+  content["pre_tokenizer"]["pretokenizers"] = json::array();
+  for (int i = 0; i < 100'000; ++i)
+    content["pre_tokenizer"]["pretokenizers"].push_back({{"type", "WhitespaceSplit"}});
+  CHECK_THAT(refusal_of(content), contains_text("has more than 64 steps"));
 }
