@@ -2,7 +2,9 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -33,6 +35,16 @@ struct bpe_description {
   bool ignore_merges = false; // a piece that is a token is that token
 };
 
+// By texts, found by views of texts.
+struct text_hash {
+  using is_transparent = void;
+  std::size_t operator()(std::string_view text) const {
+    return std::hash<std::string_view>()(text);
+  }
+};
+template <class T>
+using text_map = std::unordered_map<std::string, T, text_hash, std::equal_to<>>;
+
 // Words that were encoded, so that each is merged once. Bounded.
 class word_cache {
  public:
@@ -41,13 +53,7 @@ class word_cache {
   void add(std::string_view word, std::vector<std::int32_t> ids);
 
  private:
-  struct text_hash {
-    using is_transparent = void;
-    std::size_t operator()(std::string_view text) const {
-      return std::hash<std::string_view>()(text);
-    }
-  };
-  std::unordered_map<std::string, std::vector<std::int32_t>, text_hash, std::equal_to<>> words_;
+  text_map<std::vector<std::int32_t>> words_;
 };
 
 // The merging half of a tokenizer. O(n log n) in the length of a piece.
@@ -73,15 +79,6 @@ class bpe {
     double order; // the lowest merges first
     std::int32_t id;
   };
-  struct text_hash {
-    using is_transparent = void;
-    std::size_t operator()(std::string_view text) const {
-      return std::hash<std::string_view>()(text);
-    }
-  };
-  template <class T>
-  using text_map = std::unordered_map<std::string, T, text_hash, std::equal_to<>>;
-
   void add_merges(const bpe_description& description);
   void add_scores(const bpe_description& description);
   void find_byte_tokens();
