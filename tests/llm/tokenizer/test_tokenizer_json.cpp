@@ -250,6 +250,15 @@ TEST_CASE("tokenizer files that contradict themselves are refused", "[tokenizer]
   CHECK_THAT(refusal_of(content), contains_text("there are no tokens"));
 }
 
+TEST_CASE("a vocabulary's ids may have gaps", "[tokenizer]") {
+  json content = small_tokenizer();
+  content["model"]["vocab"]["c"] = 100;
+  content["added_tokens"] = json::array({added("x", 4), added("c", 100), added("y", 5)});
+  CHECK(tokenizer_of(content)->encode("xcya") == token_ids{4, 100, 5, 0});
+  content["added_tokens"][2]["id"] = 101;
+  CHECK_THAT(refusal_of(content), contains_text("has the id 101 where 5 is the next"));
+}
+
 TEST_CASE("values of the wrong type are refused", "[tokenizer]") {
   const json content = small_tokenizer();
   const json full = json_file("prefix_space.json");
