@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:?usage: scripts/fuzz.sh SECONDS [TARGET...]}
 shift
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(safetensors gguf config index tokens matrix_view)
+[ ${#targets[@]} -gt 0 ] || targets=(safetensors gguf config index tokens tokenizer matrix_view)
 bash scripts/install_dependencies.sh fuzz
 PRESET=fuzz
 source scripts/build.sh

@@ -18,7 +18,7 @@ for purpose in "$@"; do
   case $purpose in
     build)
       packages+=(libeigen3-dev catch2 nlohmann-json3-dev libcli11-dev libsentencepiece-dev
-        liblapacke-dev libopenblas-dev)
+        libpcre2-dev libutf8proc-dev liblapacke-dev libopenblas-dev)
       tool "${CXX:-c++}" g++
       tool cmake cmake
       tool ninja ninja-build
@@ -34,7 +34,8 @@ for purpose in "$@"; do
       tool python3 python3
       ;;
     fuzz)
-      packages+=(libeigen3-dev nlohmann-json3-dev libclang-rt-dev)
+      packages+=(libeigen3-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev libclang-rt-dev)
+      tool pkg-config pkg-config
       tool clang++ clang
       tool cmake cmake
       ;;

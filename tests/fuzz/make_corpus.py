@@ -120,6 +120,23 @@ write("tokens", "npy_overflow", npy("<i4", "(4611686018427387904, 4)", b"") + b"
 write("tokens", "u16", struct.pack("<3H", 0, 255, 7) + b"\1")
 write("tokens", "u32", struct.pack("<2I", 1, 70000) + b"\x0e")
 
+# A tokenizer.json and a text, with a zero byte between them. The vocabularies are cut to what fits.
+texts = {"gpt2": "it's  12\n", "llama2": " caf\u00e9 <s>"}
+for file in sorted((fixtures / "tokenizers").glob("*.json")):
+    if file.stem in ("expected", "pieces"):
+        continue
+    content = json.loads(file.read_text())
+    small = {"a": 0, "b": 1, "\u0120": 2, "\u2581": 3, "ab": 4, "<0x41>": 5, "<unk>": 6}
+    content["model"].update(vocab=small, merges=["a b"])
+    content["added_tokens"] = [
+        {**token, "id": small.get(token["content"], len(small))}
+        for token in content["added_tokens"]
+        if token["content"] not in ("<s>", "</s>")][:1]
+    if "TemplateProcessing" in json.dumps(content["post_processor"]):
+        content["post_processor"] = None
+    text = json.dumps(content, separators=(",", ":")) + "\0" + texts.get(file.stem, "ab 1 b")
+    write("tokenizer", file.stem, text.encode())
+
 # An entry point, then the numbers it asks for; see input.hpp. Sizes are bytes below 13.
 view = bytes([1, 4, 5])       # row-major, 4 x 5, packed
 square = bytes([0, 5, 5])     # column-major, 5 x 5

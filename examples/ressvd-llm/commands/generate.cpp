@@ -37,11 +37,13 @@ struct generate_command {
   std::filesystem::path json;
 };
 
-// Whether prompts of this model begin with its beginning-of-sequence token. Qwen's tokenizers add
-// none, and with bytes for tokens everything is text.
-bool prompts_begin_with_bos(const model_config& config) {
-  return config.bos && !config.byte_tokens && config.family != model_family::qwen2 &&
-         config.family != model_family::qwen3;
+// What prompts of this model begin with, as its tokenizer says, otherwise its beginning-of-sequence
+// token. Qwen's tokenizers add none, and with bytes for tokens everything is text.
+std::vector<std::int32_t> prompt_prefix(const model_config& config, const tokenizer& text) {
+  if (const auto prefix = text.prompt_prefix()) return *prefix;
+  const bool bos = config.bos && !config.byte_tokens && config.family != model_family::qwen2 &&
+                   config.family != model_family::qwen3;
+  return bos ? std::vector{*config.bos} : std::vector<std::int32_t>();
 }
 
 std::vector<std::int32_t> read_prompt(const generate_command& line, const model_config& config,
@@ -51,8 +53,10 @@ std::vector<std::int32_t> read_prompt(const generate_command& line, const model_
     if (ids.empty()) throw file_error(line.prompt_tokens, "holds no tokens");
     return ids;
   }
-  std::vector<std::int32_t> ids = text->encode(line.prompt);
-  if (prompts_begin_with_bos(config) && !line.no_bos) ids.insert(ids.begin(), *config.bos);
+  std::vector<std::int32_t> ids;
+  if (!line.no_bos) ids = prompt_prefix(config, *text);
+  const std::vector<std::int32_t> prompt = text->encode(line.prompt);
+  ids.insert(ids.end(), prompt.begin(), prompt.end());
   if (ids.empty() && config.bos) ids.push_back(*config.bos);
   if (ids.empty()) throw usage_error("--prompt: the prompt has no tokens");
   return ids;

@@ -9,6 +9,7 @@
 #include "io/error.hpp"
 #include "io/gguf.hpp"
 #include "io/paths.hpp"
+#include "tokenizer/tokenizer_json.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -89,6 +90,10 @@ std::unique_ptr<tokenizer> sentencepiece_tokenizer(const std::filesystem::path& 
   return std::make_unique<sentencepiece_model>(file);
 }
 
+std::unique_ptr<tokenizer> json_tokenizer(const std::filesystem::path& file) {
+  return parse_tokenizer_json(file, read_text(file, largest_tokenizer));
+}
+
 std::unique_ptr<tokenizer> open_tokenizer(const std::filesystem::path& directory,
                                           const model_config& config) {
   if (config.byte_tokens) return byte_tokenizer();
@@ -98,18 +103,22 @@ std::unique_ptr<tokenizer> open_tokenizer(const std::filesystem::path& directory
         "tokenizers of GGUF files are not supported: give token ids (.npy, .u16, .u32) "
         "in place of text");
   }
-  std::error_code ignored;
-  if (!std::filesystem::exists(directory / "tokenizer.model", ignored)) {
+  const auto exists = [&](const char* name) {
+    std::error_code ignored;
+    return std::filesystem::exists(directory / name, ignored);
+  };
+  const bool pieces = exists("tokenizer.model");
+  if (!pieces && !exists("tokenizer.json")) {
     throw file_error(directory,
-                     "holds no tokenizer.model (sentencepiece): give token ids (.npy, .u16, .u32) "
-                     "in place of text");
+                     "holds neither tokenizer.model (sentencepiece) nor tokenizer.json: give token "
+                     "ids (.npy, .u16, .u32) in place of text");
   }
-  auto model = sentencepiece_tokenizer(file_inside(directory, "tokenizer.model"));
+  const auto file = file_inside(directory, pieces ? "tokenizer.model" : "tokenizer.json");
+  auto model = pieces ? sentencepiece_tokenizer(file) : json_tokenizer(file);
   if (model->vocab() > config.vocab) {
-    throw file_error(directory / "tokenizer.model",
-                     "has " + std::to_string(model->vocab()) +
-                         " pieces, more than the model's vocabulary of " +
-                         std::to_string(config.vocab));
+    throw file_error(file, "has " + std::to_string(model->vocab()) +
+                               " tokens, more than the model's vocabulary of " +
+                               std::to_string(config.vocab));
   }
   return model;
 }

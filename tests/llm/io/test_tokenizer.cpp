@@ -72,7 +72,7 @@ TEST_CASE("the tokenizer follows the config and the directory", "[tokenizer]") {
   ressvd_llm::model_config config;
   config.vocab = 320;
   CHECK_THAT(file_error_of([&] { ressvd_llm::open_tokenizer(directory.path(), config); }),
-             contains_text("holds no tokenizer.model (sentencepiece)"));
+             contains_text("holds neither tokenizer.model (sentencepiece) nor tokenizer.json"));
   config.byte_tokens = true;
   CHECK(ressvd_llm::open_tokenizer(directory.path(), config)->vocab() == 256);
 
@@ -81,7 +81,7 @@ TEST_CASE("the tokenizer follows the config and the directory", "[tokenizer]") {
   CHECK(ressvd_llm::open_tokenizer(directory.path(), config)->vocab() == 320);
   config.vocab = 319;
   CHECK_THAT(file_error_of([&] { ressvd_llm::open_tokenizer(directory.path(), config); }),
-             contains_text("tokenizer.model: has 320 pieces, more than the model's vocabulary of "
+             contains_text("tokenizer.model: has 320 tokens, more than the model's vocabulary of "
                            "319"));
   write(directory / "tokenizer.model", "no model");
   CHECK_THAT(file_error_of([&] { ressvd_llm::open_tokenizer(directory.path(), config); }),

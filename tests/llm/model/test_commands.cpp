@@ -56,6 +56,28 @@ void write_byte_model(const std::filesystem::path& directory, const std::filesys
   writer.commit();
 }
 
+// A tokenizer.json of letters, where <s> comes before a text.
+void write_letter_tokenizer(const std::filesystem::path& file) {
+  nlohmann::json vocabulary;
+  for (int letter = 0; letter < 26; ++letter)
+    vocabulary[std::string(1, static_cast<char>('a' + letter))] = letter;
+  const nlohmann::json token = {{"id", 26},        {"content", "<s>"}, {"single_word", false},
+                                {"lstrip", false}, {"rstrip", false},  {"normalized", false},
+                                {"special", true}};
+  auto before = nlohmann::json::array();
+  before.push_back({{"SpecialToken", {{"id", "<s>"}}}});
+  before.push_back({{"Sequence", {{"id", "A"}}}});
+  const nlohmann::json content = {
+      {"added_tokens", nlohmann::json::array({token})},
+      {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", nlohmann::json::array()}}},
+      {"post_processor",
+       {{"type", "TemplateProcessing"},
+        {"single", before},
+        {"special_tokens", {{"<s>", {{"ids", nlohmann::json::array({26})}}}}}}},
+      {"decoder", {{"type", "Fuse"}}}};
+  llm_test::write(file, content.dump());
+}
+
 } // namespace
 
 namespace {
@@ -301,6 +323,48 @@ TEST_CASE("generate continues tokens and texts") {
     llm_test::write(scratch / "text.txt", std::string(70, 'x'));
     CHECK(run_command({"perplexity", model.string(), "--text", (scratch / "text.txt").string()})
               .status == 0);
+  }
+  SECTION("tokenizer.json") {
+    const std::filesystem::path model = scratch / "model";
+    std::filesystem::copy(fixture("llama").directory, model);
+    write_letter_tokenizer(model / "tokenizer.json");
+    const auto prompt_of = [&](const std::vector<std::string>& more) {
+      std::vector<std::string> arguments = {
+          "generate", model.string(), "--prompt", "cab", "--tokens", "5", "--json", report};
+      arguments.insert(arguments.end(), more.begin(), more.end());
+      const outcome result = run_command(arguments);
+      INFO(result.err);
+      REQUIRE(result.status == 0);
+      CHECK(result.out.starts_with("cab"));
+      return read_json(report)["prompt_tokens"].get<std::vector<std::int32_t>>();
+    };
+    // The template's token, which is not the config's.
+    CHECK(prompt_of({}) == std::vector<std::int32_t>{26, 2, 0, 1});
+    CHECK(prompt_of({"--no-bos"}) == std::vector<std::int32_t>{2, 0, 1});
+    std::string text;
+    while (text.size() < 200)
+      text += "the rank of a matrix";
+    llm_test::write(scratch / "text.txt", text);
+    const std::string file = (scratch / "text.txt").string();
+    CHECK(run_command({"perplexity", model.string(), "--text", file, "--seqlen", "16"}).status ==
+          0);
+    CHECK(run_command({"compare", model.string(), model.string(), "--text", file, "--seqlen", "16"})
+              .status == 0);
+    const std::filesystem::path output = scratch / "output";
+    CHECK(run_command({"compress", model.string(), output.string(), "--ratio=0.4", "--samples=4",
+                       "--seqlen=16", "--method=svd-llm", "--allocation=uniform",
+                       "--heldout-samples=0", "--calibration", file})
+              .status == 0);
+    CHECK(llm_test::read(output / "tokenizer.json") == llm_test::read(model / "tokenizer.json"));
+    // A regular expression that a text drives without end is the file's fault.
+    auto hostile = read_json(model / "tokenizer.json");
+    hostile["normalizer"] = {
+        {"type", "Replace"}, {"pattern", {{"Regex", "(?:[a-z]+)+\\z"}}}, {"content", "a"}};
+    llm_test::write(model / "tokenizer.json", hostile.dump());
+    llm_test::write(scratch / "text.txt", std::string(100, 'a') + "!");
+    const outcome refused = run_command({"perplexity", model.string(), "--text", file});
+    CHECK(refused.status == 2);
+    CHECK_THAT(refused.err, contains_text("takes too many steps on this text"));
   }
   SECTION("a prompt must be given, once") {
     const std::string model = fixture("llama").directory.string();
