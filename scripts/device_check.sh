@@ -76,20 +76,21 @@ step() {
 }
 
 bench() {
-  local limit=$1 name=$2
-  step "$limit" "bench_$name" bin/bench_cuda --benchmark_filter="$3" --benchmark_repetitions="$4" \
-    --benchmark_report_aggregates_only=true --benchmark_out="$out/$name.json" \
-    --benchmark_out_format=json
+  local limit=$1 name=$2 filter=$3 repetitions=$4
+  shift 4
+  step "$limit" "bench_$name" bin/bench_cuda --benchmark_filter="$filter" \
+    --benchmark_repetitions="$repetitions" --benchmark_report_aggregates_only=true \
+    --benchmark_out="$out/$name.json" --benchmark_out_format=json "$@"
 }
 
 rm -f "$out/summary.txt"
 step 5 device nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 bench 80 factorisations '^(projector|subspace|gram|exact|syevd|gesvd)/cuda/layer/4096x(4096|1024)' 2
-bench 20 rectangular '^(projector|gram)/cuda/layer/11008x4096' 1
+bench 20 rectangular '^(projector|gram)/cuda/layer/(11008x4096|2048x2048)' 2
 bench 30 low_rank_rows '^(low_rank|pivoted)_rows/cuda/bfloat16/(1|8)/(20|40|60)' 3
-bench 40 low_rank '^(low_rank|pivoted)/cuda/(1|16|2048)/(20|40|60)' 1
+bench 40 low_rank '^(low_rank|pivoted)/cuda/(1|16|2048)/(20|40|60)' 1 --benchmark_min_time=0.1
 bench 30 gram_sums '^gram_sum/cuda/bfloat16' 2
-bench 40 whole_model '^llama_7b' 1
+bench 80 whole_model '^llama_7b' 1
 # Nothing of these is timed.
 step 40 memcheck compute-sanitizer --tool memcheck --error-exitcode 1 bin/ressvd_tests_cuda \
   "svd gives singular values*,potrf*,factors by rows*,a pivoted pair by rows*" &

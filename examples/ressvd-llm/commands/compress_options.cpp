@@ -108,7 +108,10 @@ constexpr std::array rules{
         [](const compress_line& l) { return l.options.allocation == allocation::importance; }},
     option_rule{"--probe-samples", "--allocation sensitivity", by_sensitivity},
     option_rule{"--probe-ranks", "--allocation sensitivity", by_sensitivity},
-    option_rule{"--rounds", "--allocation sensitivity", by_sensitivity},
+    option_rule{"--rounds", "--allocation sensitivity or fisher",
+                [](const compress_line& l) {
+                  return by_sensitivity(l) || l.options.allocation == allocation::fisher;
+                }},
     option_rule{"--samples", "what needs samples beside --grams", draws_samples},
     option_rule{"--seqlen", "what needs samples beside --grams", draws_samples},
     option_rule{"--calibration", "what needs samples beside --grams", draws_samples},
@@ -255,9 +258,9 @@ void add_details(CLI::App& command, compress_line& line) {
   command
       .add_option("--rounds", o.rounds,
                   "sensitivity: rounds of probes, the later ones at the ranks found so far and "
-                  "kept only where held-out samples improve")
+                  "kept only where held-out samples improve (default 1); fisher: of gradients, kept "
+                  "where the search samples improve (default 2)")
       ->check(whole_number(1, 1000))
-      ->capture_default_str()
       ->group(group);
   command
       .add_option("--minimum-retention", o.minimum_retention,

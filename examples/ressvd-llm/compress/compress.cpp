@@ -56,7 +56,7 @@ void require_heldout(const compress_options& options, std::int64_t samples) {
   if (options.method == "tempered" && !options.power) {
     throw usage_error("--power auto needs held-out samples; the calibration text is too short");
   }
-  if (options.allocation == allocation::sensitivity && options.rounds > 1) {
+  if (options.allocation == allocation::sensitivity && rounds_of(options) > 1) {
     throw usage_error("--rounds above 1 needs held-out samples to judge the rounds");
   }
 }

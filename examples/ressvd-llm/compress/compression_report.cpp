@@ -92,6 +92,12 @@ ordered_json to_json(const allocation_report& choice) {
                            {"heldout_divergence", r.heldout_divergence},
                            {"accepted", r.accepted}});
   }
+  for (const curvature_round& r : choice.curvature_rounds) {
+    j["curvature_rounds"].push_back({{"round", r.round},
+                                     {"trust", r.trust},
+                                     {"divergence", r.divergence},
+                                     {"accepted", r.accepted}});
+  }
   return j;
 }
 
@@ -120,6 +126,10 @@ allocation_report read_allocation(const json& j) {
   for (const json& r : list(j, "rounds")) {
     choice.rounds.push_back(
         {r.at("round"), r.value("trust", 0.0), r.at("heldout_divergence"), r.at("accepted")});
+  }
+  for (const json& r : list(j, "curvature_rounds")) {
+    choice.curvature_rounds.push_back(
+        {r.at("round"), r.at("trust"), r.at("divergence"), r.at("accepted")});
   }
   return choice;
 }

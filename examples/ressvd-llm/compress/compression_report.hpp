@@ -37,6 +37,15 @@ struct probing_round {
   bool accepted = false;
 };
 
+// Ranks by the curvature at the compressed model, which changes a matrix's sensitivity by the ratio
+// of its gradients' energies to this power.
+struct curvature_round {
+  std::int64_t round = 0;
+  double trust = 0;
+  double divergence = 0; // on the search samples
+  bool accepted = false;
+};
+
 // How all probes together predict the loss of the ranks chosen.
 struct loss_prediction {
   double predicted = 0; // by the additive model of sensitivities or of the curvature
@@ -52,6 +61,7 @@ struct allocation_report {
   std::vector<probe_report> probes;
   std::optional<loss_prediction> loss; // by sensitivity and fisher
   std::vector<probing_round> rounds;
+  std::vector<curvature_round> curvature_rounds;
 };
 
 struct loss_report {

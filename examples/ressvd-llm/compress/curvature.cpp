@@ -61,11 +61,14 @@ loss_result pass_gradients(
   const std::int64_t layers = passes.config().layers;
   const std::int64_t stride = layers_between(layers);
   const language_model& model = passes.model();
+  const auto weights = [&](std::int64_t layer) {
+    return options.layer ? options.layer(layer) : model.layer(layer);
+  };
   std::vector<hidden_states> kept; // before layers 0, stride, 2·stride, …
   hidden_states gradient = passes.embed(samples);
   for (std::int64_t layer = 0; layer < layers; ++layer) {
     if (layer % stride == 0) kept.push_back(gradient);
-    passes.run_original(layer, gradient, samples.length);
+    passes.run(weights(layer), gradient, samples.length);
   }
   cpu_backward backward(passes.config());
   loss_result result =
@@ -78,12 +81,12 @@ loss_result pass_gradients(
     kept.pop_back();
     for (std::int64_t layer = begin; layer + 1 < end; ++layer) {
       inputs.push_back(inputs.back());
-      passes.run_original(layer, inputs.back(), samples.length);
+      passes.run(weights(layer), inputs.back(), samples.length);
     }
     for (std::int64_t layer = end - 1; layer >= std::max(begin, options.first_layer); --layer) {
       bool done = false;
       const layer_back back = [&](const gradient_observer* observer) {
-        backward.layer(model.layer(layer), inputs.back().data(), samples.tokens(), samples.length,
+        backward.layer(weights(layer), inputs.back().data(), samples.tokens(), samples.length,
                        gradient.data(), {.observer = observer});
         done = true;
       };

@@ -21,6 +21,7 @@ namespace ressvd_llm {
 struct gradient_pass_options {
   label_options labels = {};
   std::int64_t first_layer = 0; // no gradients are needed in layers before it
+  std::function<layer_weights(std::int64_t)> layer = {}; // absent: the original's
 };
 
 // One layer's backward pass, with an observer of its gradients or none.

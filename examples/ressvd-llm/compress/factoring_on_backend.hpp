@@ -300,8 +300,8 @@ class factoring_on_backend final : public factoring_engine {
     if (options_.form == ressvd::factored_form::pivoted) {
       const auto pivoted = ressvd::pivot(be_, f).pair;
       return make_pivoted_linear(
-          weight_matrix(pivoted.ct.cols(), pivoted.rank(), downloaded(pivoted.ct)),
-          weight_matrix(pivoted.rank(), pivoted.cols(), downloaded(pivoted.zt)),
+          weight_matrix(pivoted.c.rows(), pivoted.rank(), row_major(pivoted.c)),
+          weight_matrix(pivoted.rank(), pivoted.cols(), row_major(pivoted.z)),
           {pivoted.order.begin(), pivoted.order.end()}, original.bias);
     }
     return make_linear(weight_matrix(f.rows(), f.rank(), row_major(f.u)),
@@ -312,13 +312,8 @@ class factoring_on_backend final : public factoring_engine {
     auto frame = be_.frame();
     const auto transposed = be_.scratch(a.cols(), a.rows());
     be_.copy(a.view().transposed(), transposed);
-    return downloaded(transposed);
-  }
-
-  // Column-major values, packed.
-  std::vector<float> downloaded(const ressvd::block<const float, space>& a) {
-    std::vector<float> host(static_cast<std::size_t>(a.rows * a.cols));
-    be_.download(a, {host.data(), a.rows, a.cols, a.rows});
+    std::vector<float> host(static_cast<std::size_t>(a.size()));
+    be_.download(transposed, {host.data(), a.cols(), a.rows(), a.cols()});
     return host;
   }
 

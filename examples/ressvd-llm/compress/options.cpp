@@ -94,7 +94,7 @@ std::string fingerprint(const compress_options& o) {
       {"heldout_samples", o.heldout_samples},
       {"probe_samples", o.probe_samples},
       {"probe_ranks", o.probe_ranks},
-      {"rounds", o.rounds},
+      {"rounds", rounds_of(o)},
       {"backend", o.backend == backend_choice::cpu ? "cpu" : "cuda"},
       {"rank_multiple", o.rank_multiple},
       {"form", name_of(o.form)},

@@ -65,7 +65,8 @@ struct compress_options {
   std::int64_t heldout_samples = 16;
   std::int64_t probe_samples = 8;
   int probe_ranks = 2; // at which every matrix is probed: 2 fit a curvature
-  int rounds = 1;      // of probes; the later ones at the solution of those before
+  // Of probes or of the curvature, the later ones at the solution of those before. Absent: 1, fisher 2.
+  std::optional<int> rounds;
 
   backend_choice backend = backend_choice::cpu;
   std::filesystem::path kernel_cache; // cuda: folder for compiled kernels
@@ -77,6 +78,10 @@ struct compress_options {
   bool resume = false;
   std::string resume_command; // that goes on from where this run is interrupted; for messages
 };
+
+inline int rounds_of(const compress_options& o) {
+  return o.rounds.value_or(o.allocation == allocation::fisher ? 2 : 1);
+}
 
 const char* name_of(allocation a);
 const char* name_of(output_format format);

@@ -62,7 +62,7 @@ class sensitivity_allocation {
     const std::int64_t budget =
         (std::max)(ressvd::uniform_budget(problem_, ratio), least_parameters());
     ressvd::allocation solution;
-    if (options_.rounds > 1) {
+    if (rounds_of(options_) > 1) {
       auto refined = refine(budget);
       for (const auto& a : refined.attempts)
         result.how.rounds.push_back({a.round, a.trust, a.validation, a.accepted});
@@ -205,7 +205,7 @@ class sensitivity_allocation {
     hidden_states before;
     std::int64_t reached = 0;
     progress bar("probing again",
-                 (options_.rounds - 1) * static_cast<std::int64_t>(places_.size() + 1));
+                 (rounds_of(options_) - 1) * static_cast<std::int64_t>(places_.size() + 1));
     const auto evaluate = [&](std::span<const ressvd::rank_choice> stored, std::int64_t changed) {
       const model_ranks ranks = model_ranks_of(stored);
       bar.advance();
@@ -228,7 +228,7 @@ class sensitivity_allocation {
       return divergence(heldout_, model_ranks_of(stored));
     };
     return ressvd::refine_allocation(problem_, budget, evaluate, validate,
-                                     {.rounds = options_.rounds - 1});
+                                     {.rounds = rounds_of(options_) - 1});
   }
 
   model_passes& passes_;

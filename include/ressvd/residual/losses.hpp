@@ -139,7 +139,7 @@ template <backend B>
 loss weighted_loss(B& be, const weight<B>& w,
                    const pivoted_pair<typename B::scalar, typename B::space>& pair,
                    const metric<typename B::space>& m = {}) {
-  return weighted_loss(be, w, pair.c(), pair.z(), pair.indices, m);
+  return weighted_loss(be, w, pair.c, pair.z, pair.indices, m);
 }
 
 /// The same for a W that is not prepared yet.

@@ -36,21 +36,18 @@
 namespace ressvd {
 inline namespace v0 {
 
-/// C and Z lie by rows, as in a checkpoint: their products with one vector read along memory.
 template <class T, class Space = host_space>
 struct pivoted_pair {
-  matrix<T, Space> ct;        ///< Cᵀ, r × (m−r)
-  matrix<T, Space> zt;        ///< Zᵀ, n × r
+  matrix<T, Space> c;         ///< C, (m−r) × r
+  matrix<T, Space> z;         ///< Z, r × n
   std::vector<index_t> order; ///< m: row i of [Z; C·Z] is row order[i] of Ŵ
   index_list<Space> indices;  ///< the same in the space's memory
 
-  matrix_view<const T, Space> c() const { return ct.transposed(); }
-  matrix_view<const T, Space> z() const { return zt.transposed(); }
   index_t rows() const { return static_cast<index_t>(order.size()); }
-  index_t cols() const { return zt.rows(); }
-  index_t rank() const { return zt.cols(); }
+  index_t cols() const { return z.cols(); }
+  index_t rank() const { return z.rows(); }
   /// r(m+n−r); the order is not counted.
-  index_t parameters() const { return ct.size() + zt.size(); }
+  index_t parameters() const { return c.size() + z.size(); }
 };
 
 struct pivoting_options {
@@ -122,7 +119,7 @@ pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::sp
   auto frame = be64.frame();
 
   pivoted_result<B> result;
-  auto& [ct, zt, order, indices] = result.pair;
+  auto& [c, z, order, indices] = result.pair;
   order.resize(static_cast<std::size_t>(m));
   const auto l = be64.scratch(m, r);
   const auto upper = be64.scratch(r, r);
@@ -146,7 +143,7 @@ pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::sp
   be64.trmm(side::left, op::none, top, rv, v); // Z
 
   const index_t rest = m - r;
-  ct = be.allocate(r, rest);
+  c = be.allocate(rest, r);
   if (rest > 0) {
     const auto below = l.part(r, 0, rest, r);
     be64.trsm(side::right, op::none, top, below);
@@ -166,10 +163,10 @@ pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::sp
       be64.upload(packed, below);
       result.report.largest = be64.max_abs(below.view());
     }
-    be64.copy(below, ct.view().transposed());
+    be64.copy(below, c.view());
   }
-  zt = be.allocate(n, r);
-  be64.copy(v, zt.view().transposed());
+  z = be.allocate(r, n);
+  be64.copy(v, z.view());
   indices = be.indices(order);
   return result;
 }
@@ -233,7 +230,7 @@ template <backend B, readable_matrix<typename B::space> X, class Y,
               matrix_view<const typename B::scalar, typename B::space>>
 void apply(B& be, const pivoted_pair<typename B::scalar, typename B::space>& pair, const X& x,
            matrix_view<Y, typename B::space> y, const Bias& bias = {}) {
-  apply(be, pair.c(), pair.z(), pair.indices, x, y, bias);
+  apply(be, pair.c, pair.z, pair.indices, x, y, bias);
 }
 
 namespace detail {
@@ -260,8 +257,8 @@ low_rank<typename B::scalar, typename B::space> unpivot(
     B& be, const pivoted_pair<typename B::scalar, typename B::space>& pair) {
   low_rank<typename B::scalar, typename B::space> result{be.allocate(pair.rows(), pair.rank()),
                                                          be.allocate(pair.rank(), pair.cols())};
-  detail::left_factor_of(be, pair.c(), pair.indices, result.u.ref());
-  be.copy(pair.z(), result.v.ref());
+  detail::left_factor_of(be, pair.c, pair.indices, result.u.ref());
+  be.copy(pair.z, result.v.ref());
   return result;
 }
 
@@ -276,9 +273,9 @@ void materialise(B& be, const pivoted_pair<typename B::scalar, typename B::space
   auto frame = be.frame();
   const auto w = be.scratch(pair.rows(), pair.cols());
   const index_t r = pair.rank();
-  be.copy(pair.z(), w.top_rows(r));
+  be.copy(pair.z, w.top_rows(r));
   if (pair.rows() > r) {
-    be.gemm(op::transpose, op::transpose, T{1}, pair.ct, pair.zt, T{0},
+    be.gemm(op::none, op::none, T{1}, pair.c, pair.z, T{0},
             w.part(r, 0, pair.rows() - r, w.cols));
   }
   be.scatter_rows(w.view(), pair.indices, out);

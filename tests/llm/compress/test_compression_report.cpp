@@ -29,7 +29,8 @@ compression_report whole_report() {
               .layer_ratios = {0.1, 0.7},
               .probes = {{"a", 5, 0.01, 2.5, 1.5}},
               .loss = loss_prediction{0.1, 0.09, 0.12},
-              .rounds = {{1, 1.0, 0.2, true}, {2, 0.5, 0.3, false}}};
+              .rounds = {{1, 1.0, 0.2, true}, {2, 0.5, 0.3, false}},
+              .curvature_rounds = {{2, 0.5, 0.25, true}}};
   r.power = 0.6;
   r.power_curve = {{0.4, 0.2}, {0.6, 0.1}};
   const whitening_summary singular{"eigenvalues", 1e-9, 1e-10,

@@ -330,6 +330,25 @@ inline void dot_all_rows(const F* a, index ld, index rows, index cols, const X* 
   }
 }
 
+inline void fetch_into_cache(const void* from) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#endif
+}
+
+// The rows that this warp will work on in dot_all_rows, on their way while it waits for others.
+template <int batch, class F> inline void fetch_rows(const F* a, index ld, index rows, index cols) {
+  constexpr int together = batch > 2 ? 2 : 1;
+  constexpr index line = 128 / sizeof(F);
+  const index first = (blockIdx.x * (index)blockDim.y + threadIdx.y) * together;
+  for (index i = first; i < rows; i += gridDim.x * (index)blockDim.y * together) {
+    for (index k = i; k < i + together && k < rows; ++k) {
+      for (index c = threadIdx.x * line; c < cols; c += 32 * line)
+        fetch_into_cache(a + k * ld + c);
+    }
+  }
+}
+
 // All threads of a cooperative launch wait for each other. state: 0 before the first launch, then
 // its own: the blocks' shares add up to the flip of its highest bit.
 inline void wait_for_grid(unsigned* state) {
@@ -360,6 +379,7 @@ __global__ __launch_bounds__(256, 2) void low_rank(const F* u, index u_ld, index
   const auto write = [=](index i, int b, float sum) {
     y[i + b * y_ld] = stored<Y>::of(bias == nullptr ? sum : sum + bias[i * bias_step]);
   };
+  fetch_rows<batch>(u, u_ld, u_rows, r);
   dot_all_rows<wide_v, batch>(v, v_ld, r, n, x, x_ld, [=](index i, int b, float sum) {
     t[i + b * t_ld] = sum;
     if (order != nullptr) write(order[i], b, sum);
