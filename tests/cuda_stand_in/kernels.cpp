@@ -93,15 +93,10 @@ CUresult error_name(CUresult, const char** name) {
   *name = "CUDA_ERROR";
   return CUDA_SUCCESS;
 }
-/// The blocks that run at the same time, as far as kernels may rely on it.
-constexpr unsigned most_together = 2 * multiprocessors;
 
-CUresult start(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-               unsigned block_x, unsigned block_y, unsigned block_z, CUstream stream,
-               void** arguments, bool cooperative) {
-  if (cooperative && grid_x * grid_y > most_together) {
-    return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
-  }
+CUresult launch_kernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                       unsigned block_x, unsigned block_y, unsigned block_z, unsigned,
+                       CUstream stream, void** arguments, void**) {
   if (grid_x == 0 || grid_y == 0 || grid_z != 1 || grid_x > 0x7fffffff || grid_y > 65535 ||
       block_z != 1 || block_x * block_y == 0 || block_x * block_y > 1024) {
     return CUDA_ERROR_INVALID_VALUE;
@@ -111,25 +106,12 @@ CUresult start(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned g
   now->grid[1] = grid_y;
   now->block[0] = block_x;
   now->block[1] = block_y;
-  now->cooperative = cooperative;
   now->translate = [](const void* address) -> void* {
     return device(address, 1, "a kernel's argument");
   };
   reinterpret_cast<entry*>(function)(arguments, *now);
   enqueue(stream, [now] { now->run(*now); });
   return CUDA_SUCCESS;
-}
-CUresult launch_kernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                       unsigned block_x, unsigned block_y, unsigned block_z, unsigned,
-                       CUstream stream, void** arguments, void**) {
-  return start(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, stream, arguments,
-               false);
-}
-CUresult launch_cooperative(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                            unsigned block_x, unsigned block_y, unsigned block_z, unsigned,
-                            CUstream stream, void** arguments) {
-  return start(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, stream, arguments,
-               true);
 }
 
 } // namespace
@@ -214,7 +196,6 @@ cudaError_t cudaGetDriverEntryPoint(const char* symbol, void** function, unsigne
               : name == "cuLibraryGetKernel"        ? reinterpret_cast<void*>(&get_kernel)
               : name == "cuLibraryUnload"           ? reinterpret_cast<void*>(&unload)
               : name == "cuLaunchKernel"            ? reinterpret_cast<void*>(&launch_kernel)
-              : name == "cuLaunchCooperativeKernel" ? reinterpret_cast<void*>(&launch_cooperative)
               : name == "cuGetErrorName"            ? reinterpret_cast<void*>(&error_name)
                                                     : nullptr;
   return cudaSuccess;

@@ -8,7 +8,6 @@ namespace stand_in {
 struct launch {
   unsigned grid[2];
   unsigned block[2];
-  bool cooperative;                ///< blocks run at the same time
   void (*run)(launch&);            ///< set by the kernel's entry
   alignas(16) char arguments[256]; ///< likewise: the arguments' values
   void* (*translate)(const void*); ///< device address → its bytes

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // CUDA C++ for the host's compiler: put in front of the kernels' source. The threads of a block are
-// contexts that run one after the other and change at barriers; blocks run one after the other, and
-// those of a cooperative launch at the same time, each on a thread of the machine. A barrier that
-// not all threads of a block, or of a warp, reach ends the program.
+// contexts that run one after the other and change at barriers; blocks run one after the other. A
+// barrier that not all threads of a block, or of a warp, reach ends the program.
 //
 // A context is made once (ucontext) and serves block after block. The changes between contexts are
 // jumps (setjmp): swapcontext would make two system calls for each.
@@ -240,18 +239,10 @@ struct kernel<void (*)(Args...)> {
   static void run(launch& l) {
     auto* const given = std::launder(reinterpret_cast<values*>(l.arguments));
     const auto kernel_function = function;
-    std::vector<std::thread> blocks;
     for (unsigned by = 0; by < l.grid[1]; ++by) {
-      for (unsigned bx = 0; bx < l.grid[0]; ++bx) {
-        if (l.cooperative) {
-          blocks.emplace_back([=, &l] { run_at(l, given, kernel_function, bx, by); });
-        } else {
-          run_at(l, given, kernel_function, bx, by);
-        }
-      }
+      for (unsigned bx = 0; bx < l.grid[0]; ++bx)
+        run_at(l, given, kernel_function, bx, by);
     }
-    for (std::thread& block : blocks)
-      block.join();
   }
 };
 

@@ -164,22 +164,6 @@ class cuda_context {
     kernels_.launch(stream(), shape, kernel, args...);
   }
 
-  /// What kernels of a cooperative launch count their blocks with: a word that is 0 at first.
-  std::uint32_t* grid_state() {
-    if (grid_state_ == nullptr) {
-      grid_state_ = allocate<std::uint32_t>(1);
-      clear(grid_state_.get(), 1);
-    }
-    return grid_state_.get();
-  }
-  index_t multiprocessors() {
-    if (multiprocessors_ == 0) {
-      detail::cuda::check(
-          cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device_));
-    }
-    return multiprocessors_;
-  }
-
   /// Queues a copy; `to` has the numbers after the next synchronize().
   template <class T>
   void copy_to_host(const T* from, T* to, index_t count) {
@@ -251,8 +235,6 @@ class cuda_context {
   owned<cusolverDnParams_t> params_;
   detail::cuda::cuda_kernels kernels_;
   std::vector<std::byte> host_workspace_;
-  std::shared_ptr<std::uint32_t[]> grid_state_;
-  int multiprocessors_ = 0;
 
  public:
   workspace<detail::cuda::cuda_memory>

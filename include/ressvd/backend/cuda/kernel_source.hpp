@@ -330,63 +330,18 @@ inline void dot_all_rows(const F* a, index ld, index rows, index cols, const X* 
   }
 }
 
-inline void fetch_into_cache(const void* from) {
-#ifdef __CUDA_ARCH__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-#endif
-}
-
-// The rows that this warp will work on in dot_all_rows, on their way while it waits for others.
-template <int batch, class F> inline void fetch_rows(const F* a, index ld, index rows, index cols) {
-  constexpr int together = batch > 2 ? 2 : 1;
-  constexpr index line = 128 / sizeof(F);
-  const index first = (blockIdx.x * (index)blockDim.y + threadIdx.y) * together;
-  for (index i = first; i < rows; i += gridDim.x * (index)blockDim.y * together) {
-    for (index k = i; k < i + together && k < rows; ++k) {
-      for (index c = threadIdx.x * line; c < cols; c += 32 * line)
-        fetch_into_cache(a + k * ld + c);
-    }
-  }
-}
-
-// All threads of a cooperative launch wait for each other. state: 0 before the first launch, then
-// its own: the blocks' shares add up to the flip of its highest bit.
-inline void wait_for_grid(unsigned* state) {
-  __syncthreads();
-  if (leads_block()) {
-    const unsigned share = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
-    __threadfence();
-    const unsigned before = atomicAdd(state, share);
-    while (((before ^ *(volatile unsigned*)state) & 0x80000000u) == 0) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700
-      __nanosleep(32);
-#endif
-    }
-    __threadfence();
-  }
-  __syncthreads();
-}
-
-// Factors by rows: v: r x n and u, m x r of a pair, (m - r) x r of a pivoted one, whose rows of y are
-// order's: those of v·x first, then those of u·(v·x). x: n x batch, y: m x batch, t: r x batch, by
-// columns. order: null for a pair. wide_v, wide_u: elements that are read at once, as alignment allows.
-template <class F, class X, class Y, int batch, int wide_v, int wide_u>
-__global__ __launch_bounds__(256, 2) void low_rank(const F* u, index u_ld, index u_rows, const F* v,
-                                                   index v_ld, const index* order, const X* x,
-                                                   index x_ld, const float* bias, index bias_step,
-                                                   Y* y, index y_ld, float* t, index t_ld,
-                                                   unsigned* state, index r, index n) {
-  const auto write = [=](index i, int b, float sum) {
-    y[i + b * y_ld] = stored<Y>::of(bias == nullptr ? sum : sum + bias[i * bias_step]);
-  };
-  fetch_rows<batch>(u, u_ld, u_rows, r);
-  dot_all_rows<wide_v, batch>(v, v_ld, r, n, x, x_ld, [=](index i, int b, float sum) {
-    t[i + b * t_ld] = sum;
-    if (order != nullptr) write(order[i], b, sum);
-  });
-  wait_for_grid(state);
-  dot_all_rows<wide_u, batch>(u, u_ld, u_rows, r, t, t_ld, [=](index i, int b, float sum) {
-    write(order == nullptr ? i : order[r + i], b, sum);
+// a: rows x cols by rows, x: cols x batch by columns; wide: elements that are read at once, as
+// alignment allows. The products go to t (rows x batch), to y + bias, or to both; row i of a makes
+// row order[i] of y, where there is an order.
+template <class F, class X, class Y, int batch, int wide>
+__global__ void few_products(const F* a, index a_ld, index rows, index cols, const X* x, index x_ld,
+                             float* t, index t_ld, const index* order, const float* bias,
+                             index bias_step, Y* y, index y_ld) {
+  dot_all_rows<wide, batch>(a, a_ld, rows, cols, x, x_ld, [=](index i, int b, float sum) {
+    if (t != nullptr) t[i + b * t_ld] = sum;
+    if (y == nullptr) return;
+    const index row = order == nullptr ? i : order[i];
+    y[row + b * y_ld] = stored<Y>::of(bias == nullptr ? sum : sum + bias[row * bias_step]);
   });
 }
 

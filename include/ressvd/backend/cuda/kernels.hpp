@@ -53,7 +53,6 @@ inline std::string kernel_name(const char* kernel, std::initializer_list<const c
 struct launch_shape {
   dim3 grid;
   dim3 block;
-  bool cooperative = false; ///< all blocks run at the same time and may wait for each other
 };
 
 inline unsigned blocks_for(index_t count, index_t block, index_t most) {
@@ -101,11 +100,8 @@ class cuda_kernels {
     void* arguments[] = {&args...};
     const auto kernel = reinterpret_cast<CUfunction>(find(name)); // as cuLaunchKernel documents it
     const auto start = [&] {
-      const auto [grid, block, cooperative] = shape;
-      return cooperative ? driver_.launch_cooperative(kernel, grid.x, grid.y, 1, block.x, block.y,
-                                                      1, 0, stream, arguments)
-                         : driver_.launch(kernel, grid.x, grid.y, 1, block.x, block.y, 1, 0, stream,
-                                          arguments, nullptr);
+      return driver_.launch(kernel, shape.grid.x, shape.grid.y, 1, shape.block.x, shape.block.y, 1,
+                            0, stream, arguments, nullptr);
     };
     CUresult status = start();
     if (status == CUDA_ERROR_INVALID_CONTEXT) {
@@ -122,7 +118,6 @@ class cuda_kernels {
     decltype(&cuLibraryGetKernel) get_kernel = nullptr;
     decltype(&cuLibraryUnload) unload = nullptr;
     decltype(&cuLaunchKernel) launch = nullptr;
-    decltype(&cuLaunchCooperativeKernel) launch_cooperative = nullptr;
     decltype(&cuGetErrorName) error_name = nullptr;
   };
   struct loaded_kernel {
@@ -170,7 +165,6 @@ class cuda_kernels {
     entry_point("cuLibraryGetKernel", d.get_kernel);
     entry_point("cuLibraryUnload", d.unload);
     entry_point("cuGetErrorName", d.error_name);
-    entry_point("cuLaunchCooperativeKernel", d.launch_cooperative);
     entry_point("cuLaunchKernel", d.launch);
     driver_ = d;
   }

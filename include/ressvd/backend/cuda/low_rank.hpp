@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// y = U(V·x) + bias for one to eight vectors in one launch that reads each factor once: the blocks
-// of threads compute t = V·x, wait for each other, and compute U·t. cuBLAS takes two launches, of
-// which neither keeps the memory busy at these sizes. The same for a pivoted pair, y = P·[t; C·t] + bias
-// with t = Z·x: each sum goes to its row of y as it is made.
+// y = U(V·x) + bias for one to eight vectors in two launches of a kernel that reads a factor once: a
+// warp takes a row, with 16-byte reads. The same for a pivoted pair, y = P·[t; C·t] + bias with
+// t = Z·x: each sum goes to its row of y as it is made. One cooperative launch for both factors
+// was slower: 12 µs went into the launch and the wait for all blocks (docs/cuda.md).
 //   layout      factors by rows, as they lie in a checkpoint, x and y by columns (one vector after
 //               the other)
 //   types       float, half and bfloat16, of both factors, of x and of y; sums in float
-//   workspace   r·batch floats in scratch; a word of the context's
+//   workspace   r·batch floats in scratch
 //   blocks      no
 #pragma once
 
@@ -35,6 +35,35 @@ index_t aligned_elements(const T* data, index_t ld, index_t lines) {
   return count;
 }
 
+/// Where products a·x go: to t, to rows of y with a bias, or to both; see few_products.
+template <class Y>
+struct few_targets {
+  device_block<float> t = {};
+  device_view<Y> y = {};
+  const index_t* order = nullptr;
+  const float* bias = nullptr; ///< bias_step apart, or null
+  index_t bias_step = 1;
+};
+
+/// a: row-major, x: column-major.
+template <class F, class X, class Y>
+void few_products(cuda_context& context, device_view<const F> a, device_view<const X> x,
+                  const few_targets<Y>& to) {
+  if (a.rows == 0) return;
+  // A factor's elements go with as many of x: the fewer that alignment allows.
+  const index_t of_x = aligned_elements(x.data, x.ld, x.cols);
+  const index_t of_a = aligned_elements(a.data, a.ld, a.rows);
+  const index_t wide = of_x == 16 / static_cast<index_t>(sizeof(X)) ? of_a : (std::min)(of_a, of_x);
+  constexpr index_t most_blocks = 1 << 16;
+  const launch_shape shape{dim3(blocks_for(a.rows, 8, most_blocks)), dim3(32, 8)};
+  context.launch(shape,
+                 kernel_name("few_products", {kernel_type<F>(), kernel_type<X>(), kernel_type<Y>(),
+                                              std::to_string(x.cols).c_str(),
+                                              std::to_string(wide).c_str()}),
+                 a.data, a.ld, a.rows, a.cols, x.data, x.ld, to.t.data, to.t.ld, to.order, to.bias,
+                 to.bias_step, to.y.data, to.y.ld);
+}
+
 /// u: m × r and v: r × n, row-major, or C: (m−r) × r and Z of a pivoted pair with its `order`, else
 /// null. x: n × batch and y: m × batch, column-major; bias: m floats, bias_step apart, or null.
 /// t: r × batch.
@@ -42,25 +71,17 @@ template <class F, class X, class Y>
 void low_rank_product(cuda_context& context, device_view<const F> u, device_view<const F> v,
                       const index_t* order, device_view<const X> x, const float* bias,
                       index_t bias_step, device_view<Y> y, device_block<float> t) {
-  // A factor's elements go with as many of x or t: the fewer that alignment allows.
-  const auto read_at_once = [](index_t factor, index_t vector, index_t vector_in_16_bytes) {
-    return vector == vector_in_16_bytes ? factor : (std::min)(factor, vector);
-  };
-  const index_t wide_v = read_at_once(aligned_elements(v.data, v.ld, v.rows),
-                                      aligned_elements(x.data, x.ld, x.cols), 16 / sizeof(X));
-  const index_t wide_u = read_at_once(aligned_elements(u.data, u.ld, u.rows),
-                                      aligned_elements(t.data, t.ld, t.cols), 16 / sizeof(float));
-  // Two blocks fit on a multiprocessor (__launch_bounds__), so that all run at the same time.
-  const index_t warps = (std::max)(u.rows, v.rows);
-  const launch_shape shape{dim3(blocks_for(warps, 8, 2 * context.multiprocessors())), dim3(32, 8),
-                           true};
-  const auto number = [](index_t n) { return std::to_string(n); };
-  context.launch(shape,
-                 kernel_name("low_rank", {kernel_type<F>(), kernel_type<X>(), kernel_type<Y>(),
-                                          number(x.cols).c_str(), number(wide_v).c_str(),
-                                          number(wide_u).c_str()}),
-                 u.data, u.ld, u.rows, v.data, v.ld, order, x.data, x.ld, bias, bias_step, y.data,
-                 y.ld, t.data, t.ld, context.grid_state(), v.rows, v.cols);
+  const few_targets<Y> outputs{
+      .t = {}, .y = y, .order = order, .bias = bias, .bias_step = bias_step};
+  few_targets<Y> inner{.t = t};
+  if (order != nullptr) {
+    inner = outputs;
+    inner.t = t;
+  }
+  few_products<F, X, Y>(context, v, x, inner);
+  few_targets<Y> outer = outputs;
+  if (order != nullptr) outer.order = order + v.rows;
+  few_products<F, float, Y>(context, u, device_block<const float>(t).view(), outer);
 }
 
 } // namespace cuda
