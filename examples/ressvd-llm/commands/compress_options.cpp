@@ -21,13 +21,14 @@ namespace ressvd_llm {
 namespace {
 
 constexpr std::array presets{
-    preset{
-        "best", "tempered", allocation::sensitivity, true,
-        "the closest to the original (docs/results.md); --preset fast takes a quarter of the time"},
-    preset{"fast", "svd-llm", allocation::last_layers, false,
-           "neither probes nor fits; --preset best is closer to the original"},
-    preset{"ressvd", "ressvd", allocation::last_layers, false, "as in arXiv 2505.20112 with --form pair"},
-    preset{"svd-llm", "svd-llm", allocation::uniform, false, "as in arXiv 2403.07378 with --form pair"}};
+    preset{"best", "kfac-svd", allocation::fisher, true, 0.6, 0.25,
+           "the closest to the original (docs/results.md); --preset fast takes a fraction of the time"},
+    preset{"fast", "kfac-svd", allocation::fisher, false, 0.6, 0.25,
+           "without fits; --preset best is closer to the original"},
+    preset{"ressvd", "ressvd", allocation::last_layers, false, 1, 1,
+           "as in arXiv 2505.20112 with --form pair"},
+    preset{"svd-llm", "svd-llm", allocation::uniform, false, 1, 1,
+           "as in arXiv 2403.07378 with --form pair"}};
 
 bool retruncates(const compress_options& o) {
   return o.method == "svd-llm" || o.method == "tempered" || o.method == "kfac-svd";
@@ -444,6 +445,10 @@ void resolve(const CLI::App& command, compress_line& line) {
   if (base != nullptr) {
     if (!method_given) o.method = base->method;
     o.allocation = base->allocation;
+    if (o.method == "kfac-svd") {
+      if (!given("--input-power")) o.input_power = base->input_power;
+      if (!given("--output-power")) o.output_power = base->output_power;
+    }
     if (base->retruncate && retruncates(o) && !o.update) o.retruncate = true;
   } else if (o.method == "adasvd") {
     o.allocation = allocation::importance;

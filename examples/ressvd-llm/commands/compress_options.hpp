@@ -22,6 +22,8 @@ struct preset {
   std::string_view method;
   ressvd_llm::allocation allocation = allocation::uniform;
   bool retruncate = false;
+  double input_power = 1; // kfac-svd
+  double output_power = 1;
   std::string_view reason; // why one would take it
 };
 
