@@ -26,8 +26,10 @@ constexpr std::array presets{
         "the closest to the original (docs/results.md); --preset fast takes a quarter of the time"},
     preset{"fast", "svd-llm", allocation::last_layers, false,
            "neither probes nor fits; --preset best is closer to the original"},
-    preset{"ressvd", "ressvd", allocation::last_layers, false, "as in arXiv 2505.20112 with --form pair"},
-    preset{"svd-llm", "svd-llm", allocation::uniform, false, "as in arXiv 2403.07378 with --form pair"}};
+    preset{"ressvd", "ressvd", allocation::last_layers, false,
+           "as in arXiv 2505.20112 with --form pair"},
+    preset{"svd-llm", "svd-llm", allocation::uniform, false,
+           "as in arXiv 2403.07378 with --form pair"}};
 
 bool retruncates(const compress_options& o) {
   return o.method == "svd-llm" || o.method == "tempered" || o.method == "kfac-svd";
@@ -43,6 +45,10 @@ bool takes_gradients(const compress_line& line) {
 
 bool searches_layers(const compress_options& o) {
   return o.allocation == allocation::last_layers && !o.last_layers;
+}
+
+bool by_refinement(const compress_line& line) {
+  return refines(line.options);
 }
 
 bool by_sensitivity(const compress_line& line) {
@@ -109,6 +115,13 @@ constexpr std::array rules{
     option_rule{"--probe-samples", "--allocation sensitivity", by_sensitivity},
     option_rule{"--probe-ranks", "--allocation sensitivity", by_sensitivity},
     option_rule{"--rounds", "--allocation sensitivity", by_sensitivity},
+    option_rule{"--refine-samples", "--refine", by_refinement},
+    option_rule{"--refine-batch", "--refine", by_refinement},
+    option_rule{"--refine-rate", "--refine", by_refinement},
+    option_rule{"--refine-decay", "--refine", by_refinement},
+    option_rule{"--refine-anchor", "--refine", by_refinement},
+    option_rule{"--refine-dense", "--refine", by_refinement},
+    option_rule{"--refine-norms", "--refine", by_refinement},
     option_rule{"--samples", "what needs samples beside --grams", draws_samples},
     option_rule{"--seqlen", "what needs samples beside --grams", draws_samples},
     option_rule{"--calibration", "what needs samples beside --grams", draws_samples},
@@ -116,11 +129,12 @@ constexpr std::array rules{
                 [](const compress_line& l) { return l.options.backend == backend_choice::cuda; }},
     option_rule{"--windows", "--calibration FILE",
                 [](const compress_line& l) { return !l.options.calibration.empty(); }},
-    option_rule{
-        "--seed", "the model's own samples and --windows random", [](const compress_line& l) {
-          return draws_samples(l) &&
-                 (l.options.calibration.empty() || l.options.windows == window_choice::random);
-        }}};
+    option_rule{"--seed", "the model's own samples, --windows random and --refine",
+                [](const compress_line& l) {
+                  return refines(l.options) ||
+                         (draws_samples(l) && (l.options.calibration.empty() ||
+                                               l.options.windows == window_choice::random));
+                }}};
 
 // Method, allocation and fit as options would state them.
 std::string stated(const compress_options& o) {
@@ -130,6 +144,7 @@ std::string stated(const compress_options& o) {
                 : std::string(" --allocation ") + name_of(o.allocation);
   if (o.retruncate) text += " --retruncate";
   if (o.update) text += " --update";
+  if (refines(o)) text += " --refine " + std::to_string(o.refine.epochs);
   return text;
 }
 
@@ -208,9 +223,10 @@ void add_choices_of_method(CLI::App& command, compress_line& line) {
              "last-layers, for adasvd importance)")
       ->group(group);
   command
-      .add_flag("--retruncate", o.retruncate,
-                "svd-llm, tempered, kfac-svd: truncate each matrix anew, fitted to the inputs that the "
-                "compressed layers before it produce")
+      .add_flag(
+          "--retruncate", o.retruncate,
+          "svd-llm, tempered, kfac-svd: truncate each matrix anew, fitted to the inputs that the "
+          "compressed layers before it produce")
       ->group(group);
   command
       .add_flag("--update", o.update,
@@ -343,6 +359,48 @@ void add_output(CLI::App& command, compress_line& line) {
 
 } // namespace
 
+void add_refine_options(CLI::App& command, compress_line& line) {
+  refine_options& o = line.options.refine;
+  const std::string group = "Refinement";
+  command
+      .add_option("--refine", o.epochs,
+                  "Passes over the samples that train the factors of each block on the original "
+                  "block's output; 0: none")
+      ->check(whole_number(0, 1000))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--refine-samples", o.samples,
+                  "Samples for it, a tenth of which is held out (default: half of --samples)")
+      ->check(whole_number(2))
+      ->group(group);
+  command.add_option("--refine-batch", o.batch, "Samples of a step")
+      ->check(whole_number(1))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--refine-rate", o.rate, "Highest learning rate")
+      ->check(number(0))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--refine-decay", o.decay, "Weight decay towards the closed form")
+      ->check(number(0))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--refine-anchor", o.anchor,
+                  "Share of the original block's output for the compressed model's own states in "
+                  "the target")
+      ->check(number(0, 1))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_flag("--refine-dense", o.dense,
+                "Train what stayed dense in blocks with compressed matrices, too")
+      ->group(group);
+  command.add_flag("--refine-norms", o.norms, "Train the scales of the blocks' norms, too")
+      ->group(group);
+}
+
 void add_sample_options(CLI::App& command, compress_line& line) {
   compress_options& o = line.options;
   const std::string group = "Samples";
@@ -377,7 +435,7 @@ void add_sample_options(CLI::App& command, compress_line& line) {
       ->check(whole_number(0))
       ->capture_default_str()
       ->group(group);
-  command.add_option("--seed", o.seed, "Of samples and random windows")
+  command.add_option("--seed", o.seed, "Of samples, random windows and the order of refinement")
       ->capture_default_str()
       ->group(group);
   command
@@ -413,6 +471,7 @@ void add_compress_options(CLI::App& command, compress_line& line) {
       ->required();
   add_choices_of_method(command, line);
   add_details(command, line);
+  add_refine_options(command, line);
   add_sample_options(command, line);
   add_output(command, line);
   add_machine_options(command, line);

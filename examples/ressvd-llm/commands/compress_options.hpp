@@ -40,7 +40,9 @@ struct compress_line {
 
 void add_compress_options(CLI::App& command, compress_line& line);
 
-// Parts of them that other commands share: the samples or their Grams, and where it all runs.
+// Parts of them that other commands share: refinement, the samples or their Grams, and where it all
+// runs.
+void add_refine_options(CLI::App& command, compress_line& line);
 void add_sample_options(CLI::App& command, compress_line& line);
 void add_machine_options(CLI::App& command, compress_line& line);
 

@@ -40,6 +40,8 @@ compression_report whole_report() {
                                 0.125, whitening_summary{"cholesky", 0, 0, 12.5}, 6, 0.25}},
                 {"layers.1.q_proj", 8, 6,
                  factors_report{3, 3, std::nullopt, std::nullopt, std::nullopt, singular, 4, 0.5}}};
+  r.refinement = refinement_report{
+      7, 2, {{0, {0.5, 0.4}, {0.3, 0.2}, 3, 1, 5e-4, 1.25}, {1, {0.7, 0.6}, {0.7, 0.6}, 0, 4, 1e-4, 2.5}}};
   r.heldout = {4, 64, 20.5, 21.5, 0.125};
   r.seconds = {{"factoring", 1.5}, {"sampling", 0.5}};
   r.memory = {.program = 10, .estimate = 20, .peak = 30};
