@@ -21,14 +21,14 @@ namespace ressvd_llm {
 namespace {
 
 constexpr std::array presets{
-    preset{
-        "best", "tempered", allocation::sensitivity, true,
-        "the closest to the original (docs/results.md); --preset fast takes a quarter of the time"},
-    preset{"fast", "svd-llm", allocation::last_layers, false,
+    preset{"best", "tempered", allocation::sensitivity, true, 8,
+           "the closest to the original (docs/results.md); --preset fast takes a fraction of the "
+           "time"},
+    preset{"fast", "svd-llm", allocation::last_layers, false, 0,
            "neither probes nor fits; --preset best is closer to the original"},
-    preset{"ressvd", "ressvd", allocation::last_layers, false,
+    preset{"ressvd", "ressvd", allocation::last_layers, false, 0,
            "as in arXiv 2505.20112 with --form pair"},
-    preset{"svd-llm", "svd-llm", allocation::uniform, false,
+    preset{"svd-llm", "svd-llm", allocation::uniform, false, 0,
            "as in arXiv 2403.07378 with --form pair"}};
 
 bool retruncates(const compress_options& o) {
@@ -501,6 +501,7 @@ void resolve(const CLI::App& command, compress_line& line) {
     if (!method_given) o.method = base->method;
     o.allocation = base->allocation;
     if (base->retruncate && retruncates(o) && !o.update) o.retruncate = true;
+    if (!given("--refine") && o.samples > 1) o.refine.epochs = base->refine;
   } else if (o.method == "adasvd") {
     o.allocation = allocation::importance;
   }
@@ -524,7 +525,8 @@ void resolve(const CLI::App& command, compress_line& line) {
   line.choice = stated(o);
   if (base == nullptr) return;
   const bool changed = o.method != base->method || o.allocation != base->allocation ||
-                       o.last_layers || o.retruncate != base->retruncate || o.update;
+                       o.last_layers || o.retruncate != base->retruncate || o.update ||
+                       o.refine.epochs != base->refine;
   line.choice = "preset " + std::string(base->name) + (changed ? ", changed: " : ": ") +
                 line.choice + (changed ? "" : ", " + std::string(base->reason));
 }

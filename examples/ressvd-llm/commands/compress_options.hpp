@@ -3,6 +3,7 @@
 // The command line of compress: presets, options, and which options go together.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -22,6 +23,7 @@ struct preset {
   std::string_view method;
   ressvd_llm::allocation allocation = allocation::uniform;
   bool retruncate = false;
+  std::int64_t refine = 0; // epochs
   std::string_view reason; // why one would take it
 };
 

@@ -249,23 +249,32 @@ refined_block block_refinement::refine(std::int64_t layer, layer_weights& weight
                     },
                     nullptr, {.parameters = &block.gradients});
     if (!(loss <= rising * before / squares)) return false;
-    return steps_of.step(report.rate * ressvd::warmup_cosine(step, all, warm_up)).finite;
+    // Warm again after a step that was undone.
+    const double warmth = static_cast<double>(steps_of.steps() + 1) /
+                          static_cast<double>((std::max)(warm_up, std::int64_t{1}));
+    const double share = (std::min)(ressvd::warmup_cosine(step, all, warm_up), warmth);
+    return steps_of.step(report.rate * share).finite;
   };
 
-  for (std::int64_t epoch = 0; epoch < options_.epochs; ++epoch) {
+  // Back to the best state; false where that has been done too often.
+  const auto undo = [&] {
+    block.restore(best);
+    steps_of.forget();
+    report.rate /= 2;
+    return ++report.halvings <= most_halvings;
+  };
+  bool going = true;
+  for (std::int64_t epoch = 0; going && epoch < options_.epochs; ++epoch) {
     const auto order = order_of(training, seed_, layer, epoch);
-    bool undone = false;
-    for (std::int64_t first = 0; first < training; first += options_.batch, ++step) {
+    for (std::int64_t first = 0; going && first < training; first += options_.batch, ++step) {
       const auto last = (std::min)(training, first + options_.batch);
-      if (!undone) undone = !take({order.begin() + first, order.begin() + last});
+      if (!take({order.begin() + first, order.begin() + last})) going = undo();
       stepped();
     }
-    const double error = undone ? 0 : heldout_error();
-    if (undone || !std::isfinite(error)) {
-      if (++report.halvings > most_halvings) break;
-      block.restore(best);
-      steps_of.forget();
-      report.rate /= 2;
+    if (!going) break;
+    const double error = heldout_error();
+    if (!std::isfinite(error)) {
+      going = undo();
     } else if (error < best_error) {
       best = block.copy();
       best_error = error;

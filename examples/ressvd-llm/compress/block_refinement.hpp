@@ -6,7 +6,8 @@
 // the state after each epoch; the best one is kept, the closed form unless another is better.
 //
 // A step whose loss or gradient is not finite, or whose loss is four times that of the closed form,
-// is undone with all since the best state, and the rate is halved; the fourth one ends the block.
+// is undone with all since the best state; the rate is halved and rises anew. The fourth one ends
+// the block.
 #pragma once
 
 #include <cstdint>

@@ -170,7 +170,8 @@ double compression_report::total_seconds() const {
 
 ordered_json to_json(const refined_block& b) {
   const auto error = [](const block_error& e) {
-    return ordered_json{{"training", e.training}, {"heldout", e.heldout}};
+    return ordered_json{{"training", number_or_null(e.training)},
+                        {"heldout", number_or_null(e.heldout)}};
   };
   return {{"layer", b.layer},    {"before", error(b.before)}, {"after", error(b.after)},
           {"epochs", b.epochs},  {"halvings", b.halvings},    {"rate", b.rate},
@@ -178,7 +179,9 @@ ordered_json to_json(const refined_block& b) {
 }
 
 refined_block refined_block_from_json(const json& j) {
-  const auto error = [](const json& e) { return block_error{e.at("training"), e.at("heldout")}; };
+  const auto error = [](const json& e) {
+    return block_error{number_or_infinity(e.at("training")), number_or_infinity(e.at("heldout"))};
+  };
   return {j.at("layer"),    error(j.at("before")), error(j.at("after")), j.at("epochs"),
           j.at("halvings"), j.at("rate"),          j.at("seconds")};
 }

@@ -93,7 +93,10 @@ std::uint64_t estimate_refinement_memory(const refine_options& options, const mo
       bytes((copies * windows + 2 * batch) * window_length * config.hidden_size, 4);
   // Closed form, values, gradients, two means of them, best values, and a centre or a copy.
   const std::uint64_t parameters = bytes(7 * area, 4);
-  return states + parameters + backward_buffers(config, window_length, thread_count());
+  // A forward pass of its own, and that within the backward one.
+  const std::int64_t threads = thread_count();
+  return states + parameters + 2 * forward_buffers(config, window_length, threads) +
+         backward_buffers(config, window_length, threads);
 }
 
 std::uint64_t estimate_curvature_memory(const model_config& config, std::int64_t windows,

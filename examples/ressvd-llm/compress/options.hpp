@@ -30,14 +30,14 @@ enum class window_choice { random, first };
 
 // Gradient steps on the factors of one block after the other, see compress/block_refinement.hpp.
 struct refine_options {
-  std::int64_t epochs = 0;             // 0: none
-  std::optional<std::int64_t> samples; // absent: half of the calibration samples
-  std::int64_t batch = 8;              // windows of a step
-  double rate = 5e-4;                  // the highest
-  double decay = 0;                    // towards the closed form
-  double anchor = 0;                   // share of the original block on the compressed prefix
-  bool dense = false;                  // matrices that stayed dense too
-  bool norms = false;                  // scales of norms too
+  std::int64_t epochs = 0;                  // 0: none
+  std::optional<std::int64_t> samples = {}; // absent: half of the calibration samples
+  std::int64_t batch = 8;                   // windows of a step
+  double rate = 1e-3;                       // the highest
+  double decay = 0;                         // towards the closed form
+  double anchor = 0;                        // share of the original block on the compressed prefix
+  bool dense = false;                       // matrices that stayed dense too
+  bool norms = false;                       // scales of norms too
 };
 
 struct compress_options {

@@ -36,12 +36,14 @@ compression_report whole_report() {
                                    std::numeric_limits<double>::infinity()};
   r.matrices = {{"layers.0.q_proj", 8, 6, std::nullopt},
                 {"layers.0.o_proj", 8, 6,
-                 factors_report{3, 2, loss_report{1.5, 0.1}, loss_report{2.5, 0.2},
-                                0.125, whitening_summary{"cholesky", 0, 0, 12.5}, 6, 0.25}},
+                 factors_report{3, 2, loss_report{1.5, 0.1}, loss_report{2.5, 0.2}, 0.125,
+                                whitening_summary{"cholesky", 0, 0, 12.5}, 6, 0.25}},
                 {"layers.1.q_proj", 8, 6,
                  factors_report{3, 3, std::nullopt, std::nullopt, std::nullopt, singular, 4, 0.5}}};
-  r.refinement = refinement_report{
-      7, 2, {{0, {0.5, 0.4}, {0.3, 0.2}, 3, 1, 5e-4, 1.25}, {1, {0.7, 0.6}, {0.7, 0.6}, 0, 4, 1e-4, 2.5}}};
+  r.refinement = refinement_report{7,
+                                   2,
+                                   {{0, {0.5, 0.4}, {0.3, 0.2}, 3, 1, 5e-4, 1.25},
+                                    {1, {0.7, 0.6}, {0.7, 0.6}, 0, 4, 1e-4, 2.5}}};
   r.heldout = {4, 64, 20.5, 21.5, 0.125};
   r.seconds = {{"factoring", 1.5}, {"sampling", 0.5}};
   r.memory = {.program = 10, .estimate = 20, .peak = 30};
@@ -91,8 +93,8 @@ TEST_CASE("the keys of a report are those that files already have", "[report]") 
                                              "predicted_loss", "loss_bound", "measured_loss",
                                              "rounds"});
   CHECK(keys_of(json["matrices"][1]) == names{"name", "rows", "cols", "rank", "intermediate_rank",
-                                              "weight_loss", "activation_loss", "curvature_loss", "whitening",
-                                              "numerical_rank", "seconds"});
+                                              "weight_loss", "activation_loss", "curvature_loss",
+                                              "whitening", "numerical_rank", "seconds"});
   CHECK(json["matrices"][0]["rank"].is_null());
   CHECK(keys_of(json["heldout"]) ==
         names{"windows", "tokens", "original_perplexity", "compressed_perplexity", "divergence"});

@@ -14,6 +14,7 @@
 
 #include "compress/block_refinement.hpp"
 #include "compress/compress.hpp"
+#include "compress/samples.hpp"
 #include "io/checkpoint.hpp"
 #include "io/error.hpp"
 #include "llm/compress/short_compression.hpp"
@@ -36,6 +37,7 @@ using ressvd::factored_form;
 // Fixtures' blocks are small and random: a high rate moves them within a few steps.
 compress_options refined_compression(const fs::path& model, const fs::path& output) {
   compress_options o = testing::short_compression(model, output);
+  o.samples = 96;
   o.refine = {.epochs = 4, .batch = 4, .rate = 5e-3};
   return o;
 }
@@ -69,8 +71,10 @@ std::vector<std::string> changed(const tensors& a, const tensors& b) {
 }
 
 bool is_factor(const std::string& name) {
-  return name.find("_u_proj") != name.npos || name.find("_v_proj") != name.npos ||
-         name.find("_c_proj") != name.npos || name.find("_z_proj") != name.npos;
+  return std::ranges::any_of(std::string("uvcz"), [&](char factor) {
+    const std::string part = std::string("_") + factor;
+    return name.find(part + "_proj.") != name.npos || name.find(part + ".weight") != name.npos;
+  });
 }
 
 struct mean_errors {
@@ -187,8 +191,8 @@ TEST_CASE("refinement brings the blocks of every family closer to the original's
       const compression_report report = compress(o);
       REQUIRE(report.refinement);
       const refinement_report& r = *report.refinement;
-      CHECK(r.training_windows == 10);
-      CHECK(r.heldout_windows == 2);
+      CHECK(r.training_windows == 44);
+      CHECK(r.heldout_windows == 4);
       REQUIRE(std::ssize(r.blocks) == f.config.layers);
       const auto [before, after] = training_errors(r);
       CHECK(before > 0);
@@ -265,10 +269,11 @@ TEST_CASE("a rate that is too high is halved until steps help", "[refine]") {
   const fixture f("llama");
   const temporary_directory directory;
   compress_options o = testing::short_compression(f.directory, directory / "out");
+  o.samples = 96;
   bool halved = false;
-  for (const double rate : {0.04, 0.08, 0.16}) {
+  for (const double rate : {0.1, 0.2, 0.4}) {
     fs::remove_all(o.output);
-    o.refine = {.epochs = 20, .batch = 2, .rate = rate};
+    o.refine = {.epochs = 20, .batch = 4, .rate = rate};
     const compression_report report = compress(o);
     for (const refined_block& block : report.refinement->blocks)
       halved = halved || (block.halvings > 0 && block.epochs > 0);
@@ -280,16 +285,18 @@ TEST_CASE("a rate that is too high is halved until steps help", "[refine]") {
 TEST_CASE("equal seeds refine to equal bits, others do not", "[refine]") {
   const fixture f("mistral");
   const temporary_directory directory;
+  // Samples that do not depend on the seed.
+  const compress_options samples = refined_compression(f.directory, {});
+  std::vector<std::uint16_t> ids;
+  for (const std::int32_t id :
+       make_samples(samples, language_model::open(f.directory)).calibration.ids)
+    ids.push_back(static_cast<std::uint16_t>(id));
+  llm_test::write(directory / "ids.u16", llm_test::bytes_of(ids));
   const auto refined = [&](const char* name, std::uint64_t seed) {
     compress_options o = refined_compression(f.directory, directory / name);
-    // Samples that do not depend on the seed.
-    o.calibration = f.directory / "tokens.u16";
+    o.calibration = directory / "ids.u16";
     o.windows = window_choice::first;
-    o.samples = 8;
-    o.seqlen = 4;
     o.heldout_samples = 0;
-    o.refine.samples = 8;
-    o.refine.batch = 2;
     o.seed = seed;
     compress(o);
     return tensors_of(o.output);
@@ -347,9 +354,8 @@ TEST_CASE("dense matrices and norms are trained where asked for", "[refine]") {
   const fixture f("qwen3");
   const temporary_directory directory;
   compress_options o = refined_compression(f.directory, directory / "plain");
-  // Multiples of a rank that leave the small matrices dense.
-  o.ratio = 0.2;
-  o.rank_multiple = 16;
+  o.rank_multiple = 24; // k and v stay dense
+  o.refine.rate = 5e-4;
   const compression_report plain = compress(o);
   const tensors before = tensors_of(o.output);
   const auto names_changed = [&](const char* name) {
@@ -404,8 +410,10 @@ TEST_CASE("an anchor and a decay change what is aimed at", "[refine]") {
     o.form = factored_form::pivoted;
     o.refine = refine;
     const compression_report report = compress(o);
-    const auto [before, after] = training_errors(*report.refinement);
-    CHECK(after <= before);
+    if (report.refinement) {
+      const auto [before, after] = training_errors(*report.refinement);
+      CHECK(after < before);
+    }
     return tensors_of(o.output);
   };
   const refine_options usual{.epochs = 4, .batch = 4, .rate = 5e-3};
