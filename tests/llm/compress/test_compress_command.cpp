@@ -155,7 +155,7 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   without_effect({"--preset", "fast", "--rounds", "2"});
   without_effect({"--windows", "first"});
   without_effect({"--kernel-cache", "."});
-  without_effect({"--calibration", "x.u16", "--windows", "first", "--seed", "1"});
+  without_effect({"--calibration", "x.u16", "--windows", "first", "--refine", "0", "--seed", "1"});
   for (const auto& [option, value] : std::map<std::string, std::string>{
            {"--samples", "3"}, {"--seqlen", "8"}, {"--seed", "1"}, {"--calibration", "x.u16"}}) {
     const outcome result = llm_test::run_command(

@@ -87,8 +87,8 @@ TEST_CASE("the keys of a report are those that files already have", "[report]") 
   using names = std::vector<std::string>;
   CHECK(keys_of(json) == names{"program", "model", "output", "options", "samples",
                                "requested_ratio", "achieved_ratio", "allocation", "power",
-                               "power_curve", "matrices", "heldout", "seconds", "memory", "disk",
-                               "fallbacks", "parameters", "bytes"});
+                               "power_curve", "matrices", "refinement", "heldout", "seconds",
+                               "memory", "disk", "fallbacks", "parameters", "bytes"});
   CHECK(keys_of(json["allocation"]) == names{"last_layers", "search", "layer_ratios", "probes",
                                              "predicted_loss", "loss_bound", "measured_loss",
                                              "rounds"});
@@ -96,14 +96,17 @@ TEST_CASE("the keys of a report are those that files already have", "[report]") 
                                               "weight_loss", "activation_loss", "curvature_loss",
                                               "whitening", "numerical_rank", "seconds"});
   CHECK(json["matrices"][0]["rank"].is_null());
+  CHECK(keys_of(json["refinement"]) == names{"training_windows", "heldout_windows", "blocks"});
+  CHECK(keys_of(json["refinement"]["blocks"][0]) ==
+        names{"layer", "before", "after", "epochs", "halvings", "rate", "seconds"});
   CHECK(keys_of(json["heldout"]) ==
         names{"windows", "tokens", "original_perplexity", "compressed_perplexity", "divergence"});
 }
 
 TEST_CASE("reports without the keys that came later are read", "[report]") {
   auto json = nlohmann::json::parse(to_json(whole_report()).dump());
-  for (const char* key : {"program", "samples", "achieved_ratio", "power", "power_curve", "memory",
-                          "disk", "fallbacks"})
+  for (const char* key : {"program", "samples", "achieved_ratio", "power", "power_curve",
+                          "refinement", "memory", "disk", "fallbacks"})
     json.erase(key);
   json["allocation"].erase("loss_bound");
   json["matrices"][1].erase("whitening");
