@@ -14,6 +14,7 @@
 #include "ressvd/methods/any_method.hpp"
 #include "ressvd/methods/calibration.hpp"
 #include "ressvd/methods/shifted_input.hpp"
+#include "ressvd/refinement/adamw.hpp"
 #include "ressvd/residual/closed_form_update.hpp"
 #include "ressvd/residual/losses.hpp"
 #include "ressvd/residual/residual_compensation.hpp"

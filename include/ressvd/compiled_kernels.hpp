@@ -32,6 +32,7 @@
                                                 block<const double>, double);                     \
   STORAGE template whitening<B> whiten(B&, const block<const double>&, const whitening_options&); \
   STORAGE template whitening<B> whiten_power(B&, const block<const double>&, double, double);     \
+  STORAGE template class adamw<B>;                                                                \
   STORAGE template class factored_matrix<B>;                                                      \
   STORAGE template svd_basis<B> any_method::basis(B&, const weight<B>&, calibration<B>&, index_t) \
       const;                                                                                      \

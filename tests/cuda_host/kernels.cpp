@@ -36,7 +36,7 @@ std::vector<std::string> every_kernel() {
   for (const char* t : computed) {
     for (const char* kernel :
          {"mirror_lower", "copy_upper", "fill", "scale", "scale_rows", "scale_cols",
-          "shift_diagonal", "diagonal", "dot", "random_normal", "unit_lower"})
+          "shift_diagonal", "diagonal", "dot", "random_normal", "unit_lower", "adam"})
       add(kernel, {t});
     add("add", {t, t});
     add("add_row_sums", {t, "double", "true"});

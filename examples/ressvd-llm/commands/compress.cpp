@@ -35,6 +35,7 @@ void print(const compression_report& report) {
                   t.final_layer_error);
     }
   }
+  if (report.refinement) std::printf("%s\n", summary_of(*report.refinement).c_str());
   if (report.heldout) {
     std::printf("held-out perplexity %.3f, originally %.3f; KL divergence %.5f\n",
                 report.heldout->compressed_perplexity, report.heldout->original_perplexity,

@@ -21,13 +21,14 @@ namespace ressvd_llm {
 namespace {
 
 constexpr std::array presets{
-    preset{"best", "kfac-svd", allocation::fisher, true, 0.6, 0.25,
-           "the closest to the original (docs/results.md); --preset fast takes a fraction of the time"},
-    preset{"fast", "kfac-svd", allocation::fisher, false, 0.6, 0.25,
+    preset{"best", "kfac-svd", allocation::fisher, true, 0.6, 0.25, 8,
+           "the closest to the original (docs/results.md); --preset fast takes a fraction of the "
+           "time"},
+    preset{"fast", "kfac-svd", allocation::fisher, false, 0.6, 0.25, 0,
            "without fits; --preset best is closer to the original"},
-    preset{"ressvd", "ressvd", allocation::last_layers, false, 1, 1,
+    preset{"ressvd", "ressvd", allocation::last_layers, false, 1, 1, 0,
            "as in arXiv 2505.20112 with --form pair"},
-    preset{"svd-llm", "svd-llm", allocation::uniform, false, 1, 1,
+    preset{"svd-llm", "svd-llm", allocation::uniform, false, 1, 1, 0,
            "as in arXiv 2403.07378 with --form pair"}};
 
 bool retruncates(const compress_options& o) {
@@ -44,6 +45,10 @@ bool takes_gradients(const compress_line& line) {
 
 bool searches_layers(const compress_options& o) {
   return o.allocation == allocation::last_layers && !o.last_layers;
+}
+
+bool by_refinement(const compress_line& line) {
+  return refines(line.options);
 }
 
 bool by_sensitivity(const compress_line& line) {
@@ -113,6 +118,13 @@ constexpr std::array rules{
                 [](const compress_line& l) {
                   return by_sensitivity(l) || l.options.allocation == allocation::fisher;
                 }},
+    option_rule{"--refine-samples", "--refine", by_refinement},
+    option_rule{"--refine-batch", "--refine", by_refinement},
+    option_rule{"--refine-rate", "--refine", by_refinement},
+    option_rule{"--refine-decay", "--refine", by_refinement},
+    option_rule{"--refine-anchor", "--refine", by_refinement},
+    option_rule{"--refine-dense", "--refine", by_refinement},
+    option_rule{"--refine-norms", "--refine", by_refinement},
     option_rule{"--samples", "what needs samples beside --grams", draws_samples},
     option_rule{"--seqlen", "what needs samples beside --grams", draws_samples},
     option_rule{"--calibration", "what needs samples beside --grams", draws_samples},
@@ -120,11 +132,12 @@ constexpr std::array rules{
                 [](const compress_line& l) { return l.options.backend == backend_choice::cuda; }},
     option_rule{"--windows", "--calibration FILE",
                 [](const compress_line& l) { return !l.options.calibration.empty(); }},
-    option_rule{
-        "--seed", "the model's own samples and --windows random", [](const compress_line& l) {
-          return draws_samples(l) &&
-                 (l.options.calibration.empty() || l.options.windows == window_choice::random);
-        }}};
+    option_rule{"--seed", "the model's own samples, --windows random and --refine",
+                [](const compress_line& l) {
+                  return refines(l.options) ||
+                         (draws_samples(l) && (l.options.calibration.empty() ||
+                                               l.options.windows == window_choice::random));
+                }}};
 
 // Method, allocation and fit as options would state them.
 std::string stated(const compress_options& o) {
@@ -134,6 +147,7 @@ std::string stated(const compress_options& o) {
                 : std::string(" --allocation ") + name_of(o.allocation);
   if (o.retruncate) text += " --retruncate";
   if (o.update) text += " --update";
+  if (refines(o)) text += " --refine " + std::to_string(o.refine.epochs);
   return text;
 }
 
@@ -212,9 +226,10 @@ void add_choices_of_method(CLI::App& command, compress_line& line) {
              "last-layers, for adasvd importance)")
       ->group(group);
   command
-      .add_flag("--retruncate", o.retruncate,
-                "svd-llm, tempered, kfac-svd: truncate each matrix anew, fitted to the inputs that the "
-                "compressed layers before it produce")
+      .add_flag(
+          "--retruncate", o.retruncate,
+          "svd-llm, tempered, kfac-svd: truncate each matrix anew, fitted to the inputs that the "
+          "compressed layers before it produce")
       ->group(group);
   command
       .add_flag("--update", o.update,
@@ -347,6 +362,48 @@ void add_output(CLI::App& command, compress_line& line) {
 
 } // namespace
 
+void add_refine_options(CLI::App& command, compress_line& line) {
+  refine_options& o = line.options.refine;
+  const std::string group = "Refinement";
+  command
+      .add_option("--refine", o.epochs,
+                  "Passes over the samples that train the factors of each block on the original "
+                  "block's output; 0: none")
+      ->check(whole_number(0, 1000))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--refine-samples", o.samples,
+                  "Samples for it, a tenth of which is held out (default: half of --samples)")
+      ->check(whole_number(2))
+      ->group(group);
+  command.add_option("--refine-batch", o.batch, "Samples of a step")
+      ->check(whole_number(1))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--refine-rate", o.rate, "Highest learning rate")
+      ->check(number(0))
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--refine-decay", o.decay, "Weight decay towards the closed form")
+      ->check(number(0))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--refine-anchor", o.anchor,
+                  "Share of the original block's output for the compressed model's own states in "
+                  "the target")
+      ->check(number(0, 1))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_flag("--refine-dense", o.dense,
+                "Train what stayed dense in blocks with compressed matrices, too")
+      ->group(group);
+  command.add_flag("--refine-norms", o.norms, "Train the scales of the blocks' norms, too")
+      ->group(group);
+}
+
 void add_sample_options(CLI::App& command, compress_line& line) {
   compress_options& o = line.options;
   const std::string group = "Samples";
@@ -381,7 +438,7 @@ void add_sample_options(CLI::App& command, compress_line& line) {
       ->check(whole_number(0))
       ->capture_default_str()
       ->group(group);
-  command.add_option("--seed", o.seed, "Of samples and random windows")
+  command.add_option("--seed", o.seed, "Of samples, random windows and the order of refinement")
       ->capture_default_str()
       ->group(group);
   command
@@ -417,6 +474,7 @@ void add_compress_options(CLI::App& command, compress_line& line) {
       ->required();
   add_choices_of_method(command, line);
   add_details(command, line);
+  add_refine_options(command, line);
   add_sample_options(command, line);
   add_output(command, line);
   add_machine_options(command, line);
@@ -450,6 +508,7 @@ void resolve(const CLI::App& command, compress_line& line) {
       if (!given("--output-power")) o.output_power = base->output_power;
     }
     if (base->retruncate && retruncates(o) && !o.update) o.retruncate = true;
+    if (!given("--refine") && o.samples > 1) o.refine.epochs = base->refine;
   } else if (o.method == "adasvd") {
     o.allocation = allocation::importance;
   }
@@ -473,7 +532,8 @@ void resolve(const CLI::App& command, compress_line& line) {
   line.choice = stated(o);
   if (base == nullptr) return;
   const bool changed = o.method != base->method || o.allocation != base->allocation ||
-                       o.last_layers || o.retruncate != base->retruncate || o.update;
+                       o.last_layers || o.retruncate != base->retruncate || o.update ||
+                       o.refine.epochs != base->refine;
   line.choice = "preset " + std::string(base->name) + (changed ? ", changed: " : ": ") +
                 line.choice + (changed ? "" : ", " + std::string(base->reason));
 }

@@ -3,6 +3,7 @@
 // The command line of compress: presets, options, and which options go together.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -24,6 +25,7 @@ struct preset {
   bool retruncate = false;
   double input_power = 1; // kfac-svd
   double output_power = 1;
+  std::int64_t refine = 0; // epochs
   std::string_view reason; // why one would take it
 };
 
@@ -42,7 +44,9 @@ struct compress_line {
 
 void add_compress_options(CLI::App& command, compress_line& line);
 
-// Parts of them that other commands share: the samples or their Grams, and where it all runs.
+// Parts of them that other commands share: refinement, the samples or their Grams, and where it all
+// runs.
+void add_refine_options(CLI::App& command, compress_line& line);
 void add_sample_options(CLI::App& command, compress_line& line);
 void add_machine_options(CLI::App& command, compress_line& line);
 

@@ -20,6 +20,7 @@
 #include "commands/generate.hpp"
 #include "commands/inspect.hpp"
 #include "commands/perplexity.hpp"
+#include "commands/refine.hpp"
 #include "commands/sample.hpp"
 #include "commands/table.hpp"
 #include "io/error.hpp"
@@ -71,6 +72,7 @@ int run_program(int argc, const char* const* argv) {
   add_compare(app);
   add_generate(app);
   add_inspect(app);
+  add_refine(app);
   add_sample(app);
   add_table(app);
 

@@ -25,6 +25,7 @@
 #include "compress/rank_selection.hpp"
 #include "compress/resume.hpp"
 #include "compress/samples.hpp"
+#include "compress/sequential_refinement.hpp"
 #include "compress/sequential_refit.hpp"
 #include "compress/write_checkpoint.hpp"
 #include "io/checkpoint_writer.hpp"
@@ -83,6 +84,9 @@ void check(const compress_options& options, const language_model& model) {
     throw file_error(model.config().file,
                      "a context of 1 token leaves nothing to predict, nor to judge a model by");
   }
+  if (refines(options) && samples_of_refinement(options) < 2) {
+    refuse("--refine needs at least 2 samples: one to train on, one to judge by");
+  }
   require_heldout(options, options.heldout_samples);
 }
 
@@ -125,10 +129,13 @@ std::int64_t count_parameters(const checkpoint& source, const model_config& conf
   return parameters;
 }
 
-// Writes the layers after the last mark; the others are in the partial checkpoint already.
-void write_layers(checkpoint_writer& writer, model_passes& passes, const factored_model& factored,
-                  const compress_options& options, const model_ranks& ranks,
-                  const sample_set& calibration) {
+// Writes the layers after the last mark; the others are in the partial checkpoint already. Returns
+// what refinement made of them all.
+std::optional<refinement_report> write_layers(checkpoint_writer& writer, model_passes& passes,
+                                              const factored_model& factored,
+                                              const compress_options& options,
+                                              const model_ranks& ranks,
+                                              const sample_set& calibration) {
   const language_model& model = passes.model();
   const model_config& config = model.config();
   run_state state{.options = fingerprint(options)};
@@ -143,24 +150,49 @@ void write_layers(checkpoint_writer& writer, model_passes& passes, const factore
   }
   std::optional<sequential_refit> refit;
   if (refits(options)) refit.emplace(passes, factored, options, calibration);
-  progress bar("writing", config.layers);
+  std::optional<sequential_refinement> refinement;
+  std::optional<refinement_report> report;
+  if (refines(options)) {
+    refinement.emplace(passes, options.refine, options.seed,
+                       calibration.first(samples_of_refinement(options)));
+    report = {refinement->training_windows(), refinement->heldout_windows(), {}};
+  }
+  const std::int64_t steps = 1 + (refinement ? refinement->steps() : 0);
+  progress bar(refinement ? "refining" : "writing", config.layers * steps);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const auto scratch = writer.scratch() / ("updated-" + std::to_string(layer) + ".safetensors");
+    std::int64_t left = steps;
+    layer_weights weights;
     if (layer < state.next_layer) {
-      if (refit) {
-        layer_weights weights = model.layer(layer);
+      if (refit || refinement) {
+        weights = model.layer(layer);
         load_factors(scratch, config, layer, weights);
-        refit->skip(weights);
+      }
+      if (refinement) {
+        refinement->skip(weights);
+        if (const auto block = load_block(writer.scratch(), layer))
+          report->blocks.push_back(*block);
       }
     } else {
-      const layer_weights weights =
-          refit ? refit->next(ranks[layer]) : factored.layer(layer, ranks[layer]);
-      if (refit) save_factors(scratch, config, layer, weights);
+      weights = refit ? refit->fit(ranks[layer]) : factored.layer(layer, ranks[layer]);
+      if (refinement) {
+        const auto stepped = [&] {
+          --left;
+          bar.advance();
+        };
+        if (const auto block = refinement->refine(weights, stepped)) {
+          save_block(writer.scratch(), *block);
+          report->blocks.push_back(*block);
+        }
+      }
+      if (refit || refinement) save_factors(scratch, config, layer, weights, options.refine);
       write_layer(writer, model, layer, weights, options);
       mark(layer + 1);
     }
-    bar.advance();
+    if (refit) refit->pass(weights);
+    bar.advance(left);
   }
+  return report;
 }
 
 std::vector<matrix_report> report_matrices(const factored_model& factored,
@@ -207,8 +239,7 @@ void keep_gradients(const compress_options& options, const model_config& config,
                     const curvature_store& curvature) {
   const checkpoint source = checkpoint::open_file(options.gradients);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    if (!curvature.contains(layer))
-      curvature.save(layer, read_gradients(source, config, layer));
+    if (!curvature.contains(layer)) curvature.save(layer, read_gradients(source, config, layer));
   }
 }
 
@@ -295,13 +326,14 @@ sample_set write_output(checkpoint_writer& writer, const language_model& model,
   const double missing = plan.ratio - report.achieved_ratio;
   if (missing > ratio_tolerance) report.shortfall = missing;
   report.matrices = report_matrices(factored, model.config(), selection.ranks, options);
-  write_layers(writer, passes, factored, options, selection.ranks, samples.calibration);
+  report.refinement =
+      write_layers(writer, passes, factored, options, selection.ranks, samples.calibration);
   write_description(writer, model, selection.ranks, options, report.achieved_ratio);
   {
     const interruption_hold until_scratch_is_gone;
     writer.commit();
   }
-  clock.finish("writing");
+  clock.finish(refines(options) ? "refining" : "writing");
 
   report.samples = {.count = samples.calibration.count(),
                     .length = samples.calibration.length,

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "compress/compression_report.hpp"
 
+#include <algorithm>
+#include <array>
+#include <cstdio>
+
 #include <nlohmann/json.hpp>
 
 #include "io/json_text.hpp"
@@ -136,6 +140,29 @@ allocation_report read_allocation(const json& j) {
 
 } // namespace
 
+std::string summary_of(const refinement_report& report) {
+  block_error before;
+  block_error after;
+  double seconds = 0;
+  std::size_t refined = 0;
+  const auto count = static_cast<double>((std::max)(report.blocks.size(), std::size_t{1}));
+  for (const refined_block& block : report.blocks) {
+    before.training += block.before.training / count;
+    before.heldout += block.before.heldout / count;
+    after.training += block.after.training / count;
+    after.heldout += block.after.heldout / count;
+    seconds += block.seconds;
+    refined += block.epochs > 0 ? 1 : 0;
+  }
+  std::array<char, 240> text{};
+  std::snprintf(text.data(), text.size(),
+                "refined %zu of %zu blocks in %.0f s: mean error of their outputs %.5f, before "
+                "%.5f; on held-out windows %.5f, before %.5f",
+                refined, report.blocks.size(), seconds, after.training, before.training,
+                after.heldout, before.heldout);
+  return text.data();
+}
+
 std::string compression_report::refit() const {
   const json fields = json::parse(options);
   for (const char* kind : {"retruncate", "update"}) {
@@ -149,6 +176,33 @@ double compression_report::total_seconds() const {
   for (const stage_time& s : seconds)
     sum += s.seconds;
   return sum;
+}
+
+ordered_json to_json(const refined_block& b) {
+  const auto error = [](const block_error& e) {
+    return ordered_json{{"training", number_or_null(e.training)},
+                        {"heldout", number_or_null(e.heldout)}};
+  };
+  return {{"layer", b.layer},    {"before", error(b.before)}, {"after", error(b.after)},
+          {"epochs", b.epochs},  {"halvings", b.halvings},    {"rate", b.rate},
+          {"seconds", b.seconds}};
+}
+
+refined_block refined_block_from_json(const json& j) {
+  const auto error = [](const json& e) {
+    return block_error{number_or_infinity(e.at("training")), number_or_infinity(e.at("heldout"))};
+  };
+  return {j.at("layer"),    error(j.at("before")), error(j.at("after")), j.at("epochs"),
+          j.at("halvings"), j.at("rate"),          j.at("seconds")};
+}
+
+ordered_json to_json(const refinement_report& r) {
+  ordered_json j{{"training_windows", r.training_windows},
+                 {"heldout_windows", r.heldout_windows},
+                 {"blocks", ordered_json::array()}};
+  for (const refined_block& block : r.blocks)
+    j["blocks"].push_back(to_json(block));
+  return j;
 }
 
 ordered_json to_json(const compression_report& r) {
@@ -170,6 +224,7 @@ ordered_json to_json(const compression_report& r) {
   j["matrices"] = ordered_json::array();
   for (const matrix_report& matrix : r.matrices)
     j["matrices"].push_back(to_json(matrix));
+  if (r.refinement) j["refinement"] = to_json(*r.refinement);
   if (r.heldout) {
     j["heldout"] = {{"windows", r.heldout->windows},
                     {"tokens", r.heldout->tokens},
@@ -216,6 +271,12 @@ compression_report compression_report_from_json(const json& j) {
     r.power_curve.push_back({p.at("power"), p.at("heldout_divergence")});
   for (const json& matrix : j.at("matrices"))
     r.matrices.push_back(read_matrix(matrix));
+  if (j.contains("refinement")) {
+    const json& refinement = j["refinement"];
+    r.refinement = {refinement.at("training_windows"), refinement.at("heldout_windows"), {}};
+    for (const json& block : refinement.at("blocks"))
+      r.refinement->blocks.push_back(refined_block_from_json(block));
+  }
   // Earlier versions wrote null where nothing was evaluated.
   if (j.contains("heldout") && !j["heldout"].is_null()) {
     const json& h = j["heldout"];

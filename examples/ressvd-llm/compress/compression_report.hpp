@@ -97,6 +97,29 @@ struct matrix_report {
   std::optional<factors_report> factors; // nothing for a matrix that stays as it is
 };
 
+// Relative squared errors Σ(o − t)²/Σt² of a block's output.
+struct block_error {
+  double training = 0;
+  double heldout = 0;
+};
+
+// What refinement made of one block.
+struct refined_block {
+  std::int64_t layer = 0;
+  block_error before; // of the closed form
+  block_error after;
+  std::int64_t epochs = 0;   // before the state that was kept; 0: it is the closed form
+  std::int64_t halvings = 0; // of the rate, each after steps that were undone
+  double rate = 0;           // the highest in the end
+  double seconds = 0;
+};
+
+struct refinement_report {
+  std::int64_t training_windows = 0;
+  std::int64_t heldout_windows = 0;
+  std::vector<refined_block> blocks; // those with compressed matrices
+};
+
 // What was lost on text that the calibration has not seen.
 struct heldout_report {
   std::int64_t windows = 0;
@@ -141,6 +164,7 @@ struct compression_report {
   std::optional<double> power;          // of tempered whitening
   std::vector<power_trial> power_curve; // where it was searched
   std::vector<matrix_report> matrices;
+  std::optional<refinement_report> refinement;
   std::optional<heldout_report> heldout;
   bool without_tokenizer = false;              // a GGUF file that gives ids no text
   std::optional<std::string> evaluation_error; // the output is complete, its evaluation failed
@@ -161,7 +185,14 @@ struct compression_report {
   std::string refit() const;
 };
 
+// "refined 9 of 12 blocks in 60 s: …": how the mean errors fell.
+std::string summary_of(const refinement_report& report);
+
 nlohmann::ordered_json to_json(const compression_report& report);
+nlohmann::ordered_json to_json(const refinement_report& report);
+nlohmann::ordered_json to_json(const refined_block& block);
+
+refined_block refined_block_from_json(const nlohmann::json& json);
 
 // Reads what this version or an earlier one wrote; keys that were not always there may be missing.
 // Throws nlohmann::json::exception for anything else.

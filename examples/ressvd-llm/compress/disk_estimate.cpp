@@ -48,6 +48,18 @@ std::uint64_t basis_bytes(const linear_module& module, const rank_list& ranks,
   return bytes(vectors, 4) + bytes(3 * (std::min)(module.out, module.in), digits);
 }
 
+// What a refinement keeps of blocks beside their factors, at most.
+std::uint64_t trained_beside(const refine_options& options, const model_config& config) {
+  constexpr std::uint64_t report = 512;
+  std::int64_t parameters = 0;
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    for (const linear_module& module : linear_modules(config, layer))
+      parameters += options.dense ? module.out * module.in : 0;
+    if (options.norms) parameters += 2 * config.hidden_size + 2 * config.head_dim;
+  }
+  return bytes(parameters, 4) + static_cast<std::uint64_t>(config.layers) * report;
+}
+
 std::string gibibytes(std::uint64_t count) {
   char text[32];
   std::snprintf(text, sizeof text, "%.3f GiB", static_cast<double>(count) / (1 << 30));
@@ -92,7 +104,10 @@ disk_estimate estimate_disk(const compress_options& options, const model_config&
   }
   if (options.format == output_format::factored)
     estimate.tensors -= static_cast<std::uint64_t>(removed);
-  if (refits(options)) estimate.refits = static_cast<std::uint64_t>(factors);
+  if (refits(options) || refines(options)) {
+    estimate.refits = static_cast<std::uint64_t>(factors);
+    if (refines(options)) estimate.refits += trained_beside(options.refine, config);
+  }
   return estimate;
 }
 

@@ -13,9 +13,10 @@ namespace ressvd_llm {
 
 // Bytes that a compression will have on disk at its end, when it needs most, by what they are for.
 struct disk_estimate {
-  std::uint64_t bases = 0;   // and residual stages, of all matrices
+  std::uint64_t bases = 0;     // and residual stages, of all matrices
   std::uint64_t curvature = 0; // of all matrices
-  std::uint64_t refits = 0;  // factors fitted to the compressed model's inputs, for --resume
+  std::uint64_t refits =
+      0; // factors fitted to the compressed model's inputs or trained, for --resume
   std::uint64_t tensors = 0; // of the output; they are there twice while it is put together
 
   std::uint64_t total() const { return bases + curvature + refits + 2 * tensors; }

@@ -44,7 +44,7 @@ matrix_report report_of(const factored_module& m, const ressvd::rank_choice& cho
     plan.rank = choice.rank;
     factors.intermediate_rank = ressvd::intermediate_rank(m.module.out, m.module.in, plan);
   }
-  if (!refits(options)) {
+  if (!refits(options) && !refines(options)) {
     factors.weight_loss = report_of(state.weight_loss(choice));
     factors.activation_loss = report_of(state.activation_loss(choice));
     if (options.method == "kfac-svd")

@@ -69,7 +69,34 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
     estimate.curvature = estimate_curvature_memory(config, windows, window_length,
                                                    weights_in_memory, model_parameters);
   }
+  if (const std::int64_t windows = samples_of_refinement(options); windows > 0) {
+    const std::uint64_t refit =
+        refits(options) ? estimate.hidden_states + estimate.grams + estimate.factoring : 0;
+    estimate.refinement =
+        refit + estimate_refinement_memory(options.refine, config, windows, window_length);
+  }
   return estimate;
+}
+
+std::uint64_t estimate_refinement_memory(const refine_options& options, const model_config& config,
+                                         std::int64_t windows, std::int64_t window_length) {
+  const auto bytes = [](std::int64_t count, std::int64_t size) {
+    return static_cast<std::uint64_t>(count * size);
+  };
+  std::int64_t area = 0;
+  for (const linear_module& module : linear_modules(config, 0))
+    area += module.out * module.in;
+  // Before and after the block, in both models, the target where it is mixed, and two of a batch.
+  const std::int64_t copies = options.anchor > 0 ? 4 : 3;
+  const std::int64_t batch = (std::min)(windows, options.batch);
+  const std::uint64_t states =
+      bytes((copies * windows + 2 * batch) * window_length * config.hidden_size, 4);
+  // Closed form, values, gradients, two means of them, best values, and a centre or a copy.
+  const std::uint64_t parameters = bytes(7 * area, 4);
+  // A forward pass of its own, and that within the backward one.
+  const std::int64_t threads = thread_count();
+  return states + parameters + 2 * forward_buffers(config, window_length, threads) +
+         backward_buffers(config, window_length, threads);
 }
 
 std::uint64_t estimate_curvature_memory(const model_config& config, std::int64_t windows,

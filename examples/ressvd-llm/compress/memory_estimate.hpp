@@ -18,16 +18,22 @@ struct memory_estimate {
   std::uint64_t forward = 0;       // scratch of the forward pass
   std::uint64_t sampling = 0;      // keys and values while the model writes its samples
   std::uint64_t curvature = 0;     // all that gathering it takes, weights included
+  std::uint64_t refinement = 0;    // of one block, with the states before and after it
 
   // Sampling and gradients are over when the rest begins.
   std::uint64_t total() const {
     return (std::max)(
-        curvature, weights + forward + (std::max)(sampling, hidden_states + grams + factoring));
+        curvature,
+        weights + forward + (std::max)({sampling, hidden_states + grams + factoring, refinement}));
   }
 };
 
 memory_estimate estimate_memory(const compress_options& options, const model_config& config,
                                 bool weights_in_memory, std::uint64_t model_parameters);
+
+// Bytes that the refinement of a block on so many windows holds beside the original's weights.
+std::uint64_t estimate_refinement_memory(const refine_options& options, const model_config& config,
+                                         std::int64_t windows, std::int64_t window_length);
 
 // Bytes that gathering the curvature of a model from so many windows holds at its peak (see
 // compress/curvature.hpp): weights, hidden states, the sums of one layer while they are stored, and

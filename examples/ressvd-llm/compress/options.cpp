@@ -67,9 +67,15 @@ std::int64_t samples_of_curvature(const compress_options& o) {
   return (std::min)(o.samples, o.curvature_samples.value_or((std::max)(few, o.samples / 4)));
 }
 
+std::int64_t samples_of_refinement(const compress_options& o) {
+  if (!refines(o)) return 0;
+  const std::int64_t half = (std::max)(o.samples / 2, (std::min)(o.samples, std::int64_t{2}));
+  return (std::min)(o.samples, o.refine.samples.value_or(half));
+}
+
 std::int64_t samples_needed(const compress_options& o) {
   if (o.grams.empty() || refits(o)) return o.samples;
-  return (std::max)(samples_beside_grams(o), samples_of_curvature(o));
+  return (std::max)({samples_beside_grams(o), samples_of_curvature(o), samples_of_refinement(o)});
 }
 
 std::string fingerprint(const compress_options& o) {
@@ -112,6 +118,16 @@ std::string fingerprint(const compress_options& o) {
     fields["labels"] = o.text_labels ? "text" : "drawn";
     if (o.curvature_samples) fields["curvature_samples"] = *o.curvature_samples;
     if (!o.gradients.empty()) fields["gradients"] = o.gradients.string();
+  }
+  if (refines(o)) {
+    fields["refine"] = o.refine.epochs;
+    fields["refine_samples"] = samples_of_refinement(o);
+    fields["refine_batch"] = o.refine.batch;
+    fields["refine_rate"] = o.refine.rate;
+    fields["refine_decay"] = o.refine.decay;
+    fields["refine_anchor"] = o.refine.anchor;
+    fields["refine_dense"] = o.refine.dense;
+    fields["refine_norms"] = o.refine.norms;
   }
   if (o.minimum_retention) fields["minimum_retention"] = *o.minimum_retention;
   if (o.type) fields["type"] = std::string(name_of(*o.type));

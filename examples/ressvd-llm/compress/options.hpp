@@ -28,6 +28,18 @@ enum class backend_choice { cpu, cuda };
 
 enum class window_choice { random, first };
 
+// Gradient steps on the factors of one block after the other, see compress/block_refinement.hpp.
+struct refine_options {
+  std::int64_t epochs = 0;                  // 0: none
+  std::optional<std::int64_t> samples = {}; // absent: half of the calibration samples
+  std::int64_t batch = 8;                   // windows of a step
+  double rate = 1e-3;                       // the highest
+  double decay = 0;                         // towards the closed form
+  double anchor = 0;                        // share of the original block on the compressed prefix
+  bool dense = false;                       // matrices that stayed dense too
+  bool norms = false;                       // scales of norms too
+};
+
 struct compress_options {
   std::filesystem::path model;
   std::filesystem::path output;
@@ -39,21 +51,22 @@ struct compress_options {
   std::int64_t step = 1;                   // of the search over k
   double beta = 0.05;                      // ressvd
   double asvd_alpha = 0.5;
-  std::optional<double> power;  // tempered; absent: chosen on held-out samples
-  double input_power = 1;       // kfac-svd: of the inputs' Gram
-  double output_power = 1;      // kfac-svd: of the curvature
-  double curvature_ridge = 0.01; // of the curvature, over the mean of its diagonal
-  std::filesystem::path fisher; // fwsvd
-  std::filesystem::path grams;  // of the matrices' inputs, in place of those of the samples
+  std::optional<double> power;     // tempered; absent: chosen on held-out samples
+  double input_power = 1;          // kfac-svd: of the inputs' Gram
+  double output_power = 1;         // kfac-svd: of the curvature
+  double curvature_ridge = 0.01;   // of the curvature, over the mean of its diagonal
+  std::filesystem::path fisher;    // fwsvd
+  std::filesystem::path grams;     // of the matrices' inputs, in place of those of the samples
   std::filesystem::path gradients; // the curvature, in place of that of the samples
-  bool text_labels = false; // curvature: the samples' own next tokens in place of drawn ones
+  bool text_labels = false;        // curvature: the samples' own next tokens in place of drawn ones
   std::optional<std::int64_t> curvature_samples; // absent: a quarter of them
-  bool update = false;          // closed-form update from the inputs the compressed prefix makes
-  bool retruncate = false;      // each matrix truncated anew, fitted to those inputs
+  bool update = false;     // closed-form update from the inputs the compressed prefix makes
+  bool retruncate = false; // each matrix truncated anew, fitted to those inputs
   // 0: outputs for those inputs, 1: the original outputs; between: a mix. Absent: 0 for the update,
   // half of each for the new truncation.
   std::optional<double> update_target;
   double ridge = 0.01; // of the new truncation, towards the original matrix
+  refine_options refine;
   int adasvd_iterations = 3;
   std::optional<double> minimum_retention; // adasvd's mrr; absent: 0.8 of the mean
 
@@ -92,6 +105,11 @@ inline bool refits(const compress_options& o) {
   return o.update || o.retruncate || o.method == "adasvd";
 }
 
+// The factors are trained after that.
+inline bool refines(const compress_options& o) {
+  return o.refine.epochs > 0;
+}
+
 // The loss's gradients at the matrices' outputs are asked for.
 inline bool needs_curvature(const compress_options& o) {
   return o.method == "kfac-svd" || o.allocation == allocation::fisher ||
@@ -105,7 +123,9 @@ inline double target_mix(const compress_options& o) {
 // How many calibration samples pass through the model. If Grams come from a file, these are the
 // samples that the choice of ranks and the fits ask for.
 std::int64_t samples_needed(const compress_options& options);
-// How many of them pass backwards.
+// How many of them the refinement has, those that it holds out among them.
+std::int64_t samples_of_refinement(const compress_options& options);
+// How many of them pass backwards for the curvature.
 std::int64_t samples_of_curvature(const compress_options& options);
 
 // All options that the output's bytes depend on, as one line of JSON; those not given are absent.

@@ -21,11 +21,15 @@ run_state run_state::from_text(std::string_view text) {
 }
 
 void save_factors(const std::filesystem::path& file, const model_config& config, std::int64_t layer,
-                  const layer_weights& weights) {
+                  const layer_weights& weights, const refine_options& trained) {
   std::vector<scratch_matrix> list;
   for (const linear_module& module : linear_modules(config, layer)) {
     const linear& l = weights[module.kind];
-    if (!l.factored()) continue;
+    if (!l.factored()) {
+      if (trained.dense)
+        list.push_back({module.weight_name(), {l.out(), l.in()}, l.dense.values()});
+      continue;
+    }
     if (l.pivoted()) {
       list.push_back({module.c_name(), {l.out() - l.rank(), l.rank()}, l.c.values()});
       list.push_back({module.z_name(), {l.rank(), l.in()}, l.z.values()});
@@ -35,6 +39,12 @@ void save_factors(const std::filesystem::path& file, const model_config& config,
     }
     list.push_back({module.u_name(), {l.out(), l.rank()}, l.u.values()});
     list.push_back({module.v_name(), {l.rank(), l.in()}, l.v.values()});
+  }
+  if (trained.norms) {
+    const auto scales = norm_scales(weights);
+    const auto names = norm_scale_names(config, layer);
+    for (std::size_t i = 0; i < scales.size(); ++i)
+      list.push_back({names[i], {static_cast<std::int64_t>(scales[i]->size())}, *scales[i]});
   }
   write_scratch(file, list);
 }
@@ -54,7 +64,15 @@ void load_factors(const std::filesystem::path& file, const model_config& config,
                               {order.begin(), order.end()}, l.bias);
     } else if (source.contains(module.u_name())) {
       l = make_linear(matrix(module.u_name()), matrix(module.v_name()), l.bias);
+    } else if (source.contains(module.weight_name())) {
+      l = make_linear(matrix(module.weight_name()), l.bias);
     }
+  }
+  const auto scales = norm_scales(weights);
+  const auto names = norm_scale_names(config, layer);
+  for (std::size_t i = 0; i < scales.size(); ++i) {
+    if (source.contains(names[i]))
+      *scales[i] = read_f32(source, names[i], {static_cast<std::int64_t>(scales[i]->size())});
   }
 }
 

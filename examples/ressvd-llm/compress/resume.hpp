@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "compress/options.hpp"
 #include "io/config.hpp"
 #include "model/layer.hpp"
 
@@ -22,9 +23,10 @@ struct run_state {
   static run_state from_text(std::string_view text);
 };
 
-// The factored matrices of a layer, since a refitted layer cannot be had again from its bases.
+// The factored matrices of a layer, since a refitted layer cannot be had again from its bases. With
+// them what else the options of a refinement train.
 void save_factors(const std::filesystem::path& file, const model_config& config, std::int64_t layer,
-                  const layer_weights& weights);
+                  const layer_weights& weights, const refine_options& trained = {});
 // Puts them in place of the originals.
 void load_factors(const std::filesystem::path& file, const model_config& config, std::int64_t layer,
                   layer_weights& weights);

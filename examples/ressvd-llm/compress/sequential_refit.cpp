@@ -56,7 +56,7 @@ void sequential_refit::observe(shifted_refit& refit, const layer_weights& weight
   }
 }
 
-layer_weights sequential_refit::next(const layer_ranks& ranks) {
+layer_weights sequential_refit::fit(const layer_ranks& ranks) {
   layer_weights weights = passes_.model().layer(layer_);
   std::vector<factored_module> matrices;
   if (!std::ranges::all_of(ranks, &ressvd::rank_choice::dense)) {
@@ -84,12 +84,11 @@ layer_weights sequential_refit::next(const layer_ranks& ranks) {
     l = options_.retruncate ? refit->truncate(l, known, ranks[i])
                             : refit->update(matrices[i], l, ranks[i]);
   }
-  skip(weights);
   return weights;
 }
 
-void sequential_refit::skip(const layer_weights& refitted) {
-  passes_.run(refitted, compressed_, length_);
+void sequential_refit::pass(const layer_weights& compressed) {
+  passes_.run(compressed, compressed_, length_);
   if (!original_.empty()) passes_.run_original(layer_, original_, length_);
   ++layer_;
 }

@@ -25,10 +25,10 @@ class sequential_refit {
                    const compress_options& options, const sample_set& samples);
 
   // The next layer, the first one to begin with, refitted.
-  layer_weights next(const layer_ranks& ranks);
+  layer_weights fit(const layer_ranks& ranks);
 
-  // Passes over the next layer, which an earlier run has refitted.
-  void skip(const layer_weights& refitted);
+  // Passes on through what has become of that layer.
+  void pass(const layer_weights& compressed);
 
  private:
   void observe(shifted_refit& refit, const layer_weights& weights, input_group group);

@@ -61,6 +61,22 @@ dtype type_of(const tensor_view& original, const compress_options& options) {
   return options.type && whole_blocks ? type : dtype::f16;
 }
 
+// The matrix, or the factor of it whose rows are as long.
+const tensor_view& stored_matrix(const checkpoint& source, const linear_module& module) {
+  for (const std::string& name : {module.v_name(), module.z_name()}) {
+    if (source.contains(name)) return source.at(name);
+  }
+  return source.at(module.weight_name());
+}
+
+bool trains_dense(const compress_options& options) {
+  return refines(options) && options.refine.dense;
+}
+
+bool trains_norms(const compress_options& options) {
+  return refines(options) && options.refine.norms;
+}
+
 // A tensor in the output's name and order of rows.
 void put(checkpoint_writer& writer, const language_model& model, const compress_options& options,
          const std::string& name, const std::vector<std::int64_t>& shape, std::vector<float> values,
@@ -174,10 +190,21 @@ void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
   std::set<std::string, std::less<>> replaced;
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
     const auto modules = linear_modules(model.config(), layer);
+    if (std::ranges::all_of(ranks[layer], &ressvd::rank_choice::dense)) continue;
     for (std::size_t i = 0; i < modules.size(); ++i) {
-      if (ranks[layer][i].dense) continue;
-      replaced.insert(modules[i].weight_name());
-      if (options.format == output_format::factored) replaced.insert(modules[i].bias_name());
+      const linear_module& m = modules[i];
+      if (ranks[layer][i].dense) {
+        if (trains_dense(options)) replaced.insert(m.weight_name());
+        continue;
+      }
+      // Of a compressed model the factors are those that are there.
+      replaced.insert({m.weight_name(), m.u_name(), m.v_name(), m.c_name(), m.z_name(),
+                       m.order_name(), m.u_bias_name(), m.c_bias_name()});
+      if (options.format == output_format::factored) replaced.insert(m.bias_name());
+    }
+    if (trains_norms(options)) {
+      for (std::string& name : norm_scale_names(model.config(), layer))
+        replaced.insert(std::move(name));
     }
   }
   write_others(writer, model, replaced, options);
@@ -185,10 +212,24 @@ void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
 
 void write_layer(checkpoint_writer& writer, const language_model& model, std::int64_t layer,
                  const layer_weights& weights, const compress_options& options) {
+  const checkpoint& source = model.source();
+  if (std::ranges::none_of(weights.linears, &linear::factored)) return;
+  if (trains_norms(options)) {
+    const auto scales = norm_scales(weights);
+    const auto names = norm_scale_names(model.config(), layer);
+    for (std::size_t i = 0; i < scales.size(); ++i) {
+      put(writer, model, options, names[i], {static_cast<std::int64_t>(scales[i]->size())},
+          *scales[i], type_of(source.at(names[i]), options));
+    }
+  }
   for (const linear_module& module : linear_modules(model.config(), layer)) {
     const linear& l = weights[module.kind];
-    if (!l.factored()) continue;
-    const dtype type = type_of(model.source().at(module.weight_name()), options);
+    if (!l.factored() && (l.empty() || !trains_dense(options))) continue;
+    const dtype type = type_of(stored_matrix(source, module), options);
+    if (!l.factored()) {
+      put(writer, model, options, module.weight_name(), {l.out(), l.in()}, l.dense.values(), type);
+      continue;
+    }
     if (options.format != output_format::factored) {
       put(writer, model, options, module.weight_name(), {l.out(), l.in()}, product_of(l), type);
       continue;

@@ -18,7 +18,7 @@ void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
                         const model_ranks& ranks, const compress_options& options);
 
 // The compressed matrices of a layer: factors, or their product under the original name (in GGUF,
-// the one it has there).
+// the one it has there). With them what else of it a refinement trains.
 void write_layer(checkpoint_writer& writer, const language_model& model, std::int64_t layer,
                  const layer_weights& weights, const compress_options& options);
 

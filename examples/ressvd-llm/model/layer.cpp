@@ -239,20 +239,63 @@ void require_matrices(const checkpoint& source, const model_config& config) {
   }
 }
 
+namespace {
+
+template <class Weights>
+auto scales_of(Weights& weights) {
+  std::vector<decltype(&weights.q_norm)> scales{&weights.attention_norm.scale,
+                                                &weights.mlp_norm.scale};
+  if (!weights.q_norm.empty()) scales.push_back(&weights.q_norm);
+  if (!weights.k_norm.empty()) scales.push_back(&weights.k_norm);
+  return scales;
+}
+
+struct norm_names {
+  std::string attention;
+  std::string mlp;
+  std::string q;
+  std::string k;
+};
+
+norm_names names_of_norms(const model_config& config, std::int64_t layer) {
+  const std::string start = layer_prefix(config, layer);
+  const bool opt = is_opt(config);
+  return {start + (opt ? "self_attn_layer_norm" : "input_layernorm"),
+          start + (opt ? "final_layer_norm" : "post_attention_layernorm"),
+          start + "self_attn.q_norm", start + "self_attn.k_norm"};
+}
+
+} // namespace
+
+std::vector<std::vector<float>*> norm_scales(layer_weights& weights) {
+  return scales_of(weights);
+}
+
+std::vector<const std::vector<float>*> norm_scales(const layer_weights& weights) {
+  return scales_of(weights);
+}
+
+std::vector<std::string> norm_scale_names(const model_config& config, std::int64_t layer) {
+  const norm_names norms = names_of_norms(config, layer);
+  std::vector<std::string> names{norms.attention + ".weight", norms.mlp + ".weight"};
+  if (config.qk_norm) {
+    names.push_back(norms.q + ".weight");
+    names.push_back(norms.k + ".weight");
+  }
+  return names;
+}
+
 layer_weights load_layer(const checkpoint& source, const model_config& config, std::int64_t layer,
                          weight_storage storage) {
-  const std::string start = layer_prefix(config, layer);
   layer_weights result;
   for (const linear_module& module : linear_modules(config, layer))
     result[module.kind] = load_linear(source, module, storage);
-  const bool opt = is_opt(config);
-  result.attention_norm =
-      load_norm(source, config, start + (opt ? "self_attn_layer_norm" : "input_layernorm"));
-  result.mlp_norm =
-      load_norm(source, config, start + (opt ? "final_layer_norm" : "post_attention_layernorm"));
+  const norm_names norms = names_of_norms(config, layer);
+  result.attention_norm = load_norm(source, config, norms.attention);
+  result.mlp_norm = load_norm(source, config, norms.mlp);
   if (config.qk_norm) {
-    result.q_norm = read_f32(source, start + "self_attn.q_norm.weight", {config.head_dim});
-    result.k_norm = read_f32(source, start + "self_attn.k_norm.weight", {config.head_dim});
+    result.q_norm = read_f32(source, norms.q + ".weight", {config.head_dim});
+    result.k_norm = read_f32(source, norms.k + ".weight", {config.head_dim});
   }
   return result;
 }

@@ -70,6 +70,12 @@ struct layer_weights {
   }
 };
 
+// The scales of a layer's norms: before attention, before the MLP and, where they are, of q and k.
+std::vector<std::vector<float>*> norm_scales(layer_weights& weights);
+std::vector<const std::vector<float>*> norm_scales(const layer_weights& weights);
+// Their names in the checkpoint, in the same order.
+std::vector<std::string> norm_scale_names(const model_config& config, std::int64_t layer);
+
 // How matrices are held: converted to float32 once (4 bytes a parameter), or left in the mapped
 // file and converted piece by piece whenever they are used (no memory of our own; the checkpoint
 // must outlive them).

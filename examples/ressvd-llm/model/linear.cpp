@@ -149,11 +149,14 @@ void apply_pivoted(const linear& l, const float* x, std::int64_t tokens, float* 
 } // namespace
 
 weight_matrix::weight_matrix(std::int64_t rows, std::int64_t cols, std::vector<float> values)
-    : rows_(rows), cols_(cols) {
-  if (rows < 1 || cols < 1 || static_cast<std::int64_t>(values.size()) != rows * cols)
-    throw std::invalid_argument("weight_matrix: " + std::to_string(values.size()) + " values for " +
-                                size_text(*this));
-  values_ = std::make_shared<const std::vector<float>>(std::move(values));
+    : weight_matrix(rows, cols, std::make_shared<const std::vector<float>>(std::move(values))) {}
+
+weight_matrix::weight_matrix(std::int64_t rows, std::int64_t cols,
+                             std::shared_ptr<const std::vector<float>> values)
+    : rows_(rows), cols_(cols), values_(std::move(values)) {
+  if (rows < 1 || cols < 1 || static_cast<std::int64_t>(values_->size()) != rows * cols)
+    throw std::invalid_argument("weight_matrix: " + std::to_string(values_->size()) +
+                                " values for " + size_text(*this));
 }
 
 weight_matrix::weight_matrix(tensor_view mapped) : mapped_(std::move(mapped)) {

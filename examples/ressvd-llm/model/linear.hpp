@@ -20,6 +20,10 @@ class weight_matrix {
   // Throws std::invalid_argument unless values.size() = rows·cols.
   weight_matrix(std::int64_t rows, std::int64_t cols, std::vector<float> values);
 
+  // Over values that their owner may change while nothing reads them; size as above.
+  weight_matrix(std::int64_t rows, std::int64_t cols,
+                std::shared_ptr<const std::vector<float>> values);
+
   // A two-dimensional tensor; its memory must outlive the matrix and its copies.
   explicit weight_matrix(tensor_view mapped);
 

@@ -154,6 +154,11 @@ class cuda_backend {
     detail::cuda::random_normal(*context_, c, seed);
   }
 
+  void adam(const adam_step& step, block<const T, space> g, block<T, space> m, block<T, space> v,
+            block<const T, space> centre, block<T, space> c) {
+    detail::cuda::adam(*context_, step, g, m, v, centre, c);
+  }
+
   double dot(block<const T, space> a, block<const T, space> b) {
     return detail::cuda::dot(*context_, a, b);
   }
@@ -212,11 +217,10 @@ class cuda_backend {
   /// see backend/cuda/low_rank.hpp; false, and nothing done, where types, layouts or the number of
   /// vectors are others.
   template <class F, class X, class Y>
-  bool low_rank_product(matrix_view<const F, space> u, matrix_view<const F, space> v,
-                        matrix_view<const X, space> x, matrix_view<Y, space> y,
-                        matrix_view<const T, space> bias, const index_list<space>* order = nullptr)
-    requires std::is_same_v<T, float>
-  {
+  bool low_rank_product(
+      matrix_view<const F, space> u, matrix_view<const F, space> v, matrix_view<const X, space> x,
+      matrix_view<Y, space> y, matrix_view<const T, space> bias,
+      const index_list<space>* order = nullptr) requires std::is_same_v<T, float> {
     if constexpr (std::is_same_v<F, double> || std::is_same_v<X, double> ||
                   std::is_same_v<Y, double>) {
       return false;

@@ -65,6 +65,17 @@ concept backend_accumulates = requires(B& be, block<typename B::scalar, typename
 
 } // namespace detail
 
+/// The numbers of one step of Adam, see refinement/adamw.hpp.
+struct adam_step {
+  double gradient = 1;   ///< s, what the gradient is multiplied with
+  double fresh1 = 0.1;   ///< 1 − β₁: what a gradient counts for in its running mean
+  double fresh2 = 0.001; ///< 1 − β₂, likewise for its square
+  double rate = 0;       ///< η, over the correction of the mean
+  double root = 1;       ///< ρ, one over the root of the correction of the mean square
+  double epsilon = 1e-8;
+  double pull = 0; ///< share of the way to the centre
+};
+
 // clang-format off
 template <class B>
 concept backend =
@@ -103,6 +114,10 @@ concept backend =
   be.shift_diagonal(c, alpha); // c_ii ← c_ii + alpha
   be.mirror_lower(c);          // c_ij ← c_ji for i < j
   be.random_normal(c, seed);   // independent N(0,1), a function of seed and shape alone
+  // Element by element, with gradient g, running means m, v and a centre a (empty: 0), all apart:
+  //   m ← m + fresh1·(s·g − m),   v ← v + fresh2·((s·g)² − v),
+  //   c ← c − η·m/(ρ·√v + ε) − pull·(c − a)
+  be.adam(adam_step{}, a, c, c, a, c);
 
   { be.dot(a, a) } -> std::same_as<double>; // Σ a_ij·b_ij, summed in double. Blocks.
   be.row_squared_norms(a, values);          // values_i ← Σ_j a_ij² in double. Blocks.

@@ -76,7 +76,7 @@ TEST_CASE("the default is the preset best, and every run says what it chose and 
     CHECK(result.status == 0);
     CHECK(result.err.substr(0, result.err.find('\n')).starts_with(line));
   };
-  const std::string best = "--method tempered --allocation sensitivity --retruncate";
+  const std::string best = "--method tempered --allocation sensitivity --retruncate --refine 8";
   said({}, "preset best: " + best + ", the closest to the original");
   check_choice(c, "tempered", "sensitivity", true);
   said({"--preset", "fast"}, "preset fast: --method svd-llm --allocation last-layers, ");
@@ -97,6 +97,12 @@ TEST_CASE("the default is the preset best, and every run says what it chose and 
        "preset best, changed: --method tempered --allocation sensitivity --update");
   said({"--preset", "svd-llm", "--last-layers", "2"},
        "preset svd-llm, changed: --method svd-llm --last-layers 2");
+  said({"--preset", "best", "--refine", "0", "--power", "0.5"},
+       "preset best, changed: --method tempered --allocation sensitivity --retruncate");
+  CHECK(!c.report().contains("refinement"));
+  said({"--preset", "svd-llm", "--refine", "1"},
+       "preset svd-llm, changed: --method svd-llm --allocation uniform --refine 1");
+  CHECK(c.report().contains("refinement"));
   // A method alone takes nothing of a preset.
   said({"--method", "tempered", "--power", "0.5"}, "--method tempered --allocation last-layers");
   said({"--method", "adasvd"}, "--method adasvd --allocation importance");
@@ -125,7 +131,7 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   };
   refused({"--allocation", "sensitivity", "--last-layers", "3"},
           "--last-layers has no effect with --method tempered --allocation sensitivity "
-          "--retruncate; it goes with --allocation last-layers");
+          "--retruncate --refine 8; it goes with --allocation last-layers");
   without_effect({"--allocation", "uniform", "--last-layers", "5"});
   without_effect({"--allocation", "importance", "--last-layers", "5"});
   without_effect({"--allocation", "importance", "--last-layers", "all"});
@@ -134,6 +140,10 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   without_effect({"--beta", "0.1"});
   without_effect({"--method", "svd-llm", "--update-target", "0.5"});
   without_effect({"--method", "svd-llm", "--update", "--ridge", "0.5"});
+  for (const char* option :
+       {"--refine-samples", "--refine-batch", "--refine-rate", "--refine-decay"})
+    without_effect({"--method", "svd-llm", option, "2"});
+  without_effect({"--method", "svd-llm", "--refine-anchor", "0.5"});
   without_effect({"--method", "svd-llm", "--alpha", "0.5"});
   without_effect({"--method", "svd-llm", "--fisher", "file"});
   without_effect({"--method", "svd-llm", "--iterations", "1"});
@@ -145,7 +155,7 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   without_effect({"--preset", "fast", "--rounds", "2"});
   without_effect({"--windows", "first"});
   without_effect({"--kernel-cache", "."});
-  without_effect({"--calibration", "x.u16", "--windows", "first", "--seed", "1"});
+  without_effect({"--calibration", "x.u16", "--windows", "first", "--refine", "0", "--seed", "1"});
   for (const auto& [option, value] : std::map<std::string, std::string>{
            {"--samples", "3"}, {"--seqlen", "8"}, {"--seed", "1"}, {"--calibration", "x.u16"}}) {
     const outcome result = llm_test::run_command(

@@ -37,10 +37,14 @@ compression_report whole_report() {
                                    std::numeric_limits<double>::infinity()};
   r.matrices = {{"layers.0.q_proj", 8, 6, std::nullopt},
                 {"layers.0.o_proj", 8, 6,
-                 factors_report{3, 2, loss_report{1.5, 0.1}, loss_report{2.5, 0.2},
-                                0.125, whitening_summary{"cholesky", 0, 0, 12.5}, 6, 0.25}},
+                 factors_report{3, 2, loss_report{1.5, 0.1}, loss_report{2.5, 0.2}, 0.125,
+                                whitening_summary{"cholesky", 0, 0, 12.5}, 6, 0.25}},
                 {"layers.1.q_proj", 8, 6,
                  factors_report{3, 3, std::nullopt, std::nullopt, std::nullopt, singular, 4, 0.5}}};
+  r.refinement = refinement_report{7,
+                                   2,
+                                   {{0, {0.5, 0.4}, {0.3, 0.2}, 3, 1, 5e-4, 1.25},
+                                    {1, {0.7, 0.6}, {0.7, 0.6}, 0, 4, 1e-4, 2.5}}};
   r.heldout = {4, 64, 20.5, 21.5, 0.125};
   r.seconds = {{"factoring", 1.5}, {"sampling", 0.5}};
   r.memory = {.program = 10, .estimate = 20, .peak = 30};
@@ -84,23 +88,26 @@ TEST_CASE("the keys of a report are those that files already have", "[report]") 
   using names = std::vector<std::string>;
   CHECK(keys_of(json) == names{"program", "model", "output", "options", "samples",
                                "requested_ratio", "achieved_ratio", "allocation", "power",
-                               "power_curve", "matrices", "heldout", "seconds", "memory", "disk",
-                               "fallbacks", "parameters", "bytes"});
+                               "power_curve", "matrices", "refinement", "heldout", "seconds",
+                               "memory", "disk", "fallbacks", "parameters", "bytes"});
   CHECK(keys_of(json["allocation"]) == names{"last_layers", "search", "layer_ratios", "probes",
                                              "predicted_loss", "loss_bound", "measured_loss",
                                              "rounds"});
   CHECK(keys_of(json["matrices"][1]) == names{"name", "rows", "cols", "rank", "intermediate_rank",
-                                              "weight_loss", "activation_loss", "curvature_loss", "whitening",
-                                              "numerical_rank", "seconds"});
+                                              "weight_loss", "activation_loss", "curvature_loss",
+                                              "whitening", "numerical_rank", "seconds"});
   CHECK(json["matrices"][0]["rank"].is_null());
+  CHECK(keys_of(json["refinement"]) == names{"training_windows", "heldout_windows", "blocks"});
+  CHECK(keys_of(json["refinement"]["blocks"][0]) ==
+        names{"layer", "before", "after", "epochs", "halvings", "rate", "seconds"});
   CHECK(keys_of(json["heldout"]) ==
         names{"windows", "tokens", "original_perplexity", "compressed_perplexity", "divergence"});
 }
 
 TEST_CASE("reports without the keys that came later are read", "[report]") {
   auto json = nlohmann::json::parse(to_json(whole_report()).dump());
-  for (const char* key : {"program", "samples", "achieved_ratio", "power", "power_curve", "memory",
-                          "disk", "fallbacks"})
+  for (const char* key : {"program", "samples", "achieved_ratio", "power", "power_curve",
+                          "refinement", "memory", "disk", "fallbacks"})
     json.erase(key);
   json["allocation"].erase("loss_bound");
   json["matrices"][1].erase("whitening");

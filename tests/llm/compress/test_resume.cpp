@@ -43,7 +43,7 @@ compress_options short_run(const fs::path& model, const fs::path& output) {
 
 // One run for each kind of measurement that is kept.
 std::vector<compress_options> slow_runs(const fs::path& model, const fs::path& output) {
-  std::vector<compress_options> runs(5, short_run(model, output));
+  std::vector<compress_options> runs(7, short_run(model, output));
   runs[1].allocation = allocation::sensitivity;
   runs[1].rounds = 2;
   runs[1].update = true;
@@ -55,6 +55,11 @@ std::vector<compress_options> slow_runs(const fs::path& model, const fs::path& o
   runs[4].allocation = allocation::fisher;
   runs[4].method = "kfac-svd";
   runs[4].retruncate = true;
+  runs[5].refine = {.epochs = 2, .batch = 2, .rate = 5e-3};
+  runs[6] = runs[3];
+  runs[6].rank_multiple = 4;
+  runs[6].refine = {
+      .epochs = 2, .samples = 9, .batch = 4, .rate = 5e-3, .dense = true, .norms = true};
   return runs;
 }
 
@@ -94,6 +99,9 @@ nlohmann::ordered_json findings(const compression_report& report) {
     json.erase(key);
   for (auto& matrix : json["matrices"])
     matrix.erase("seconds");
+  if (!json.contains("refinement")) return json;
+  for (auto& block : json["refinement"]["blocks"])
+    block.erase("seconds");
   return json;
 }
 
@@ -237,6 +245,21 @@ TEST_CASE("the estimate of disk covers what a run leaves at its end", "[resume]"
         CHECK(report.disk_estimate < 2 * used);
       }
     }
+  }
+}
+
+TEST_CASE("the estimate of disk covers what refinement leaves", "[resume]") {
+  const fixture f("llama");
+  for (const bool all : {false, true}) {
+    INFO("all parameters " << all);
+    const temporary_directory directory;
+    compress_options o = short_run(f.directory, directory / "out");
+    o.refine = {.epochs = 1, .dense = all, .norms = all};
+    const compression_report report = run_and_break(o, directory / "whole");
+    const std::uint64_t used =
+        size_of_tree(testing::partial_of(o.output)) + size_of_tree(directory / "whole");
+    CHECK(report.disk_estimate >= used);
+    CHECK(report.disk_estimate < 2 * used);
   }
 }
 

@@ -16,6 +16,7 @@
 #include <span>
 #include <type_traits>
 
+#include "ressvd/backend/cpu/adam.hpp"
 #include "ressvd/backend/cpu/host_context.hpp"
 #include "ressvd/backend/cpu/host_values.hpp"
 #include "ressvd/backend/cpu/lu.hpp"
@@ -203,6 +204,11 @@ class host_backend {
       put(k, radius * std::cos(angle));
       put(k + 1, radius * std::sin(angle));
     }
+  }
+
+  void adam(const adam_step& step, block<const T> g, block<T> m, block<T> v, block<const T> centre,
+            block<T> c) {
+    detail::cpu::adam(*context_, step, g, m, v, centre, c);
   }
 
   double dot(block<const T> a, block<const T> b) {

@@ -179,6 +179,18 @@ void scatter_rows(cuda_context& context, device_view<const From> in, const index
                    out.data, out_row, out_col, in.rows, in.cols);
 }
 
+/// The backend concept's adam.
+template <compute_scalar T>
+void adam(cuda_context& context, const adam_step& step, device_block<const T> g, device_block<T> m,
+          device_block<T> v, device_block<const T> centre, device_block<T> c) {
+  if (c.empty()) return;
+  const auto in_type = [](double x) { return static_cast<T>(x); };
+  launch<T>(context, over(c.rows, c.cols), "adam", g.data, g.ld, m.data, m.ld, v.data, v.ld,
+            centre.empty() ? nullptr : centre.data, centre.ld, c.data, c.ld, c.rows, c.cols,
+            in_type(step.gradient), in_type(step.fresh1), in_type(step.fresh2), in_type(step.rate),
+            in_type(step.root), in_type(step.epsilon), in_type(step.pull));
+}
+
 template <compute_scalar T>
 void random_normal(cuda_context& context, device_block<T> c, std::uint64_t seed) {
   if (c.empty()) return;

@@ -167,6 +167,23 @@ template <class T> __global__ void shift_diagonal(T* c, index ld, index count, T
   for_each(count, 1, [=](index i, index) { c[i + i * ld] += alpha; });
 }
 
+// One step of Adam, see the backend concept. centre: null for 0.
+template <class T>
+__global__ void adam(const T* g, index g_ld, T* m, index m_ld, T* v, index v_ld, const T* centre,
+                     index centre_ld, T* c, index ld, index rows, index cols, T scale, T fresh1,
+                     T fresh2, T rate, T root, T epsilon, T pull) {
+  for_each(rows, cols, [=](index i, index j) {
+    const T gradient = scale * g[i + j * g_ld];
+    const T mean = m[i + j * m_ld] + fresh1 * (gradient - m[i + j * m_ld]);
+    const T square = v[i + j * v_ld] + fresh2 * (gradient * gradient - v[i + j * v_ld]);
+    const T value = c[i + j * ld];
+    const T away = centre == nullptr ? value : value - centre[i + j * centre_ld];
+    m[i + j * m_ld] = mean;
+    v[i + j * v_ld] = square;
+    c[i + j * ld] = value - (rate * mean / (root * sqrt(square) + epsilon) + pull * away);
+  });
+}
+
 template <class T> __global__ void diagonal(const T* a, index ld, index count, double* out) {
   for_each(count, 1, [=](index i, index) { out[i] = a[i + i * ld]; });
 }
