@@ -25,7 +25,7 @@ void run(const compress_options& options) {
   std::printf(
       "%s: %llu bytes%s\n", options.output.string().c_str(),
       static_cast<unsigned long long>(std::filesystem::file_size(options.output)),
-      has_gguf_tokenizer(options) ? "" : ", without a tokenizer: it reads and writes token ids");
+      has_gguf_tokenizer(options.output) ? "" : ", without a tokenizer: it reads and writes token ids");
 }
 
 } // namespace

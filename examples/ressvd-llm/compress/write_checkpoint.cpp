@@ -3,16 +3,20 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <set>
 #include <utility>
+#include <variant>
 
 #include <nlohmann/json.hpp>
 
 #include "io/checkpoint.hpp"
 #include "io/config.hpp"
 #include "io/gguf_model.hpp"
+#include "io/gguf_tokenizer.hpp"
 #include "io/mapped_file.hpp"
 #include "model/attention.hpp"
+#include "tokenizer/gguf_from_directory.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -125,7 +129,13 @@ gguf_pairs pairs_of(const language_model& model, const compress_options& options
     }
   } else {
     pairs = describe_for_gguf(model.config());
-    pairs.text("tokenizer.ggml.model", "none");
+    const auto found = gguf_tokenizer_of(options.model, model.config());
+    if (const auto* const tokenizer = std::get_if<gguf_tokenizer>(&found)) {
+      add_tokenizer(*tokenizer, pairs);
+    } else {
+      std::fprintf(stderr, "without a tokenizer: %s\n", std::get<std::string>(found).c_str());
+      pairs.text("tokenizer.ggml.model", "none");
+    }
   }
   if (options.type) {
     pairs.u32("general.file_type", file_type(*options.type));
@@ -268,11 +278,9 @@ void write_converted(checkpoint_writer& writer, const language_model& model,
   writer.describe(pairs_of(model, options, info));
 }
 
-bool has_gguf_tokenizer(const compress_options& options) {
-  if (!is_gguf(options.model)) return false;
-  const mapped_file original(options.model);
-  return read_gguf(options.model, original.bytes()).metadata.find("tokenizer.ggml.tokens") !=
-         nullptr;
+bool has_gguf_tokenizer(const std::filesystem::path& file) {
+  const mapped_file mapping(file);
+  return read_gguf(file, mapping.bytes()).metadata.find("tokenizer.ggml.tokens") != nullptr;
 }
 
 } // namespace ressvd_llm
