@@ -29,7 +29,6 @@ void run(const CLI::App& command, correct_line& line) {
   compress_options& run = line.samples.options;
   if (line.samples.calibration != "self") run.calibration = line.samples.calibration;
   run.allocation = allocation::uniform; // no samples for a choice of ranks
-  run.form = ressvd::factored_form::pair; // what adapters are
   refuse_without_effect(command, line.samples, "the other options");
   correct_options& o = line.options;
   o.run = run;

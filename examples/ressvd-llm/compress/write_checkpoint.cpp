@@ -99,6 +99,16 @@ bool belongs_to_gguf(const language_model& model, const std::string& name) {
   return is_gguf(model.source().path()) || gguf_name(name) != name;
 }
 
+// Phi-3 whose fused matrices are apart.
+void describe_as_mistral(const model_config& config, nlohmann::ordered_json& json) {
+  json["architectures"] = {"MistralForCausalLM"};
+  json["model_type"] = "mistral";
+  json["num_key_value_heads"] = config.kv_heads;
+  json["sliding_window"] = nullptr;
+  if (config.sliding_window) json["sliding_window"] = *config.sliding_window;
+  json.erase("auto_map");
+}
+
 // llama.cpp's numbers for the type of most matrices.
 std::uint32_t file_type(dtype type) {
   switch (type) {
@@ -243,6 +253,7 @@ void write_description(checkpoint_writer& writer, const language_model& model,
       }
     }
   }
+  if (config.family == model_family::phi3) describe_as_mistral(config, json);
   json["ressvd"] = to_json(info);
   writer.add_file("config.json", json.dump(2) + "\n");
   for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json",

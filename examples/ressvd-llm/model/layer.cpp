@@ -89,10 +89,20 @@ linear load_linear(const checkpoint& source, const linear_module& module, weight
                      std::move(bias));
 }
 
+std::vector<float> load_scale(const checkpoint& source, const model_config& config,
+                              const std::string& name, std::int64_t width) {
+  std::vector<float> scale = read_f32(source, name, {width});
+  if (config.norms_around_zero) {
+    for (float& value : scale)
+      value += 1.0f;
+  }
+  return scale;
+}
+
 norm_weights load_norm(const checkpoint& source, const model_config& config,
                        const std::string& prefix) {
   norm_weights result;
-  result.scale = read_f32(source, prefix + ".weight", {config.hidden_size});
+  result.scale = load_scale(source, config, prefix + ".weight", config.hidden_size);
   if (is_opt(config)) result.shift = read_f32(source, prefix + ".bias", {config.hidden_size});
   return result;
 }
@@ -248,12 +258,21 @@ layer_weights load_layer(const checkpoint& source, const model_config& config, s
   const bool opt = is_opt(config);
   result.attention_norm =
       load_norm(source, config, start + (opt ? "self_attn_layer_norm" : "input_layernorm"));
-  result.mlp_norm =
-      load_norm(source, config, start + (opt ? "final_layer_norm" : "post_attention_layernorm"));
-  if (config.qk_norm) {
-    result.q_norm = read_f32(source, start + "self_attn.q_norm.weight", {config.head_dim});
-    result.k_norm = read_f32(source, start + "self_attn.k_norm.weight", {config.head_dim});
+  if (config.post_norms) {
+    result.attention_post_norm = load_norm(source, config, start + "post_attention_layernorm");
+    result.mlp_norm = load_norm(source, config, start + "pre_feedforward_layernorm");
+    result.mlp_post_norm = load_norm(source, config, start + "post_feedforward_layernorm");
+  } else {
+    result.mlp_norm =
+        load_norm(source, config, start + (opt ? "final_layer_norm" : "post_attention_layernorm"));
   }
+  if (config.qk_norm) {
+    const std::string attention = start + "self_attn.";
+    result.q_norm = load_scale(source, config, attention + "q_norm.weight", config.head_dim);
+    result.k_norm = load_scale(source, config, attention + "k_norm.weight", config.head_dim);
+  }
+  result.full_attention =
+      !config.full_attention.empty() && config.full_attention[static_cast<std::size_t>(layer)];
   return result;
 }
 
