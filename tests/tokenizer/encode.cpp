@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// encode TOKENIZER.JSON or MODEL.GGUF: reads JSON texts, one a line, and prints for each its ids and what these
-// are decoded to, also as JSON. For test_tokenizer.py.
+// encode TOKENIZER.JSON or MODEL.GGUF: reads JSON texts, one a line, and prints for each its ids
+// and what these are decoded to, also as JSON. For test_tokenizer.py.
 #include <cstdint>
 #include <exception>
 #include <filesystem>

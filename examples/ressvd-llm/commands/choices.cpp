@@ -97,7 +97,7 @@ nlohmann::ordered_json tasks_to_json(const std::vector<task_result>& tasks) {
   return result;
 }
 
-double average_of(const std::vector<task_result>& tasks, accuracy task_result::* which) {
+double average_of(const std::vector<task_result>& tasks, accuracy task_result::*which) {
   double sum = 0;
   for (const task_result& t : tasks)
     sum += (t.*which).value();
@@ -129,18 +129,16 @@ void run(const choices_command& line) {
   const language_model model = language_model::open(line.model);
   const model_config& config = model.config();
   const auto tokens = open_tokenizer(line.model, config);
-  const std::int64_t max_length = line.max_length == 0
-                                      ? config.max_positions
-                                      : std::min(line.max_length, config.max_positions);
+  const std::int64_t max_length =
+      line.max_length == 0 ? config.max_positions : std::min(line.max_length, config.max_positions);
   const auto continuations = encode_items(items, *tokens, config, line, max_length);
   const auto begin = std::chrono::steady_clock::now();
   cpu_forward engine(config);
   std::vector<double> sums;
   {
     fraction_progress bar("choices");
-    sums = log_probabilities(
-        model, engine, continuations,
-        {.max_length = max_length, .evaluation = {.progress = std::ref(bar)}});
+    sums = log_probabilities(model, engine, continuations,
+                             {.max_length = max_length, .evaluation = {.progress = std::ref(bar)}});
   }
   const std::vector<task_result> tasks = score_tasks(items, sums);
   print(tasks);

@@ -207,8 +207,7 @@ void keep_gradients(const compress_options& options, const model_config& config,
                     const curvature_store& curvature) {
   const checkpoint source = checkpoint::open_file(options.gradients);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    if (!curvature.contains(layer))
-      curvature.save(layer, read_gradients(source, config, layer));
+    if (!curvature.contains(layer)) curvature.save(layer, read_gradients(source, config, layer));
   }
 }
 

@@ -163,7 +163,8 @@ struct checkpoint::contents {
       if (is_qkv(name)) {
         split(name, {{"q_proj", q_rows}, {"k_proj", kv_rows}, {"v_proj", kv_rows}});
       } else {
-        split(name, {{"gate_proj", config.intermediate_size}, {"up_proj", config.intermediate_size}});
+        split(name,
+              {{"gate_proj", config.intermediate_size}, {"up_proj", config.intermediate_size}});
       }
     }
   }

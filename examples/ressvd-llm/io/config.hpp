@@ -55,18 +55,19 @@ struct model_config {
   rope_config rope;
   std::optional<rope_config> local_rope;      // of layers with a sliding window; absent: rope
   std::optional<std::int64_t> sliding_window; // absent: full attention
-  std::vector<bool> full_attention;   // layers without the window; empty: all have it, if there is one
-  double attention_scale = 0.0;       // of scores; 0: 1/√head_dim
-  double attention_cap = 0.0;         // c of c·tanh(score/c); 0: none
-  double logit_cap = 0.0;             // of logits
-  double embedding_scale = 1.0;       // of embeddings on their way into the first layer
-  bool norms_around_zero = false;     // norms multiply by 1 + their weights
-  bool post_norms = false;            // norms behind attention and MLP as well
-  bool tied_embeddings = false;       // the head is the embedding
-  bool qkv_bias = false;                      // q, k and v projections carry a bias
-  bool o_bias = false;                        // so does the output projection
-  bool mlp_bias = false;                      // so do the matrices of the MLP
-  bool qk_norm = false;                       // RMS norm of every head of q and k before RoPE
+  std::vector<bool>
+      full_attention;             // layers without the window; empty: all have it, if there is one
+  double attention_scale = 0.0;   // of scores; 0: 1/√head_dim
+  double attention_cap = 0.0;     // c of c·tanh(score/c); 0: none
+  double logit_cap = 0.0;         // of logits
+  double embedding_scale = 1.0;   // of embeddings on their way into the first layer
+  bool norms_around_zero = false; // norms multiply by 1 + their weights
+  bool post_norms = false;        // norms behind attention and MLP as well
+  bool tied_embeddings = false;   // the head is the embedding
+  bool qkv_bias = false;          // q, k and v projections carry a bias
+  bool o_bias = false;            // so does the output projection
+  bool mlp_bias = false;          // so do the matrices of the MLP
+  bool qk_norm = false;           // RMS norm of every head of q and k before RoPE
   activation_kind activation = activation_kind::silu;
   bool byte_tokens = false; // "tokenizer": "bytes"
   std::optional<std::int32_t> bos;

@@ -302,8 +302,7 @@ std::string_view gguf_architecture(const model_config& config) {
   const auto refuse = [&](const std::string& what) {
     throw usage_error(config.file.string() + ": GGUF has no architecture for " + what);
   };
-  const model_family family =
-      is_llama_in_gguf(config.family) ? model_family::llama : config.family;
+  const model_family family = is_llama_in_gguf(config.family) ? model_family::llama : config.family;
   const auto* const found = std::find_if(supported.begin(), supported.end(),
                                          [&](const auto& a) { return a.family == family; });
   if (found == supported.end()) refuse("models of the family " + std::string(name_of(family)));

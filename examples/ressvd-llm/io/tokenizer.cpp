@@ -116,8 +116,8 @@ std::unique_ptr<tokenizer> gguf_file_tokenizer(const std::filesystem::path& file
   const mapped_file mapping(file);
   const auto description = read_gguf_tokenizer(read_gguf(file, mapping.bytes()).metadata);
   if (!description) {
-    throw file_error(
-        file, "holds no tokenizer: give token ids (.npy, .u16, .u32) in place of text");
+    throw file_error(file,
+                     "holds no tokenizer: give token ids (.npy, .u16, .u32) in place of text");
   }
   return make_gguf_tokenizer(file, *description);
 }

@@ -71,7 +71,8 @@ struct attention_gradient {
 };
 
 // The backward pass of attend, by the same blocks: the probabilities are computed again (`out` of
-// the head is not used). 10·queries·keys·head_dim flops; scratch grows to two blocks of scores, three with a cap.
+// the head is not used). 10·queries·keys·head_dim flops; scratch grows to two blocks of scores,
+// three with a cap.
 void attend_back(const attention_head& head, const attention_gradient& gradient,
                  float_buffer& scratch);
 

@@ -30,8 +30,8 @@ constexpr std::uint64_t first_label_stream = std::uint64_t{1} << 63;
 // Floats of the buffers a token, without those of factored matrices.
 std::int64_t backward_row_floats(const model_config& config) {
   const std::int64_t heads = (config.heads + config.kv_heads) * config.head_dim;
-  const std::int64_t forward = (config.post_norms ? 4 : 2) * config.hidden_size + 2 * heads +
-                               2 * config.intermediate_size;
+  const std::int64_t forward =
+      (config.post_norms ? 4 : 2) * config.hidden_size + 2 * heads + 2 * config.intermediate_size;
   const std::int64_t kept =
       config.hidden_size + (config.qk_norm ? heads : 0) + config.intermediate_size;
   const std::int64_t gradients = 4 * config.hidden_size + heads +

@@ -126,8 +126,8 @@ void score(const language_model& model, forward_engine& engine, const bucket& b,
     const scored_input& input = b.inputs[i];
     for (const std::size_t c : input.continuations) {
       const std::vector<std::int32_t>& text = continuations[c].text;
-      const std::size_t first = i * static_cast<std::size_t>(b.length) + input.ids.size() -
-                                text.size();
+      const std::size_t first =
+          i * static_cast<std::size_t>(b.length) + input.ids.size() - text.size();
       const float* const states = b.hidden.data() + first * static_cast<std::size_t>(width);
       hidden.insert(hidden.end(), states,
                     states + static_cast<std::ptrdiff_t>(text.size()) * width);
@@ -196,8 +196,8 @@ continuation encode_continuation(const tokenizer& tokens, std::span<const std::i
       return ids;
     };
     const std::string stripped = alone.substr(0, size_without_space(alone));
-    result.context = stripped.empty() ? std::vector(prefix.begin(), prefix.end())
-                                      : encoded(stripped);
+    result.context =
+        stripped.empty() ? std::vector(prefix.begin(), prefix.end()) : encoded(stripped);
     std::vector<std::int32_t> ids = encoded(whole);
     const std::size_t cut = std::min(result.context.size(), ids.size());
     result.text.assign(ids.begin() + static_cast<std::ptrdiff_t>(cut), ids.end());

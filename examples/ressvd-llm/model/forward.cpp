@@ -235,12 +235,12 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
     activate(config_.activation, gated ? work.up.data() + at : nullptr, activated.data() + at,
              elements);
   });
-  if (work.output)
-    add_output(projection::down, activated, weights.mlp_post_norm, work.mlp_output);
+  if (work.output) add_output(projection::down, activated, weights.mlp_post_norm, work.mlp_output);
 }
 
 void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::int64_t first,
-                             std::int64_t window, const layer_cache* cache, layer_buffers& work) const {
+                             std::int64_t window, const layer_cache* cache,
+                             layer_buffers& work) const {
   const std::int64_t head_dim = config_.head_dim;
   const std::int64_t q_width = config_.heads * head_dim;
   const std::int64_t kv_width = config_.kv_heads * head_dim;

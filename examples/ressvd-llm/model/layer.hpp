@@ -63,7 +63,7 @@ struct layer_weights {
   norm_weights mlp_norm;            // before gate, up
   norm_weights attention_post_norm; // of what o gives, or empty
   norm_weights mlp_post_norm;       // of what down gives
-  std::vector<float> q_norm;   // head_dim, or empty
+  std::vector<float> q_norm;        // head_dim, or empty
   std::vector<float> k_norm;
   bool full_attention = false; // although the config has a sliding window
 

@@ -45,7 +45,8 @@ gguf_tokenizer of_sentencepiece(const std::filesystem::path& file, const model_c
 }
 
 gguf_tokenizer read_tokenizer(const std::filesystem::path& directory, const model_config& config) {
-  if (config.byte_tokens) throw file_error(directory, "its tokens are bytes, which GGUF cannot say");
+  if (config.byte_tokens)
+    throw file_error(directory, "its tokens are bytes, which GGUF cannot say");
   std::error_code ignored;
   if (std::filesystem::exists(directory / "tokenizer.model", ignored))
     return of_sentencepiece(file_inside(directory, "tokenizer.model"), config);

@@ -458,8 +458,9 @@ gguf_tokenizer gguf_tokenizer_of_json(const std::filesystem::path& file, std::st
     add(entry.id, entry.token, gguf_token_kind::normal);
   for (const added_token& token : parts.added) {
     if (token.single_word || token.lstrip || token.rstrip) {
-      throw file_error(file, "the added token '" + printable(token.content) +
-                                 "' takes white space along or stands alone, which GGUF cannot say");
+      throw file_error(file,
+                       "the added token '" + printable(token.content) +
+                           "' takes white space along or stands alone, which GGUF cannot say");
     }
     add(token.id, token.content,
         token.special ? gguf_token_kind::control : gguf_token_kind::user_defined);

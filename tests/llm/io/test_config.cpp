@@ -235,7 +235,8 @@ TEST_CASE("Gemma's norms, caps, scales and windows are read", "[config]") {
   CHECK(config.sliding_window == 4096);
   CHECK(config.full_attention == std::vector<bool>{false, true, false, true});
   CHECK(!config.local_rope);
-  config = parsed(with(with(second, "attn_logit_softcapping", nullptr), "query_pre_attn_scalar", 4));
+  config =
+      parsed(with(with(second, "attn_logit_softcapping", nullptr), "query_pre_attn_scalar", 4));
   CHECK(config.attention_cap == 0);
   CHECK(config.attention_scale == 0.5);
   CHECK(parsed(with(second, "final_logit_softcapping", nullptr)).logit_cap == 0);

@@ -117,11 +117,13 @@ struct shape {
 };
 
 // Shorter and longer than a block of queries, continued sequences, windows of all sizes.
-constexpr std::array shapes = {shape{1, 0, 0},     shape{5, 0, 0},      shape{64, 0, 0},
-                               shape{150, 0, 0},   shape{150, 0, 1},    shape{150, 0, 7},
-                               shape{150, 0, 100}, shape{150, 0, 1000}, shape{1, 90, 0},
-                               shape{1, 90, 20},   shape{70, 33, 0},    shape{70, 33, 40},
-                               shape{150, 0, 0, 0.2}, shape{150, 0, 0, 0.2, 1.5},
+constexpr std::array shapes = {shape{1, 0, 0},           shape{5, 0, 0},
+                               shape{64, 0, 0},          shape{150, 0, 0},
+                               shape{150, 0, 1},         shape{150, 0, 7},
+                               shape{150, 0, 100},       shape{150, 0, 1000},
+                               shape{1, 90, 0},          shape{1, 90, 20},
+                               shape{70, 33, 0},         shape{70, 33, 40},
+                               shape{150, 0, 0, 0.2},    shape{150, 0, 0, 0.2, 1.5},
                                shape{70, 33, 40, 0, 0.7}};
 
 } // namespace

@@ -24,8 +24,7 @@ using id_list = std::vector<std::int32_t>;
 
 // Σ log p of the tokens from `first` on, each from the logits before it.
 double by_hand(const language_model& model, const id_list& ids, std::size_t first) {
-  const std::vector<float> logits =
-      testing::run(model, ids, static_cast<std::int64_t>(ids.size()));
+  const std::vector<float> logits = testing::run(model, ids, static_cast<std::int64_t>(ids.size()));
   const auto vocab = static_cast<std::size_t>(model.config().vocab);
   double sum = 0;
   for (std::size_t i = first; i < ids.size(); ++i) {
@@ -101,8 +100,7 @@ TEST_CASE("continuations are scored by the logits before their tokens", "[choice
     REQUIRE(sums.size() == all.size());
     for (std::size_t i = 0; i < all.size(); ++i) {
       INFO(i);
-      CHECK(sums[i] ==
-            Approx(by_hand(model, joined(all[i]), all[i].context.size())).epsilon(1e-5));
+      CHECK(sums[i] == Approx(by_hand(model, joined(all[i]), all[i].context.size())).epsilon(1e-5));
     }
     // However few fit at a time.
     choice_options options{.max_length = f.config.max_positions};
@@ -121,8 +119,7 @@ TEST_CASE("what the model does not reach is left out at the beginning", "[choice
   const auto sums = log_probabilities(model, engine, std::vector{whole}, {.max_length = 10});
   // The last token is no input: ten of the others are left.
   const id_list ids = joined(whole);
-  CHECK(sums[0] ==
-        Approx(by_hand(model, {ids.end() - 11, ids.end()}, 8)).epsilon(1e-5));
+  CHECK(sums[0] == Approx(by_hand(model, {ids.end() - 11, ids.end()}, 8)).epsilon(1e-5));
   CHECK_THROWS_AS(log_probabilities(model, engine, std::vector{whole}, {.max_length = 2}),
                   std::invalid_argument);
   CHECK_THROWS_AS(log_probabilities(model, engine, std::vector{continuation{{}, {1}}}),
@@ -155,8 +152,8 @@ TEST_CASE("context and continuation are encoded as one text", "[choices]") {
 }
 
 TEST_CASE("sentencepiece encodes a context with its line breaks", "[choices]") {
-  const auto pieces = sentencepiece_tokenizer(std::filesystem::path(RESSVD_LLM_FIXTURES) /
-                                              "tokenizer.model");
+  const auto pieces =
+      sentencepiece_tokenizer(std::filesystem::path(RESSVD_LLM_FIXTURES) / "tokenizer.model");
   CHECK(pieces->encode_whole("the rank") == pieces->encode("the rank"));
   CHECK(pieces->decode(pieces->encode_whole("the\nrank")) == "the\nrank");
   CHECK(pieces->decode(pieces->encode("the\nrank")) != "the\nrank");

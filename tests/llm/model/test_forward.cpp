@@ -208,8 +208,8 @@ TEST_CASE("an observer sees the inputs that the linear layers use") {
         inner[i] *= f.config.activation == activation_kind::silu
                         ? gate[i] / (1.0f + std::exp(-gate[i]))
                         : 0.5f * gate[i] *
-                              (1.0f + std::tanh(0.79788456f *
-                                                (gate[i] + 0.044715f * gate[i] * gate[i] * gate[i])));
+                              (1.0f + std::tanh(0.79788456f * (gate[i] + 0.044715f * gate[i] *
+                                                                             gate[i] * gate[i])));
     }
     CHECK(relative_error(seen[3].x, inner) < rounding);
     CHECK(relative_error(hidden, add(middle, output(projection::down, layer.mlp_post_norm))) <

@@ -62,9 +62,7 @@ TEST_CASE("a tokenizer comes along, and its texts stay the same", "[gguf]") {
         {"vocab", vocabulary},
         {"merges", nlohmann::json::array({nlohmann::json::array({"t", "h"})})}}},
       {"decoder", {{"type", "ByteLevel"}}}};
-  const auto write_tokenizer = [&] {
-    llm_test::write(model / "tokenizer.json", content.dump());
-  };
+  const auto write_tokenizer = [&] { llm_test::write(model / "tokenizer.json", content.dump()); };
   write_tokenizer();
   llm_test::write(dir / "text.txt", "the other thing that they thought was there and then thrown");
   const auto report_of = [&](const std::filesystem::path& path) {
@@ -89,8 +87,8 @@ TEST_CASE("a tokenizer comes along, and its texts stay the same", "[gguf]") {
   CHECK(bare.status == 0);
   CHECK_THAT(bare.out, contains_text("without a tokenizer"));
   CHECK_THAT(bare.err, contains_text("tokenizer.json: is not byte-level BPE"));
-  const outcome refused = run_command({"perplexity", (dir / "bare.gguf").string(), "--text",
-                                       (dir / "text.txt").string()});
+  const outcome refused = run_command(
+      {"perplexity", (dir / "bare.gguf").string(), "--text", (dir / "text.txt").string()});
   CHECK(refused.status == 2);
   CHECK_THAT(refused.err, contains_text("bare.gguf: holds no tokenizer: give token ids"));
 }
