@@ -9,6 +9,7 @@
 
 #include "io/error.hpp"
 #include "tokenizer/text_tokenizer.hpp"
+#include "tokenizer/utf8.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -25,6 +26,9 @@ tokenizer_parts common_parts(const gguf_tokenizer& description) {
   for (std::size_t i = 0; i < description.tokens.size(); ++i) {
     const std::string& token = description.tokens[i];
     const auto id = static_cast<std::int32_t>(i);
+    if (!is_utf8(token)) {
+      throw std::invalid_argument("the text of token " + std::to_string(i) + " is not UTF-8");
+    }
     parts.model.vocabulary.push_back({token, id});
     const gguf_token_kind kind = kind_of(description, i);
     const bool special = kind == gguf_token_kind::control || kind == gguf_token_kind::unknown;

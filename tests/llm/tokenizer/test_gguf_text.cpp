@@ -196,6 +196,9 @@ TEST_CASE("tokenizers of GGUF that cannot be had are refused by name", "[gguf][t
   d.tokens[1] = "a";
   refused(d, "the token 'a' occurs twice");
   d = small_byte_level();
+  d.tokens[1] = "b\xe2\x96";
+  refused(d, "the text of token 1 is not UTF-8");
+  d = small_byte_level();
   d.tokens[3] = "";
   refused(d, "an added token is empty");
   d = small_byte_level();
