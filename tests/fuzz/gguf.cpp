@@ -15,6 +15,7 @@
 #include "io/gguf_model.hpp"
 #include "io/gguf_tokenizer.hpp"
 #include "io/tensor.hpp"
+#include "tokenizer/gguf_text.hpp"
 
 namespace {
 
@@ -53,7 +54,12 @@ void read_all(const std::uint8_t* data, std::size_t size) {
     may_refuse([&] { file.metadata.integers(value.key); });
     may_refuse([&] { file.metadata.numbers(value.key); });
   }
-  may_refuse([&] { ressvd_llm::read_gguf_tokenizer(file.metadata); });
+  may_refuse([&] {
+    const auto found = ressvd_llm::read_gguf_tokenizer(file.metadata);
+    if (!found) return;
+    const auto tokenizer = ressvd_llm::make_gguf_tokenizer("x.gguf", *found);
+    tokenizer->decode(tokenizer->encode("a text, <s>and 2\xe2\x96\n"));
+  });
   may_refuse([&] {
     const auto config = ressvd_llm::parse_config("x.gguf", ressvd_llm::config_text_of(file));
     fuzz::require(config.layers > 0 && config.head_dim > 0);

@@ -80,7 +80,8 @@ class factored_checkpoints(unittest.TestCase):
                                                       dtype=torch.float32)
         windows = ids.reshape(2, -1)
         self.assertTrue(torch.equal(model(windows).logits, remote(windows).logits))
-        for attention in ("eager", "sdpa"):
+        # Soft caps are for eager attention alone.
+        for attention in ("eager",) if family == "gemma2" else ("eager", "sdpa"):
             other = load(output, dtype=torch.float32, attn_implementation=attention)
             torch.testing.assert_close(other(windows).logits, model(windows).logits, rtol=1e-4,
                                        atol=1e-4)

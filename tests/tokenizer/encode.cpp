@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// encode TOKENIZER.JSON: reads JSON texts, one a line, and prints for each its ids and what these
-// are decoded to, also as JSON. For test_tokenizer.py.
+// encode TOKENIZER.JSON or MODEL.GGUF: reads JSON texts, one a line, and prints for each its ids
+// and what these are decoded to, also as JSON. For test_tokenizer.py.
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -15,7 +16,9 @@
 int main(int count, char** arguments) {
   if (count != 2) return 2;
   try {
-    const auto tokenizer = ressvd_llm::json_tokenizer(arguments[1]);
+    const std::filesystem::path file = arguments[1];
+    const auto tokenizer = file.extension() == ".gguf" ? ressvd_llm::gguf_file_tokenizer(file)
+                                                       : ressvd_llm::json_tokenizer(file);
     std::string line;
     while (std::getline(std::cin, line)) {
       const auto value = nlohmann::json::parse(line);

@@ -22,10 +22,11 @@ void run(const compress_options& options) {
   checkpoint_writer writer(options.output, options.model, {.gguf = true});
   write_converted(writer, model, options);
   writer.commit();
-  std::printf(
-      "%s: %llu bytes%s\n", options.output.string().c_str(),
-      static_cast<unsigned long long>(std::filesystem::file_size(options.output)),
-      has_gguf_tokenizer(options) ? "" : ", without a tokenizer: it reads and writes token ids");
+  std::printf("%s: %llu bytes%s\n", options.output.string().c_str(),
+              static_cast<unsigned long long>(std::filesystem::file_size(options.output)),
+              has_gguf_tokenizer(options.output)
+                  ? ""
+                  : ", without a tokenizer: it reads and writes token ids");
 }
 
 } // namespace

@@ -37,15 +37,6 @@ struct generate_command {
   std::filesystem::path json;
 };
 
-// What prompts of this model begin with, as its tokenizer says, otherwise its beginning-of-sequence
-// token. Qwen's tokenizers add none, and with bytes for tokens everything is text.
-std::vector<std::int32_t> prompt_prefix(const model_config& config, const tokenizer& text) {
-  if (const auto prefix = text.prompt_prefix()) return *prefix;
-  const bool bos = config.bos && !config.byte_tokens && config.family != model_family::qwen2 &&
-                   config.family != model_family::qwen3;
-  return bos ? std::vector{*config.bos} : std::vector<std::int32_t>();
-}
-
 std::vector<std::int32_t> read_prompt(const generate_command& line, const model_config& config,
                                       const tokenizer* text) {
   if (text == nullptr) {

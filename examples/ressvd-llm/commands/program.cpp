@@ -13,6 +13,7 @@
 #include <CLI/CLI.hpp>
 #include <ressvd/version.hpp>
 
+#include "commands/choices.hpp"
 #include "commands/compare.hpp"
 #include "commands/compress.hpp"
 #include "commands/convert.hpp"
@@ -69,6 +70,7 @@ int run_program(int argc, const char* const* argv) {
   add_convert(app);
   add_correct(app);
   add_perplexity(app);
+  add_choices(app);
   add_compare(app);
   add_generate(app);
   add_inspect(app);

@@ -386,7 +386,8 @@ compression_report compress(const compress_options& options) {
   const checkpoint written = checkpoint::open(options.output);
   report.parameters = count_parameters(written, model.config());
   report.bytes = written.file_bytes();
-  report.without_tokenizer = options.format == output_format::gguf && !has_gguf_tokenizer(options);
+  report.without_tokenizer =
+      options.format == output_format::gguf && !has_gguf_tokenizer(options.output);
   report.memory.peak = peak_memory();
   if (report.fallbacks.count > 0) {
     std::fprintf(stderr, "%lld decompositions by a second routine, the last: %s\n",

@@ -97,7 +97,7 @@ std::vector<text_figures> evaluate_correction(const language_model& original,
 
 correction_report correct(const correct_options& options) {
   compress_options run = options.run;
-  run.form = ressvd::factored_form::pair; // as adapters are
+  run.form = ressvd::factored_form::pair; // what adapters are
   const language_model original = language_model::open(run.model);
   const language_model base = language_model::open(options.base);
   require_same_model(options, original, base);

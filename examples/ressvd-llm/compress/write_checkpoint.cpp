@@ -3,16 +3,20 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <set>
 #include <utility>
+#include <variant>
 
 #include <nlohmann/json.hpp>
 
 #include "io/checkpoint.hpp"
 #include "io/config.hpp"
 #include "io/gguf_model.hpp"
+#include "io/gguf_tokenizer.hpp"
 #include "io/mapped_file.hpp"
 #include "model/attention.hpp"
+#include "tokenizer/gguf_from_directory.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -111,6 +115,16 @@ bool belongs_to_gguf(const language_model& model, const std::string& name) {
   return is_gguf(model.source().path()) || gguf_name(name) != name;
 }
 
+// Phi-3 whose fused matrices are apart.
+void describe_as_mistral(const model_config& config, nlohmann::ordered_json& json) {
+  json["architectures"] = {"MistralForCausalLM"};
+  json["model_type"] = "mistral";
+  json["num_key_value_heads"] = config.kv_heads;
+  json["sliding_window"] = nullptr;
+  if (config.sliding_window) json["sliding_window"] = *config.sliding_window;
+  json.erase("auto_map");
+}
+
 // llama.cpp's numbers for the type of most matrices.
 std::uint32_t file_type(dtype type) {
   switch (type) {
@@ -141,7 +155,13 @@ gguf_pairs pairs_of(const language_model& model, const compress_options& options
     }
   } else {
     pairs = describe_for_gguf(model.config());
-    pairs.text("tokenizer.ggml.model", "none");
+    const auto found = gguf_tokenizer_of(options.model, model.config());
+    if (const auto* const tokenizer = std::get_if<gguf_tokenizer>(&found)) {
+      add_tokenizer(*tokenizer, pairs);
+    } else {
+      std::fprintf(stderr, "without a tokenizer: %s\n", std::get<std::string>(found).c_str());
+      pairs.text("tokenizer.ggml.model", "none");
+    }
   }
   if (options.type) {
     pairs.u32("general.file_type", file_type(*options.type));
@@ -274,6 +294,7 @@ void write_description(checkpoint_writer& writer, const language_model& model,
       }
     }
   }
+  if (config.family == model_family::phi3) describe_as_mistral(config, json);
   json["ressvd"] = to_json(info);
   writer.add_file("config.json", json.dump(2) + "\n");
   for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json",
@@ -309,11 +330,9 @@ void write_converted(checkpoint_writer& writer, const language_model& model,
   writer.describe(pairs_of(model, options, info));
 }
 
-bool has_gguf_tokenizer(const compress_options& options) {
-  if (!is_gguf(options.model)) return false;
-  const mapped_file original(options.model);
-  return read_gguf(options.model, original.bytes()).metadata.find("tokenizer.ggml.tokens") !=
-         nullptr;
+bool has_gguf_tokenizer(const std::filesystem::path& file) {
+  const mapped_file mapping(file);
+  return read_gguf(file, mapping.bytes()).metadata.find("tokenizer.ggml.tokens") != nullptr;
 }
 
 } // namespace ressvd_llm

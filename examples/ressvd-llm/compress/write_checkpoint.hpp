@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 
 #include "compress/model_ranks.hpp"
 #include "compress/options.hpp"
@@ -31,7 +32,6 @@ void write_description(checkpoint_writer& writer, const language_model& model,
 void write_converted(checkpoint_writer& writer, const language_model& model,
                      const compress_options& options);
 
-// Whether a GGUF file made of the model has a tokenizer: the original's, where that is a GGUF file.
-bool has_gguf_tokenizer(const compress_options& options);
+bool has_gguf_tokenizer(const std::filesystem::path& file);
 
 } // namespace ressvd_llm

@@ -107,6 +107,68 @@ struct checkpoint::contents {
     }
   }
 
+  // Takes the rows of a matrix apart, under names that take the place of its last component.
+  struct part {
+    const char* module;
+    std::int64_t rows;
+  };
+  void split(const std::string& name, const std::vector<part>& parts) {
+    const auto node = tensors.extract(name);
+    const entry& whole = node.mapped();
+    const tensor_view& view = whole.view;
+    std::int64_t rows = 0;
+    for (const part& p : parts)
+      rows += p.rows;
+    if (view.shape.size() > 2 || view.shape.empty() || view.rows() != rows) {
+      throw file_error(shards[whole.shard].file, name,
+                       "shape " + to_string(view.shape) + " where " + std::to_string(rows) +
+                           " rows are expected");
+    }
+    const std::size_t module_end = name.rfind('.');
+    const std::size_t module_begin = name.rfind('.', module_end - 1) + 1;
+    const std::size_t row_bytes = whole.data.size() / static_cast<std::size_t>(rows);
+    std::size_t at = 0;
+    for (const part& p : parts) {
+      entry piece = whole;
+      piece.view.name = name.substr(0, module_begin) + p.module + name.substr(module_end);
+      piece.view.shape[0] = p.rows;
+      const std::size_t bytes = static_cast<std::size_t>(p.rows) * row_bytes;
+      piece.data = whole.data.subspan(at, bytes);
+      piece.view.data = piece.data.data();
+      at += bytes;
+      const std::string piece_name = piece.view.name;
+      if (!tensors.try_emplace(piece_name, std::move(piece)).second) {
+        throw file_error(shards[whole.shard].file, piece_name,
+                         "stands beside tensor " + printable(name));
+      }
+    }
+  }
+
+  // Phi-3 stores q, k and v as one matrix, and gate and up.
+  void split_fused() {
+    const auto is_qkv = [](std::string_view name) { return name.ends_with(".qkv_proj.weight"); };
+    const auto is_inner = [](std::string_view name) {
+      return name.ends_with(".gate_up_proj.weight");
+    };
+    std::vector<std::string> fused;
+    for (const auto& [name, stored] : tensors) {
+      if (is_qkv(name) || is_inner(name)) fused.push_back(name);
+    }
+    if (fused.empty()) return;
+    const model_config config = read_config(path);
+    if (config.family != model_family::phi3) return;
+    const std::int64_t q_rows = config.heads * config.head_dim;
+    const std::int64_t kv_rows = config.kv_heads * config.head_dim;
+    for (const std::string& name : fused) {
+      if (is_qkv(name)) {
+        split(name, {{"q_proj", q_rows}, {"k_proj", kv_rows}, {"v_proj", kv_rows}});
+      } else {
+        split(name,
+              {{"gate_proj", config.intermediate_size}, {"up_proj", config.intermediate_size}});
+      }
+    }
+  }
+
   const entry& at(std::string_view name) const {
     const auto found = tensors.find(name);
     if (found == tensors.end()) throw file_error(path, name, "missing");
@@ -123,8 +185,10 @@ checkpoint checkpoint::open(const std::filesystem::path& model) {
     data->add_gguf(model);
   } else if (present(model / single_name)) {
     data->add_shard(file_inside(model, single_name));
+    data->split_fused();
   } else if (present(model / index_name)) {
     data->add_index(file_inside(model, index_name));
+    data->split_fused();
   } else if (!present(model)) {
     throw file_error(model, "no such directory or file");
   } else {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <utility>
 
@@ -30,6 +31,9 @@ constexpr std::array architectures{
     architecture{"OPTForCausalLM", model_family::opt},
     architecture{"Qwen2ForCausalLM", model_family::qwen2},
     architecture{"Qwen3ForCausalLM", model_family::qwen3},
+    architecture{"Gemma2ForCausalLM", model_family::gemma2},
+    architecture{"Gemma3ForCausalLM", model_family::gemma3},
+    architecture{"Phi3ForCausalLM", model_family::phi3},
 };
 
 // One JSON object of the file with checked access. A key with the value null counts as absent.
@@ -178,13 +182,10 @@ void read_rope_factors(const json_object& scaling, rope_config& rope) {
   rope.scaling = rope_scaling::factors;
 }
 
-rope_config read_rope(const json_object& json) {
+// `key` is the object that describes the embedding, where there is one.
+rope_config read_rope(const json_object& json, const char* key, double theta) {
   rope_config rope;
-  rope.theta = json.positive("rope_theta", rope.theta);
-  const char* const key = json.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
-  if (json.positive("partial_rotary_factor", 1.0) != 1.0) {
-    json.unsupported("a partial rotary embedding");
-  }
+  rope.theta = theta;
   if (!json.has(key)) return rope;
 
   const json_object scaling = json.object(key);
@@ -218,36 +219,96 @@ rope_config read_rope(const json_object& json) {
   return rope;
 }
 
-// How many layers attend within a window only: the list of layer types where there is one,
-// otherwise each family's own keys and defaults.
-std::int64_t count_windowed_layers(const json_object& json, const model_config& config) {
-  if (config.family == model_family::llama || config.family == model_family::opt) return 0;
+rope_config read_rope(const json_object& json) {
+  if (json.positive("partial_rotary_factor", 1.0) != 1.0) {
+    json.unsupported("a partial rotary embedding");
+  }
+  return read_rope(json, json.has("rope_parameters") ? "rope_parameters" : "rope_scaling",
+                   json.positive("rope_theta", 10000.0));
+}
+
+// Which layers attend within a window only: the list of layer types where there is one, otherwise
+// each family's own keys and defaults.
+std::vector<bool> read_windowed_layers(const json_object& json, const model_config& config) {
+  std::vector<bool> windowed(static_cast<std::size_t>(config.layers), false);
+  if (config.family == model_family::llama || config.family == model_family::opt) return windowed;
   if (json.has("layer_types")) {
     const nlohmann::json& types = json.required("layer_types");
-    std::int64_t windowed = 0;
-    for (const nlohmann::json& type : types) {
-      if (type == "sliding_attention") {
-        ++windowed;
-      } else if (type != "full_attention") {
+    if (!types.is_array() || types.size() != windowed.size()) {
+      json.fail("layer_types", "is not a list of num_hidden_layers names");
+    }
+    for (std::size_t i = 0; i < windowed.size(); ++i) {
+      windowed[i] = types[i] == "sliding_attention";
+      if (!windowed[i] && types[i] != "full_attention") {
         json.unsupported("a layer type other than full and sliding attention");
       }
     }
-    if (!types.is_array() || types.size() != static_cast<std::size_t>(config.layers)) {
-      json.fail("layer_types", "is not a list of num_hidden_layers names");
-    }
     return windowed;
   }
-  if (config.family == model_family::mistral) return config.layers;
-  if (!json.flag("use_sliding_window", false)) return 0;
-  return std::max(config.layers - json.count("max_window_layers", 28), std::int64_t{0});
+  std::int64_t full = 0;    // layers before the first that can be windowed
+  std::int64_t pattern = 0; // every so many-th one is full, too
+  if (config.family == model_family::gemma2) {
+    pattern = 2;
+  } else if (config.family == model_family::gemma3) {
+    pattern = json.extent("sliding_window_pattern", 6);
+  } else if (config.family == model_family::phi3) {
+    full = json.has("sliding_window") ? 0 : config.layers;
+  } else if (config.family != model_family::mistral) {
+    full = json.flag("use_sliding_window", false) ? json.count("max_window_layers", 28)
+                                                  : config.layers;
+  }
+  for (std::int64_t i = full; i < config.layers; ++i)
+    windowed[static_cast<std::size_t>(i)] = pattern == 0 || (i + 1) % pattern != 0;
+  return windowed;
 }
 
 void read_sliding_window(const json_object& json, const nlohmann::json& raw, model_config& config) {
-  const std::int64_t windowed = count_windowed_layers(json, config);
+  std::vector<bool> windowed = read_windowed_layers(json, config);
   const bool disabled = raw.contains("sliding_window") && raw["sliding_window"].is_null();
-  if (windowed == 0 || disabled) return;
-  if (windowed < config.layers) json.unsupported("a mixture of full and sliding-window attention");
+  if (disabled || std::ranges::none_of(windowed, std::identity())) return;
   config.sliding_window = json.extent("sliding_window", 4096);
+  if (std::ranges::all_of(windowed, std::identity())) return;
+  windowed.flip();
+  config.full_attention = std::move(windowed);
+}
+
+// A soft cap of so much, unless the file has another or none.
+double read_cap(const json_object& json, const nlohmann::json& raw, const char* key,
+                double otherwise) {
+  return raw.contains(key) && raw[key].is_null() ? 0.0 : json.positive(key, otherwise);
+}
+
+void read_gemma(const json_object& json, const nlohmann::json& raw, model_config& config) {
+  const bool second = config.family == model_family::gemma2;
+  config.intermediate_size = json.extent("intermediate_size");
+  config.kv_heads = json.extent("num_key_value_heads");
+  config.norm_eps = json.positive("rms_norm_eps", 1e-6);
+  config.activation = read_activation(json, "hidden_activation", "gelu_pytorch_tanh");
+  config.tied_embeddings = json.flag("tie_word_embeddings", true);
+  config.qkv_bias = config.o_bias = json.flag("attention_bias", false);
+  config.qk_norm = !second;
+  config.attention_scale = 1.0 / std::sqrt(json.positive("query_pre_attn_scalar", 256.0));
+  config.attention_cap = second ? read_cap(json, raw, "attn_logit_softcapping", 50.0)
+                                : json.positive("attn_logit_softcapping", 0.0);
+  config.logit_cap = second ? read_cap(json, raw, "final_logit_softcapping", 30.0)
+                            : json.positive("final_logit_softcapping", 0.0);
+  config.embedding_scale = std::sqrt(static_cast<double>(config.hidden_size));
+  config.norms_around_zero = true;
+  config.post_norms = true;
+  if (json.flag("use_bidirectional_attention", false)) json.unsupported("bidirectional attention");
+  if (second) {
+    config.rope = read_rope(json);
+    return;
+  }
+  if (json.has("rope_parameters")) {
+    const json_object ropes = json.object("rope_parameters");
+    config.rope = read_rope(ropes, "full_attention", 1'000'000.0);
+    config.local_rope = read_rope(ropes, "sliding_attention", 10'000.0);
+  } else {
+    config.rope = read_rope(json, "rope_scaling", json.positive("rope_theta", 1'000'000.0));
+    config.local_rope = rope_config{};
+    config.local_rope->theta = json.positive("rope_local_base_freq", 10'000.0);
+  }
 }
 
 void read_opt(const json_object& json, model_config& config) {
@@ -269,7 +330,7 @@ void read_opt(const json_object& json, model_config& config) {
 
 void read_llama_like(const json_object& json, model_config& config) {
   config.intermediate_size = json.extent("intermediate_size");
-  config.kv_heads = config.family == model_family::llama
+  config.kv_heads = config.family == model_family::llama || config.family == model_family::phi3
                         ? json.extent("num_key_value_heads", config.heads)
                         : json.extent("num_key_value_heads");
   config.norm_eps = json.positive("rms_norm_eps");
@@ -289,14 +350,16 @@ void read_llama_like(const json_object& json, model_config& config) {
       config.qk_norm = true;
       break;
     case model_family::mistral:
-    case model_family::opt:
+    default:
       break;
   }
 }
 
 void read_heads(const json_object& json, model_config& config) {
-  if (config.family == model_family::qwen3 ||
-      (config.family != model_family::opt && json.has("head_dim"))) {
+  if (config.family == model_family::gemma2 || config.family == model_family::gemma3) {
+    config.head_dim = json.extent("head_dim", 256);
+  } else if (config.family == model_family::qwen3 ||
+             (config.family != model_family::opt && json.has("head_dim"))) {
     config.head_dim = json.extent("head_dim");
   } else if (config.hidden_size % config.heads == 0) {
     config.head_dim = config.hidden_size / config.heads;
@@ -389,6 +452,12 @@ std::string_view name_of(model_family family) {
       return "qwen2";
     case model_family::qwen3:
       return "qwen3";
+    case model_family::gemma2:
+      return "gemma2";
+    case model_family::gemma3:
+      return "gemma3";
+    case model_family::phi3:
+      return "phi3";
   }
   return "";
 }
@@ -418,6 +487,8 @@ model_config parse_config(const std::filesystem::path& file, std::string text) {
   config.max_positions = json.extent("max_position_embeddings");
   if (config.family == model_family::opt) {
     read_opt(json, config);
+  } else if (config.family == model_family::gemma2 || config.family == model_family::gemma3) {
+    read_gemma(json, raw, config);
   } else {
     read_llama_like(json, config);
   }

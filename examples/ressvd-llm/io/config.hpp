@@ -15,7 +15,7 @@
 
 namespace ressvd_llm {
 
-enum class model_family { llama, mistral, opt, qwen2, qwen3 };
+enum class model_family { llama, mistral, opt, qwen2, qwen3, gemma2, gemma3, phi3 };
 enum class activation_kind { silu, relu, gelu, gelu_tanh };
 enum class rope_scaling { none, linear, llama3, factors };
 
@@ -53,12 +53,21 @@ struct model_config {
   std::int64_t max_positions = 0; // OPT: the position table has two rows more
   double norm_eps = 0.0;
   rope_config rope;
-  std::optional<std::int64_t> sliding_window; // of every layer; absent: full attention
-  bool tied_embeddings = false;               // the head is the embedding
-  bool qkv_bias = false;                      // q, k and v projections carry a bias
-  bool o_bias = false;                        // so does the output projection
-  bool mlp_bias = false;                      // so do the matrices of the MLP
-  bool qk_norm = false;                       // RMS norm of every head of q and k before RoPE
+  std::optional<rope_config> local_rope;      // of layers with a sliding window; absent: rope
+  std::optional<std::int64_t> sliding_window; // absent: full attention
+  std::vector<bool>
+      full_attention;             // layers without the window; empty: all have it, if there is one
+  double attention_scale = 0.0;   // of scores; 0: 1/√head_dim
+  double attention_cap = 0.0;     // c of c·tanh(score/c); 0: none
+  double logit_cap = 0.0;         // of logits
+  double embedding_scale = 1.0;   // of embeddings on their way into the first layer
+  bool norms_around_zero = false; // norms multiply by 1 + their weights
+  bool post_norms = false;        // norms behind attention and MLP as well
+  bool tied_embeddings = false;   // the head is the embedding
+  bool qkv_bias = false;          // q, k and v projections carry a bias
+  bool o_bias = false;            // so does the output projection
+  bool mlp_bias = false;          // so do the matrices of the MLP
+  bool qk_norm = false;           // RMS norm of every head of q and k before RoPE
   activation_kind activation = activation_kind::silu;
   bool byte_tokens = false; // "tokenizer": "bytes"
   std::optional<std::int32_t> bos;

@@ -482,6 +482,30 @@ void gguf_pairs::flag(std::string_view key, bool value) {
   append(bytes_, static_cast<std::uint8_t>(value));
 }
 
+void gguf_pairs::begin_array(std::string_view key, gguf_kind kind, std::size_t count) {
+  begin(key, gguf_kind::array);
+  append(bytes_, static_cast<std::uint32_t>(kind));
+  append(bytes_, static_cast<std::uint64_t>(count));
+}
+
+void gguf_pairs::texts(std::string_view key, std::span<const std::string> values) {
+  begin_array(key, gguf_kind::text, values.size());
+  for (const std::string& value : values)
+    append_text(bytes_, value);
+}
+
+void gguf_pairs::integers(std::string_view key, std::span<const std::int32_t> values) {
+  begin_array(key, gguf_kind::i32, values.size());
+  for (const std::int32_t value : values)
+    append(bytes_, value);
+}
+
+void gguf_pairs::numbers(std::string_view key, std::span<const float> values) {
+  begin_array(key, gguf_kind::f32, values.size());
+  for (const float value : values)
+    append(bytes_, value);
+}
+
 void gguf_pairs::copy(const gguf_value& value) {
   bytes_.append(reinterpret_cast<const char*>(value.pair.data()), value.pair.size());
   ++count_;

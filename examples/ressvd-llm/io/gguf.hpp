@@ -101,6 +101,9 @@ class gguf_pairs {
   void u32(std::string_view key, std::uint32_t value);
   void f32(std::string_view key, float value);
   void flag(std::string_view key, bool value);
+  void texts(std::string_view key, std::span<const std::string> values);
+  void integers(std::string_view key, std::span<const std::int32_t> values);
+  void numbers(std::string_view key, std::span<const float> values);
   // As it is in another file.
   void copy(const gguf_value& value);
 
@@ -109,6 +112,7 @@ class gguf_pairs {
 
  private:
   void begin(std::string_view key, gguf_kind kind);
+  void begin_array(std::string_view key, gguf_kind kind, std::size_t count);
 
   std::uint64_t count_ = 0;
   std::string bytes_;

@@ -264,6 +264,12 @@ class config_maker {
   std::int64_t head_dim_ = 0;
 };
 
+// Phi-3 without its fused matrices is one, too.
+bool is_llama_in_gguf(model_family family) {
+  return family == model_family::llama || family == model_family::mistral ||
+         family == model_family::phi3;
+}
+
 std::uint32_t as_u32(std::int64_t value) {
   return static_cast<std::uint32_t>(value); // config.json's numbers are below 2^31
 }
@@ -285,7 +291,7 @@ std::string gguf_name(std::string_view checkpoint_name) {
 }
 
 std::int64_t interleaved_heads(const model_config& config, std::string_view checkpoint_name) {
-  if (config.family != model_family::llama && config.family != model_family::mistral) return 0;
+  if (!is_llama_in_gguf(config.family)) return 0;
   const std::string_view module = checkpoint_name.substr(0, checkpoint_name.rfind('.'));
   const bool rotated =
       module.ends_with(".self_attn.q_proj") || module.ends_with(".self_attn.k_proj");
@@ -296,13 +302,13 @@ std::string_view gguf_architecture(const model_config& config) {
   const auto refuse = [&](const std::string& what) {
     throw usage_error(config.file.string() + ": GGUF has no architecture for " + what);
   };
-  const model_family family =
-      config.family == model_family::mistral ? model_family::llama : config.family;
+  const model_family family = is_llama_in_gguf(config.family) ? model_family::llama : config.family;
   const auto* const found = std::find_if(supported.begin(), supported.end(),
                                          [&](const auto& a) { return a.family == family; });
   if (found == supported.end()) refuse("models of the family " + std::string(name_of(family)));
   if (family == model_family::qwen3 && config.qkv_bias) refuse("Qwen3 with biases");
   if (config.activation != activation_kind::silu) refuse("an activation other than SiLU");
+  if (!config.full_attention.empty()) refuse("a mixture of full and sliding-window attention");
   return found->gguf;
 }
 

@@ -61,4 +61,27 @@ std::optional<gguf_tokenizer> read_gguf_tokenizer(const gguf_metadata& metadata)
   return result;
 }
 
+void add_tokenizer(const gguf_tokenizer& tokenizer, gguf_pairs& pairs) {
+  pairs.text(full_key("model"), tokenizer.model);
+  pairs.text(full_key("pre"), tokenizer.pre);
+  pairs.texts(full_key("tokens"), tokenizer.tokens);
+  if (!tokenizer.scores.empty()) pairs.numbers(full_key("scores"), tokenizer.scores);
+  std::vector<std::int32_t> kinds;
+  for (const gguf_token_kind kind : tokenizer.kinds)
+    kinds.push_back(static_cast<std::int32_t>(kind));
+  if (!kinds.empty()) pairs.integers(full_key("token_type"), kinds);
+  if (!tokenizer.merges.empty()) pairs.texts(full_key("merges"), tokenizer.merges);
+  const auto id = [&](const char* name, std::optional<std::int32_t> value) {
+    if (value) pairs.u32(full_key(name), static_cast<std::uint32_t>(*value));
+  };
+  id("unknown_token_id", tokenizer.unknown);
+  id("padding_token_id", tokenizer.padding);
+  const auto flag = [&](const char* name, std::optional<bool> value) {
+    if (value) pairs.flag(full_key(name), *value);
+  };
+  flag("add_bos_token", tokenizer.add_bos);
+  flag("add_eos_token", tokenizer.add_eos);
+  flag("add_space_prefix", tokenizer.add_space_prefix);
+}
+
 } // namespace ressvd_llm

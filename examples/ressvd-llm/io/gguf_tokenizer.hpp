@@ -42,4 +42,7 @@ struct gguf_tokenizer {
 // each other, for an id outside the tokens, and for an unknown kind of token.
 std::optional<gguf_tokenizer> read_gguf_tokenizer(const gguf_metadata& metadata);
 
+// The pairs that say all of it but bos and eos, which belong to the model.
+void add_tokenizer(const gguf_tokenizer& tokenizer, gguf_pairs& pairs);
+
 } // namespace ressvd_llm

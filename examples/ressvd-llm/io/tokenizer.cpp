@@ -8,7 +8,10 @@
 
 #include "io/error.hpp"
 #include "io/gguf.hpp"
+#include "io/gguf_tokenizer.hpp"
+#include "io/mapped_file.hpp"
 #include "io/paths.hpp"
+#include "tokenizer/gguf_text.hpp"
 #include "tokenizer/tokenizer_json.hpp"
 
 namespace ressvd_llm {
@@ -23,6 +26,14 @@ void require_ids(std::span<const std::int32_t> ids, std::int64_t vocab) {
                                   " is outside the tokenizer's " + std::to_string(vocab));
     }
   }
+}
+
+void require_vocabulary(const std::filesystem::path& file, const tokenizer& model,
+                        const model_config& config) {
+  if (model.vocab() <= config.vocab) return;
+  throw file_error(file, "has " + std::to_string(model.vocab()) +
+                             " tokens, more than the model's vocabulary of " +
+                             std::to_string(config.vocab));
 }
 
 class bytes final : public tokenizer {
@@ -74,6 +85,13 @@ class sentencepiece_model final : public tokenizer {
     return text;
   }
 
+  std::vector<std::int32_t> encode_whole(std::string_view text) const override {
+    std::vector<int> ids;
+    const auto status = processor_.Encode({text.data(), text.size()}, &ids);
+    if (!status.ok()) throw std::runtime_error("sentencepiece: " + status.ToString());
+    return {ids.begin(), ids.end()};
+  }
+
   std::int64_t vocab() const override { return processor_.GetPieceSize(); }
 
  private:
@@ -94,14 +112,23 @@ std::unique_ptr<tokenizer> json_tokenizer(const std::filesystem::path& file) {
   return parse_tokenizer_json(file, read_text(file, largest_tokenizer));
 }
 
+std::unique_ptr<tokenizer> gguf_file_tokenizer(const std::filesystem::path& file) {
+  const mapped_file mapping(file);
+  const auto description = read_gguf_tokenizer(read_gguf(file, mapping.bytes()).metadata);
+  if (!description) {
+    throw file_error(file,
+                     "holds no tokenizer: give token ids (.npy, .u16, .u32) in place of text");
+  }
+  return make_gguf_tokenizer(file, *description);
+}
+
 std::unique_ptr<tokenizer> open_tokenizer(const std::filesystem::path& directory,
                                           const model_config& config) {
   if (config.byte_tokens) return byte_tokenizer();
   if (is_gguf(directory)) {
-    throw file_error(
-        directory,
-        "tokenizers of GGUF files are not supported: give token ids (.npy, .u16, .u32) "
-        "in place of text");
+    auto model = gguf_file_tokenizer(directory);
+    require_vocabulary(directory, *model, config);
+    return model;
   }
   const auto exists = [&](const char* name) {
     std::error_code ignored;
@@ -115,12 +142,15 @@ std::unique_ptr<tokenizer> open_tokenizer(const std::filesystem::path& directory
   }
   const auto file = file_inside(directory, pieces ? "tokenizer.model" : "tokenizer.json");
   auto model = pieces ? sentencepiece_tokenizer(file) : json_tokenizer(file);
-  if (model->vocab() > config.vocab) {
-    throw file_error(file, "has " + std::to_string(model->vocab()) +
-                               " tokens, more than the model's vocabulary of " +
-                               std::to_string(config.vocab));
-  }
+  require_vocabulary(file, *model, config);
   return model;
+}
+
+std::vector<std::int32_t> prompt_prefix(const model_config& config, const tokenizer& text) {
+  if (const auto prefix = text.prompt_prefix()) return *prefix;
+  const bool bos = config.bos && !config.byte_tokens && config.family != model_family::qwen2 &&
+                   config.family != model_family::qwen3;
+  return bos ? std::vector{*config.bos} : std::vector<std::int32_t>();
 }
 
 } // namespace ressvd_llm

@@ -50,7 +50,9 @@ struct query_block {
         key_begin(first_key(of.first + at)),
         keys(of.first + at + rows - key_begin),
         stride((keys + row_alignment - 1) / row_alignment * row_alignment),
-        scale(1.0f / std::sqrt(static_cast<float>(of.head_dim))) {}
+        scale(of.scale > 0 ? static_cast<float>(of.scale)
+                           : 1.0f / std::sqrt(static_cast<float>(of.head_dim))),
+        cap(static_cast<float>(of.cap)) {}
 
   std::int64_t first_key(std::int64_t position) const {
     return head.sliding_window == 0 ? 0
@@ -65,12 +67,24 @@ struct query_block {
             Eigen::OuterStride<>(head.kv_stride)};
   }
 
-  // softmax(scale·QKᵀ), rows × keys, in size() aligned floats.
-  map weights(float* memory) const {
+  // softmax(cap(scale·QKᵀ)), rows × keys, in size() aligned floats. `slopes`, where given, gets the
+  // derivatives of the capped scores by QKᵀ.
+  map weights(float* memory, float* slopes = nullptr) const {
     map scores(memory, rows, keys, Eigen::OuterStride<>(stride));
     const const_map q(head.q + start * head.q_stride, rows, head.head_dim,
                       Eigen::OuterStride<>(head.q_stride));
     scores.noalias() = q * keys_of(head.k).transpose();
+    float factor = scale;
+    if (cap > 0) {
+      factor = 1.0f;
+      auto capped = scores.array();
+      capped = (capped * (scale / cap)).tanh();
+      if (slopes != nullptr) {
+        map(slopes, rows, keys, Eigen::OuterStride<>(stride)).array() =
+            scale * (1.0f - capped.square());
+      }
+      capped *= cap;
+    }
     for (std::int64_t i = 0; i < rows; ++i) {
       const std::int64_t position = head.first + start + i;
       const std::int64_t begin = first_key(position) - key_begin;
@@ -80,7 +94,7 @@ struct query_block {
       // What the query does not see must not overflow; afterwards it weighs nothing.
       row.head(begin) = peak;
       row.tail(stride - end) = peak;
-      row = ((row - peak) * scale).exp();
+      row = ((row - peak) * factor).exp();
       row.head(begin) = 0.0f;
       row.tail(stride - end) = 0.0f;
       row *= 1.0f / row.sum();
@@ -96,6 +110,7 @@ struct query_block {
   // Rows of whole aligned packets: the exponentials run without scalar ends.
   std::int64_t stride;
   float scale;
+  float cap;
 };
 
 } // namespace
@@ -172,8 +187,10 @@ void attend_back(const attention_head& head, const attention_gradient& gradient,
   const Eigen::OuterStride<> kv_stride(head.kv_stride);
   for (std::int64_t start = 0; start < head.queries; start += block_queries) {
     const query_block block(head, start);
-    scratch.reserve(2 * block.size());
-    map weights = block.weights(scratch.data());
+    scratch.reserve((block.cap > 0 ? 3 : 2) * block.size());
+    map capped(scratch.data() + (block.cap > 0 ? 2 : 0) * block.size(), block.rows, block.keys,
+               Eigen::OuterStride<>(block.stride));
+    map weights = block.weights(scratch.data(), capped.data());
     map slopes(scratch.data() + block.size(), block.rows, block.keys,
                Eigen::OuterStride<>(block.stride));
     const const_map out(gradient.out + start * head.out_stride, block.rows, head.head_dim,
@@ -187,7 +204,12 @@ void attend_back(const attention_head& head, const attention_gradient& gradient,
     for (std::int64_t i = 0; i < block.rows; ++i) {
       const auto p = weights.row(i).array();
       auto slope = slopes.row(i).array();
-      slope = block.scale * p * (slope - (p * slope).sum());
+      slope = p * (slope - (p * slope).sum());
+      if (block.cap > 0) {
+        slope *= capped.row(i).array();
+      } else {
+        slope *= block.scale;
+      }
     }
     map(gradient.q + start * head.q_stride, block.rows, head.head_dim, q_stride).noalias() =
         slopes * block.keys_of(head.k);

@@ -39,7 +39,7 @@ class rope_table {
 // What the scaling divides each frequency of a head by.
 std::vector<float> rope_factors(const model_config& config);
 
-// One head's causal attention over one sequence, out = softmax(scale·QKᵀ)V. All matrices are
+// One head's causal attention over one sequence, out = softmax(cap(scale·QKᵀ))V. All matrices are
 // row-major with head_dim columns. Query i stands at position first + i and sees the keys at
 // positions [position − sliding_window + 1, position], from 0 when there is no sliding window.
 struct attention_head {
@@ -47,6 +47,8 @@ struct attention_head {
   std::int64_t queries = 0;
   std::int64_t first = 0;          // position of the first query
   std::int64_t sliding_window = 0; // 0: none
+  double scale = 0;                // 0: 1/√head_dim
+  double cap = 0;                  // c of the soft cap c·tanh(score/c); 0: none
   const float* q = nullptr;        // queries × head_dim
   std::int64_t q_stride = 0;
   const float* k = nullptr; // positions [0, first + queries) × head_dim
@@ -69,7 +71,8 @@ struct attention_gradient {
 };
 
 // The backward pass of attend, by the same blocks: the probabilities are computed again (`out` of
-// the head is not used). 10·queries·keys·head_dim flops; scratch grows to two blocks of scores.
+// the head is not used). 10·queries·keys·head_dim flops; scratch grows to two blocks of scores,
+// three with a cap.
 void attend_back(const attention_head& head, const attention_gradient& gradient,
                  float_buffer& scratch);
 

@@ -30,7 +30,8 @@ constexpr std::uint64_t first_label_stream = std::uint64_t{1} << 63;
 // Floats of the buffers a token, without those of factored matrices.
 std::int64_t backward_row_floats(const model_config& config) {
   const std::int64_t heads = (config.heads + config.kv_heads) * config.head_dim;
-  const std::int64_t forward = 2 * config.hidden_size + 2 * heads + 2 * config.intermediate_size;
+  const std::int64_t forward =
+      (config.post_norms ? 4 : 2) * config.hidden_size + 2 * heads + 2 * config.intermediate_size;
   const std::int64_t kept =
       config.hidden_size + (config.qk_norm ? heads : 0) + config.intermediate_size;
   const std::int64_t gradients = 4 * config.hidden_size + heads +
@@ -110,6 +111,8 @@ layer_gradients zero_gradients(const layer_weights& weights, const gradient_choi
     };
     result.attention_norm = like(weights.attention_norm);
     result.mlp_norm = like(weights.mlp_norm);
+    result.attention_post_norm = like(weights.attention_post_norm);
+    result.mlp_post_norm = like(weights.mlp_post_norm);
     result.q_norm.scale.resize(weights.q_norm.size());
     result.k_norm.scale.resize(weights.k_norm.size());
   }
@@ -146,6 +149,7 @@ loss_result cpu_backward::loss(const outer_weights& weights, std::span<const std
     forward_.logits(weights, states, rows, logits.data());
     parallel_for(rows, vector_grain(vocab), [&](std::int64_t begin, std::int64_t end) {
       Eigen::ArrayXd wide;
+      Eigen::ArrayXf slopes; // of the soft cap
       for (std::int64_t i = begin; i < end; ++i) {
         const std::int64_t position = first + i;
         const auto at = static_cast<std::size_t>(position);
@@ -159,10 +163,15 @@ loss_result cpu_backward::loss(const outer_weights& weights, std::span<const std
         } else if ((position + 1) % window_length != 0) {
           result.labels[at] = ids[at + 1];
         }
-        if (result.labels[at] == no_label)
+        if (result.labels[at] == no_label) {
           std::ranges::fill(row, 0.0f);
-        else
-          losses[at] = softmax_gradient(row, result.labels[at], wide);
+          continue;
+        }
+        Eigen::Map<Eigen::ArrayXf> values(row.data(), vocab);
+        const auto cap = static_cast<float>(config_.logit_cap);
+        if (cap > 0) slopes = 1.0f - (values * (1.0f / cap)).square();
+        losses[at] = softmax_gradient(row, result.labels[at], wide);
+        if (cap > 0) values *= slopes;
       }
     });
     std::fill_n(normed.data(), rows * width, 0.0f);
@@ -193,7 +202,7 @@ void cpu_backward::run(const layer_weights& weights, const float* hidden, std::i
                        float* gradient, const backward_request& request) {
   const std::int64_t windows = windows_of(tokens, window_length);
   const std::int64_t width = config_.hidden_size;
-  if (config_.family != model_family::opt) forward_.rope_.reserve(window_length);
+  forward_.reserve_positions(window_length);
   const group_size group = choose_group(backward_row_floats(config_) + low_rank_floats(weights),
                                         windows, window_length, thread_count(), options_);
   const std::int64_t groups = (windows + group.windows - 1) / group.windows;
@@ -201,7 +210,8 @@ void cpu_backward::run(const layer_weights& weights, const float* hidden, std::i
   if (workspaces_.size() < slots) workspaces_.resize(slots);
   for (workspace& work : workspaces_) {
     work.forward.kept = true;
-    work.forward.output = at_output != nullptr || request.parameters != nullptr;
+    work.forward.output =
+        at_output != nullptr || request.parameters != nullptr || config_.post_norms;
   }
   const auto each = [](std::int64_t count, const auto& body) {
     if (count == 1)
@@ -280,6 +290,10 @@ void cpu_backward::run_back(const layer_weights& weights, const float* hidden, s
 
   // The MLP.
   std::copy_n(gradient, tokens * width, work.output(projection::down));
+  if (!weights.mlp_post_norm.scale.empty())
+    normalise_back(weights.mlp_post_norm.scale, false, work.forward.mlp_output.data(), tokens,
+                   wanted != nullptr ? &wanted->mlp_post_norm : nullptr,
+                   work.output(projection::down), work.mlp_post_norm, work);
   float* const activated = work.output(gated ? projection::gate : projection::up);
   std::fill_n(activated, tokens * inner, 0.0f);
   through(projection::down, activated);
@@ -298,10 +312,14 @@ void cpu_backward::run_back(const layer_weights& weights, const float* hidden, s
 
   // Attention. The gradient at the heads' outputs gives way to the one at the queries.
   std::copy_n(gradient, tokens * width, work.output(projection::o));
+  if (!weights.attention_post_norm.scale.empty())
+    normalise_back(weights.attention_post_norm.scale, false, work.forward.attention_output.data(),
+                   tokens, wanted != nullptr ? &wanted->attention_post_norm : nullptr,
+                   work.output(projection::o), work.attention_post_norm, work);
   const std::int64_t q_width = config_.heads * config_.head_dim;
   std::fill_n(work.output(projection::q), tokens * q_width, 0.0f);
   through(projection::o, work.output(projection::q));
-  attend_back_all(tokens, window_length, work);
+  attend_back_all(tokens, window_length, weights, work);
   turn_back(tokens, window_length, weights, wanted, work);
   const bool through_norm =
       to_input || (wanted != nullptr && !wanted->attention_norm.scale.empty());
@@ -317,7 +335,7 @@ void cpu_backward::run_back(const layer_weights& weights, const float* hidden, s
 }
 
 void cpu_backward::attend_back_all(std::int64_t tokens, std::int64_t window_length,
-                                   workspace& work) const {
+                                   const layer_weights& weights, workspace& work) const {
   const std::int64_t head_dim = config_.head_dim;
   const std::int64_t q_width = config_.heads * head_dim;
   const std::int64_t kv_width = config_.kv_heads * head_dim;
@@ -342,7 +360,9 @@ void cpu_backward::attend_back_all(std::int64_t tokens, std::int64_t window_leng
             attend_back({.head_dim = head_dim,
                          .queries = window_length,
                          .first = 0,
-                         .sliding_window = config_.sliding_window.value_or(0),
+                         .sliding_window = forward_.window_of(weights),
+                         .scale = config_.attention_scale,
+                         .cap = config_.attention_cap,
                          .q = work.forward.q.data() + at,
                          .q_stride = q_width,
                          .k = work.forward.k.data() + kv,
@@ -363,11 +383,12 @@ void cpu_backward::turn_back(std::int64_t tokens, std::int64_t window_length,
   const std::int64_t kv_width = config_.kv_heads * config_.head_dim;
   float* const q = work.output(projection::q);
   float* const k = work.output(projection::k);
+  const rope_table& rope = forward_.rope_of(weights);
   if (config_.family != model_family::opt)
     parallel_for(tokens, vector_grain(q_width), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) {
-        forward_.rope_.rotate_back(q + t * q_width, config_.heads, t % window_length);
-        forward_.rope_.rotate_back(k + t * kv_width, config_.kv_heads, t % window_length);
+        rope.rotate_back(q + t * q_width, config_.heads, t % window_length);
+        rope.rotate_back(k + t * kv_width, config_.kv_heads, t % window_length);
       }
     });
   if (!config_.qk_norm) return;
@@ -459,6 +480,8 @@ void cpu_backward::add_parameters(const layer_weights& weights, std::int64_t tok
   add(work.attention_norm.shift, sums.attention_norm.shift);
   add(work.mlp_norm.scale, sums.mlp_norm.scale);
   add(work.mlp_norm.shift, sums.mlp_norm.shift);
+  add(work.attention_post_norm.scale, sums.attention_post_norm.scale);
+  add(work.mlp_post_norm.scale, sums.mlp_post_norm.scale);
   add(work.q_norm.scale, sums.q_norm.scale);
   add(work.k_norm.scale, sums.k_norm.scale);
 }

@@ -73,6 +73,8 @@ struct layer_gradients {
   std::array<linear_gradients, projection_count> linears;
   norm_gradients attention_norm;
   norm_gradients mlp_norm;
+  norm_gradients attention_post_norm;
+  norm_gradients mlp_post_norm;
   norm_gradients q_norm; // without shift
   norm_gradients k_norm;
 
@@ -138,6 +140,8 @@ class cpu_backward {
     std::vector<norm_statistics> statistics;
     norm_sums attention_norm;
     norm_sums mlp_norm;
+    norm_sums attention_post_norm;
+    norm_sums mlp_post_norm;
     norm_sums q_norm;
     norm_sums k_norm;
 
@@ -161,7 +165,8 @@ class cpu_backward {
   void run_back(const layer_weights& weights, const float* hidden, std::int64_t tokens,
                 std::int64_t window_length, float* gradient, bool to_input,
                 const layer_gradients* wanted, workspace& work) const;
-  void attend_back_all(std::int64_t tokens, std::int64_t window_length, workspace& work) const;
+  void attend_back_all(std::int64_t tokens, std::int64_t window_length,
+                       const layer_weights& weights, workspace& work) const;
   void turn_back(std::int64_t tokens, std::int64_t window_length, const layer_weights& weights,
                  const layer_gradients* wanted, workspace& work) const;
   void normalise_back(const std::vector<float>& scale, bool centred, const float* x,

@@ -23,8 +23,13 @@ constexpr std::int64_t opt_position_offset = 2;
 
 // Floats of the buffers a token.
 std::int64_t row_floats(const model_config& config) {
-  return 2 * config.hidden_size + 2 * (config.heads + config.kv_heads) * config.head_dim +
-         2 * config.intermediate_size;
+  return (config.post_norms ? 4 : 2) * config.hidden_size +
+         2 * (config.heads + config.kv_heads) * config.head_dim + 2 * config.intermediate_size;
+}
+
+rope_table local_rope(model_config config) {
+  config.rope = *config.local_rope;
+  return rope_table(config);
 }
 
 } // namespace
@@ -45,7 +50,23 @@ layer_cache make_layer_cache(const model_config& config, std::int64_t sequences,
 }
 
 cpu_forward::cpu_forward(const model_config& config, const forward_options& options)
-    : config_(config), options_(options), rope_(config), workspaces_(1) {}
+    : config_(config), options_(options), rope_(config), workspaces_(1) {
+  if (config.local_rope) local_rope_ = local_rope(config);
+}
+
+void cpu_forward::reserve_positions(std::int64_t count) {
+  if (config_.family == model_family::opt) return;
+  rope_.reserve(count);
+  if (local_rope_) local_rope_->reserve(count);
+}
+
+const rope_table& cpu_forward::rope_of(const layer_weights& weights) const {
+  return local_rope_ && window_of(weights) > 0 ? *local_rope_ : rope_;
+}
+
+std::int64_t cpu_forward::window_of(const layer_weights& weights) const {
+  return weights.full_attention ? 0 : config_.sliding_window.value_or(0);
+}
 
 void cpu_forward::embed(const outer_weights& weights, std::span<const std::int32_t> ids,
                         std::int64_t window_length, float* hidden) {
@@ -70,6 +91,8 @@ void cpu_forward::embed_next(const outer_weights& weights, std::span<const std::
     float* row = hidden + t * width;
     const float* source = weights.embedding.read_rows(id, 1, row);
     if (source != row) std::copy(source, source + width, row);
+    if (config_.embedding_scale != 1.0)
+      array_map(row, width) *= static_cast<float>(config_.embedding_scale);
     if (!weights.positions.empty())
       array_map(row, width) += const_array_map(
           weights.positions.read_rows(first + t % count + opt_position_offset, 1, position.data()),
@@ -80,8 +103,7 @@ void cpu_forward::embed_next(const outer_weights& weights, std::span<const std::
 void cpu_forward::layer(const layer_weights& weights, float* hidden, std::int64_t tokens,
                         std::int64_t window_length, const input_observer* observer) {
   const std::int64_t windows = windows_of(tokens, window_length);
-  const bool rotary = config_.family != model_family::opt;
-  if (rotary) rope_.reserve(window_length);
+  reserve_positions(window_length);
   const group_size group =
       choose_group(row_floats(config_), windows, window_length, thread_count(), options_);
   const std::int64_t groups = (windows + group.windows - 1) / group.windows;
@@ -122,7 +144,7 @@ void cpu_forward::layer_next(const layer_weights& weights, float* hidden, std::i
   if (first + count > cache.capacity)
     throw std::invalid_argument("forward: position " + std::to_string(first + count) +
                                 " beyond the cache of " + std::to_string(cache.capacity));
-  if (config_.family != model_family::opt) rope_.reserve(first + count);
+  reserve_positions(first + count);
   run(weights, hidden, cache.sequences, count, first, &cache, workspaces_[0]);
 }
 
@@ -154,6 +176,14 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
     copy.reserve(tokens * columns);
     std::copy_n(values, tokens * columns, copy.data());
   };
+  const auto add_output = [&](projection kind, const float_buffer& x, const norm_weights& norm,
+                              float_buffer& output) {
+    if (norm.scale.empty())
+      return weights[kind].apply_add(x.data(), tokens, hidden, low_rank(kind));
+    output.reserve(tokens * width);
+    apply(kind, x, output);
+    add_normalised(norm, output.data(), tokens, hidden);
+  };
   normalise(weights.attention_norm, hidden, tokens, work.attention_input.data());
   apply(projection::q, work.attention_input, work.q);
   apply(projection::k, work.attention_input, work.k);
@@ -162,6 +192,7 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
     keep(work.q.data(), q_width, work.q_before);
     keep(work.k.data(), kv_width, work.k_before);
   }
+  const rope_table& rope = rope_of(weights);
   parallel_for(tokens, vector_grain(q_width), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
       float* q = work.q.data() + t * q_width;
@@ -172,8 +203,8 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
         rms_norm(weights.k_norm, config_.norm_eps, k, config_.kv_heads, k);
       }
       if (config_.family != model_family::opt) {
-        rope_.rotate(q, config_.heads, position);
-        rope_.rotate(k, config_.kv_heads, position);
+        rope.rotate(q, config_.heads, position);
+        rope.rotate(k, config_.kv_heads, position);
       }
       if (cache != nullptr) {
         const float* v = work.v.data() + t * kv_width;
@@ -186,8 +217,8 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
       }
     }
   });
-  attend_all(sequences, count, first, cache, work);
-  weights[projection::o].apply_add(work.heads.data(), tokens, hidden, low_rank(projection::o));
+  attend_all(sequences, count, first, window_of(weights), cache, work);
+  add_output(projection::o, work.heads, weights.attention_post_norm, work.attention_output);
   keep(hidden, width, work.middle);
 
   normalise(weights.mlp_norm, hidden, tokens, work.mlp_input.data());
@@ -204,13 +235,12 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
     activate(config_.activation, gated ? work.up.data() + at : nullptr, activated.data() + at,
              elements);
   });
-  if (work.output)
-    weights[projection::down].apply_add(activated.data(), tokens, hidden,
-                                        low_rank(projection::down));
+  if (work.output) add_output(projection::down, activated, weights.mlp_post_norm, work.mlp_output);
 }
 
 void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::int64_t first,
-                             const layer_cache* cache, layer_buffers& work) const {
+                             std::int64_t window, const layer_cache* cache,
+                             layer_buffers& work) const {
   const std::int64_t head_dim = config_.head_dim;
   const std::int64_t q_width = config_.heads * head_dim;
   const std::int64_t kv_width = config_.kv_heads * head_dim;
@@ -232,7 +262,9 @@ void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::in
       attend({.head_dim = head_dim,
               .queries = count,
               .first = first,
-              .sliding_window = config_.sliding_window.value_or(0),
+              .sliding_window = window,
+              .scale = config_.attention_scale,
+              .cap = config_.attention_cap,
               .q = work.q.data() + at,
               .q_stride = q_width,
               .k = keys + kv,
@@ -263,6 +295,19 @@ void cpu_forward::normalise(const norm_weights& norm, const float* x, std::int64
   });
 }
 
+// hidden += norm(x).
+void cpu_forward::add_normalised(const norm_weights& norm, const float* x, std::int64_t tokens,
+                                 float* hidden) const {
+  const std::int64_t width = config_.hidden_size;
+  parallel_for(tokens, vector_grain(width), [&](std::int64_t begin, std::int64_t end) {
+    std::vector<float> row(static_cast<std::size_t>(width));
+    for (std::int64_t t = begin; t < end; ++t) {
+      apply_norm(norm, config_.norm_eps, x + t * width, 1, row.data());
+      array_map(hidden + t * width, width) += const_array_map(row.data(), width);
+    }
+  });
+}
+
 void cpu_forward::logits(const outer_weights& weights, const float* hidden, std::int64_t tokens,
                          float* logits) {
   const std::int64_t width = config_.hidden_size;
@@ -271,6 +316,12 @@ void cpu_forward::logits(const outer_weights& weights, const float* hidden, std:
   normalise(weights.final_norm, hidden, tokens, normed.data());
   std::fill(logits, logits + tokens * config_.vocab, 0.0f);
   multiply_add(normed.data(), tokens, weights.head, logits);
+  if (config_.logit_cap == 0) return;
+  const auto cap = static_cast<float>(config_.logit_cap);
+  for_each_aligned(tokens * config_.vocab, [&](std::int64_t at, std::int64_t count) {
+    array_map values(logits + at, count);
+    values = (values * (1.0f / cap)).tanh() * cap;
+  });
 }
 
 } // namespace ressvd_llm

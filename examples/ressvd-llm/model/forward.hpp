@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -73,6 +74,8 @@ struct layer_buffers {
   float_buffer mlp_input;
   float_buffer gate;
   float_buffer up;
+  float_buffer attention_output; // of o and down, where a norm follows
+  float_buffer mlp_output;
 
   // Whether the layer's output is wanted, or only these buffers.
   bool output = true;
@@ -112,7 +115,12 @@ class cpu_forward final : public forward_engine {
   void run(const layer_weights& weights, float* hidden, std::int64_t sequences, std::int64_t count,
            std::int64_t first, layer_cache* cache, layer_buffers& work) const;
   void attend_all(std::int64_t sequences, std::int64_t count, std::int64_t first,
-                  const layer_cache* cache, layer_buffers& work) const;
+                  std::int64_t window, const layer_cache* cache, layer_buffers& work) const;
+  void add_normalised(const norm_weights& norm, const float* x, std::int64_t tokens,
+                      float* hidden) const;
+  void reserve_positions(std::int64_t count);
+  const rope_table& rope_of(const layer_weights& weights) const;
+  std::int64_t window_of(const layer_weights& weights) const;
   void observe(const layer_buffers& work, bool gated, std::int64_t tokens,
                const input_observer& observer) const;
   void normalise(const norm_weights& norm, const float* x, std::int64_t tokens, float* y) const;
@@ -120,6 +128,7 @@ class cpu_forward final : public forward_engine {
   model_config config_;
   forward_options options_;
   rope_table rope_;
+  std::optional<rope_table> local_rope_;
   std::vector<layer_buffers> workspaces_;
 };
 

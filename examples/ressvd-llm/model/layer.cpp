@@ -89,10 +89,20 @@ linear load_linear(const checkpoint& source, const linear_module& module, weight
                      std::move(bias));
 }
 
+std::vector<float> load_scale(const checkpoint& source, const model_config& config,
+                              const std::string& name, std::int64_t width) {
+  std::vector<float> scale = read_f32(source, name, {width});
+  if (config.norms_around_zero) {
+    for (float& value : scale)
+      value += 1.0f;
+  }
+  return scale;
+}
+
 norm_weights load_norm(const checkpoint& source, const model_config& config,
                        const std::string& prefix) {
   norm_weights result;
-  result.scale = read_f32(source, prefix + ".weight", {config.hidden_size});
+  result.scale = load_scale(source, config, prefix + ".weight", config.hidden_size);
   if (is_opt(config)) result.shift = read_f32(source, prefix + ".bias", {config.hidden_size});
   return result;
 }
@@ -255,14 +265,22 @@ struct norm_names {
   std::string mlp;
   std::string q;
   std::string k;
+  std::string attention_post = {};
+  std::string mlp_post = {};
 };
 
 norm_names names_of_norms(const model_config& config, std::int64_t layer) {
   const std::string start = layer_prefix(config, layer);
   const bool opt = is_opt(config);
-  return {start + (opt ? "self_attn_layer_norm" : "input_layernorm"),
-          start + (opt ? "final_layer_norm" : "post_attention_layernorm"),
-          start + "self_attn.q_norm", start + "self_attn.k_norm"};
+  norm_names names{.attention = start + (opt ? "self_attn_layer_norm" : "input_layernorm"),
+                   .mlp = start + (opt ? "final_layer_norm" : "post_attention_layernorm"),
+                   .q = start + "self_attn.q_norm",
+                   .k = start + "self_attn.k_norm"};
+  if (config.post_norms) {
+    names.attention_post = std::exchange(names.mlp, start + "pre_feedforward_layernorm");
+    names.mlp_post = start + "post_feedforward_layernorm";
+  }
+  return names;
 }
 
 } // namespace
@@ -293,10 +311,16 @@ layer_weights load_layer(const checkpoint& source, const model_config& config, s
   const norm_names norms = names_of_norms(config, layer);
   result.attention_norm = load_norm(source, config, norms.attention);
   result.mlp_norm = load_norm(source, config, norms.mlp);
-  if (config.qk_norm) {
-    result.q_norm = read_f32(source, norms.q + ".weight", {config.head_dim});
-    result.k_norm = read_f32(source, norms.k + ".weight", {config.head_dim});
+  if (config.post_norms) {
+    result.attention_post_norm = load_norm(source, config, norms.attention_post);
+    result.mlp_post_norm = load_norm(source, config, norms.mlp_post);
   }
+  if (config.qk_norm) {
+    result.q_norm = load_scale(source, config, norms.q + ".weight", config.head_dim);
+    result.k_norm = load_scale(source, config, norms.k + ".weight", config.head_dim);
+  }
+  result.full_attention =
+      !config.full_attention.empty() && config.full_attention[static_cast<std::size_t>(layer)];
   return result;
 }
 

@@ -59,10 +59,13 @@ struct norm_weights {
 
 struct layer_weights {
   std::array<linear, projection_count> linears;
-  norm_weights attention_norm; // before q, k, v
-  norm_weights mlp_norm;       // before gate, up
-  std::vector<float> q_norm;   // head_dim, or empty
+  norm_weights attention_norm;      // before q, k, v
+  norm_weights mlp_norm;            // before gate, up
+  norm_weights attention_post_norm; // of what o gives, or empty
+  norm_weights mlp_post_norm;       // of what down gives
+  std::vector<float> q_norm;        // head_dim, or empty
   std::vector<float> k_norm;
+  bool full_attention = false; // although the config has a sliding window
 
   linear& operator[](projection kind) { return linears[static_cast<std::size_t>(kind)]; }
   const linear& operator[](projection kind) const {

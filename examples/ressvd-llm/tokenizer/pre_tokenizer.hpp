@@ -42,6 +42,14 @@ pre_tokenizer_pointer metaspace_pre_tokenizer(std::string replacement, prepend_s
 
 pre_tokenizer_pointer pre_tokenizer_sequence(std::vector<pre_tokenizer_pointer> steps);
 
+// The expressions that cut texts in tokenizer.json for these models.
+inline constexpr std::string_view gpt2_expression =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+inline constexpr std::string_view llama3_expression =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+inline constexpr std::string_view qwen2_expression =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
 // Byte-level pre-tokenizers under the names that GGUF's tokenizer.ggml.pre has for them: gpt-2,
 // llama-bpe, qwen2, smollm, default. None for another name.
 pre_tokenizer_pointer named_pre_tokenizer(std::string_view name);

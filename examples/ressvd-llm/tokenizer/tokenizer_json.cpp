@@ -358,13 +358,7 @@ decoder_pointer read_decoder(const json_node& node) {
   node.unsupported(type);
 }
 
-} // namespace
-
-std::unique_ptr<tokenizer> parse_tokenizer_json(const std::filesystem::path& file,
-                                                std::string_view text) {
-  const nlohmann::json content = parse_json(file, text);
-  const json_node root(file, content, "");
-  if (!content.is_object()) throw file_error(file, "is not a JSON object");
+tokenizer_parts read_parts(const json_node& root) {
   tokenizer_parts parts;
   parts.model = read_model(root.at("model"));
   parts.added = read_added_tokens(root);
@@ -384,11 +378,100 @@ std::unique_ptr<tokenizer> parse_tokenizer_json(const std::filesystem::path& fil
     require_few_steps(root.at("decoder"), "decoders");
     parts.decode = read_decoder(root.at("decoder"));
   }
+  return parts;
+}
+
+// A word for each step that byte-level tokenizers are known to have, and others for others.
+void describe_steps(const json_node& node, std::vector<std::string>& words) {
+  const std::string type = node.text("type");
+  if (type == "Sequence") {
+    for (const json_node& item : node.list("pretokenizers"))
+      describe_steps(item, words);
+  } else if (type == "ByteLevel" && !node.flag("add_prefix_space")) {
+    words.emplace_back(node.flag("use_regex", true) ? "bytes of words" : "bytes");
+  } else if (type == "Digits" && node.flag("individual_digits")) {
+    words.emplace_back("digits");
+  } else if (type == "Split" && node.text("behavior") == "Isolated" && !node.flag("invert") &&
+             node.at("pattern").has("Regex")) {
+    words.push_back(node.at("pattern").text("Regex"));
+  } else {
+    words.push_back("another " + type);
+  }
+}
+
+// The name under which llama.cpp has the pre-tokenizer.
+std::string gguf_name_of_steps(const json_node& node) {
+  std::vector<std::string> words;
+  describe_steps(node, words);
+  using steps = std::vector<std::string>;
+  if (words == steps{"bytes of words"}) return "gpt-2";
+  if (words == steps{"digits", "bytes of words"}) return "smollm";
+  if (words == steps{std::string(llama3_expression), "bytes"}) return "llama-bpe";
+  if (words == steps{std::string(qwen2_expression), "bytes"}) return "qwen2";
+  node.fail("cuts texts in a way that has no name in GGUF");
+}
+
+} // namespace
+
+std::unique_ptr<tokenizer> parse_tokenizer_json(const std::filesystem::path& file,
+                                                std::string_view text) {
+  const nlohmann::json content = parse_json(file, text);
+  if (!content.is_object()) throw file_error(file, "is not a JSON object");
   try {
-    return make_text_tokenizer(std::move(parts));
+    return make_text_tokenizer(read_parts(json_node(file, content, "")));
   } catch (const std::invalid_argument& error) {
     throw file_error(file, error.what());
   }
+}
+
+gguf_tokenizer gguf_tokenizer_of_json(const std::filesystem::path& file, std::string_view text,
+                                      std::optional<std::int32_t> bos) {
+  const std::unique_ptr<tokenizer> whole = parse_tokenizer_json(file, text);
+  const nlohmann::json content = parse_json(file, text);
+  const json_node root(file, content, "");
+  const json_node model = root.at("model");
+  const tokenizer_parts parts = read_parts(root);
+  if (parts.model.byte_fallback || !root.has("pre_tokenizer")) {
+    throw file_error(file, "is not byte-level BPE, which GGUF can say");
+  }
+  gguf_tokenizer result;
+  result.model = "gpt2";
+  result.pre = gguf_name_of_steps(root.at("pre_tokenizer"));
+  // Under this name alone llama.cpp looks pieces up as a whole.
+  if (parts.model.ignore_merges != (result.pre == "llama-bpe")) {
+    model.fail("has a value of 'ignore_merges' that GGUF cannot say");
+  }
+  const auto add = [&](std::int32_t id, const std::string& token, gguf_token_kind kind) {
+    const auto at = static_cast<std::size_t>(id);
+    result.tokens[at] = token;
+    result.kinds[at] = kind;
+  };
+  const auto end = static_cast<std::size_t>(whole->vocab());
+  // Ids without a token may be as many as an id is large.
+  if (end > 2 * (parts.model.vocabulary.size() + parts.added.size()) + 65'536) {
+    model.fail("has ids far beyond its tokens");
+  }
+  for (std::size_t i = 0; i < end; ++i)
+    result.tokens.push_back("[PAD" + std::to_string(i) + "]");
+  result.kinds.assign(end, gguf_token_kind::unused);
+  for (const vocabulary_entry& entry : parts.model.vocabulary)
+    add(entry.id, entry.token, gguf_token_kind::normal);
+  for (const added_token& token : parts.added) {
+    if (token.single_word || token.lstrip || token.rstrip) {
+      throw file_error(file,
+                       "the added token '" + printable(token.content) +
+                           "' takes white space along or stands alone, which GGUF cannot say");
+    }
+    add(token.id, token.content,
+        token.special ? gguf_token_kind::control : gguf_token_kind::user_defined);
+  }
+  for (const auto& [left, right] : parts.model.merges)
+    result.merges.push_back(left + " " + right);
+  result.add_bos = !parts.prompt_prefix->empty();
+  if (*result.add_bos && (!bos || *parts.prompt_prefix != std::vector{*bos})) {
+    root.at("post_processor").fail("begins texts with other tokens than the model's first");
+  }
+  return result;
 }
 
 } // namespace ressvd_llm

@@ -202,4 +202,25 @@ TEST_CASE("A compressed checkpoint is converted to its dense form", "[gguf]") {
   }
 }
 
+TEST_CASE("Phi-3 comes out as Mistral, its fused matrices apart", "[gguf]") {
+  const fixture f("phi3");
+  const temporary_directory dir;
+  for (const output_format format : {output_format::dense, output_format::gguf}) {
+    auto o = short_compression(f.directory, dir / ("out" + std::string(name_of(format))));
+    o.format = format;
+    o.ratio = 0;
+    compress(o);
+    const model_config config = read_config(o.output);
+    CHECK(config.family == model_family::mistral);
+    CHECK(config.sliding_window == f.config.sliding_window);
+    CHECK(relative_error(logits_from(o.output, f), logits_from(f.directory, f)) == 0);
+  }
+  auto o = short_compression(f.directory, dir / "factored");
+  const auto report = compress(o);
+  CHECK(report.achieved_ratio > 0.3);
+  CHECK(checkpoint::open(o.output).contains("model.layers.0.self_attn.o_proj.weight") ==
+        !read_config(o.output).compressed->ranks.contains("model.layers.0.self_attn.o_proj"));
+  CHECK(read_config(o.output).compressed->ranks.contains("model.layers.0.mlp.gate_proj"));
+}
+
 } // namespace ressvd_llm

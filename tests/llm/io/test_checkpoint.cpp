@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <sys/stat.h>
@@ -258,4 +259,39 @@ TEST_CASE("integers are read as such and never as weights", "[checkpoint]") {
   CHECK(file_error_of([&] { model.at("rows"); }) == no_weights);
   CHECK(file_error_of([&] { read_f32(model, "rows", {3}); }) == no_weights);
   CHECK(file_error_of([&] { ressvd_llm::require_shape(model, "rows", {3}); }) == no_weights);
+}
+
+TEST_CASE("matrices that Phi-3 stores as one are read apart", "[checkpoint]") {
+  const fs::path original = fs::path(RESSVD_LLM_FIXTURES) / "phi3";
+  const checkpoint model = checkpoint::open(original);
+  const std::string start = "model.layers.1.";
+  CHECK(!model.contains(start + "self_attn.qkv_proj.weight"));
+  CHECK(!model.contains(start + "mlp.gate_up_proj.weight"));
+  const checkpoint whole = checkpoint::open_file(original / "model.safetensors");
+  std::vector<float> rows;
+  for (const auto& [name, count] : {std::pair{"q", 32}, std::pair{"k", 16}, std::pair{"v", 16}}) {
+    const auto part = read_f32(model, start + "self_attn." + name + "_proj.weight", {count, 32});
+    rows.insert(rows.end(), part.begin(), part.end());
+  }
+  CHECK(rows == read_f32(whole, start + "self_attn.qkv_proj.weight", {64, 32}));
+  rows = read_f32(model, start + "mlp.gate_proj.weight", {56, 32});
+  const auto up = read_f32(model, start + "mlp.up_proj.weight", {56, 32});
+  rows.insert(rows.end(), up.begin(), up.end());
+  CHECK(rows == read_f32(whole, start + "mlp.gate_up_proj.weight", {112, 32}));
+  CHECK(model.describe(start + "mlp.up_proj.weight").bytes == 56 * 32 * 2);
+
+  // Of other sizes than the config's, and of another family.
+  const temporary_directory directory;
+  fs::copy_file(original / "model.safetensors", directory / "model.safetensors");
+  const std::string config = read(original / "config.json");
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string changed = config;
+    changed.replace(changed.find(from), from.size(), to);
+    write(directory / "config.json", changed);
+  };
+  with("\"intermediate_size\": 56", "\"intermediate_size\": 28");
+  CHECK_THAT(file_error_of([&] { checkpoint::open(directory.path()); }),
+             contains_text("gate_up_proj.weight: shape [112, 32] where 56 rows are expected"));
+  with("Phi3ForCausalLM", "LlamaForCausalLM");
+  CHECK(checkpoint::open(directory.path()).contains(start + "mlp.gate_up_proj.weight"));
 }

@@ -183,7 +183,7 @@ TEST_CASE("each family has its biases and norms", "[config]") {
   CHECK(!parsed(with(opt(), "enable_bias", false)).qkv_bias);
 }
 
-TEST_CASE("attention windows hold for all layers or none", "[config]") {
+TEST_CASE("attention windows hold for some layers, all or none", "[config]") {
   CHECK(parsed(of("MistralForCausalLM")).sliding_window == 4096);
   CHECK(parsed(with(of("MistralForCausalLM"), "sliding_window", 32)).sliding_window == 32);
   CHECK(!parsed(with(of("MistralForCausalLM"), "sliding_window", nullptr)).sliding_window);
@@ -200,27 +200,108 @@ TEST_CASE("attention windows hold for all layers or none", "[config]") {
   CHECK(!parsed(qwen).sliding_window);
   qwen["max_window_layers"] = 0;
   CHECK(parsed(qwen).sliding_window == 32);
+  CHECK(parsed(qwen).full_attention.empty());
   qwen["max_window_layers"] = 2;
-  CHECK_THAT(refusal(qwen),
-             contains_text("a mixture of full and sliding-window attention is not supported"));
+  CHECK(parsed(qwen).full_attention == std::vector<bool>{true, true, false, false});
   qwen["layer_types"] = {"sliding_attention", "sliding_attention", "sliding_attention",
                          "sliding_attention"};
   CHECK(parsed(qwen).sliding_window == 32);
   qwen["layer_types"] = {"full_attention", "full_attention", "full_attention", "full_attention"};
   CHECK(!parsed(qwen).sliding_window);
   qwen["layer_types"][1] = "sliding_attention";
-  CHECK_THAT(refusal(qwen), contains_text("a mixture of full and sliding-window attention"));
+  CHECK(parsed(qwen).sliding_window == 32);
+  CHECK(parsed(qwen).full_attention == std::vector<bool>{true, false, true, true});
   qwen["layer_types"][1] = "chunked_attention";
   CHECK_THAT(refusal(qwen), contains_text("a layer type other than full and sliding attention"));
   qwen["layer_types"] = {"full_attention"};
   CHECK_THAT(refusal(qwen), contains_text("key 'layer_types' is not a list of num_hidden_layers"));
 }
 
+TEST_CASE("Gemma's norms, caps, scales and windows are read", "[config]") {
+  const json second = with(of("Gemma2ForCausalLM"), "head_dim", 12);
+  model_config config = parsed(second);
+  CHECK(config.family == model_family::gemma2);
+  CHECK(config.head_dim == 12);
+  CHECK(parsed(of("Gemma2ForCausalLM")).head_dim == 256);
+  CHECK(config.tied_embeddings);
+  CHECK(config.norms_around_zero);
+  CHECK(config.post_norms);
+  CHECK(!config.qk_norm);
+  CHECK(config.activation == ressvd_llm::activation_kind::gelu_tanh);
+  CHECK(config.attention_scale == 1.0 / 16);
+  CHECK(config.attention_cap == 50);
+  CHECK(config.logit_cap == 30);
+  CHECK(config.embedding_scale == 8);
+  CHECK(config.sliding_window == 4096);
+  CHECK(config.full_attention == std::vector<bool>{false, true, false, true});
+  CHECK(!config.local_rope);
+  config =
+      parsed(with(with(second, "attn_logit_softcapping", nullptr), "query_pre_attn_scalar", 4));
+  CHECK(config.attention_cap == 0);
+  CHECK(config.attention_scale == 0.5);
+  CHECK(parsed(with(second, "final_logit_softcapping", nullptr)).logit_cap == 0);
+  CHECK(parsed(with(second, "sliding_window", nullptr)).full_attention.empty());
+  CHECK_THAT(refusal(with(second, "attn_logit_softcapping", -1)),
+             contains_text("key 'attn_logit_softcapping' is not a positive number"));
+  CHECK_THAT(refusal(with(second, "query_pre_attn_scalar", 0)),
+             contains_text("key 'query_pre_attn_scalar' is not a positive number"));
+  CHECK_THAT(refusal(with(second, "use_bidirectional_attention", true)),
+             contains_text("bidirectional attention is not supported"));
+
+  json third = with(of("Gemma3ForCausalLM"), "sliding_window", 32);
+  config = parsed(third);
+  CHECK(config.qk_norm);
+  CHECK(config.attention_cap == 0);
+  CHECK(config.logit_cap == 0);
+  CHECK(config.full_attention.empty()); // of four layers; every sixth is full
+  REQUIRE(config.local_rope);
+  CHECK(config.rope.theta == 1e6);
+  CHECK(config.local_rope->theta == 1e4);
+  third["sliding_window_pattern"] = 2;
+  third["rope_local_base_freq"] = 500;
+  third["rope_theta"] = 2e6;
+  third["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 8}};
+  config = parsed(third);
+  CHECK(config.full_attention == std::vector<bool>{false, true, false, true});
+  CHECK(config.rope.theta == 2e6);
+  CHECK(config.rope.factor == 8);
+  CHECK(config.local_rope->theta == 500);
+  CHECK(config.local_rope->scaling == rope_scaling::none);
+  third["rope_parameters"] = {
+      {"full_attention", {{"rope_type", "linear"}, {"factor", 4}, {"rope_theta", 3e6}}},
+      {"sliding_attention", {{"rope_type", "default"}, {"rope_theta", 700}}}};
+  config = parsed(third);
+  CHECK(config.rope.theta == 3e6);
+  CHECK(config.rope.factor == 4);
+  CHECK(config.local_rope->theta == 700);
+  CHECK_THAT(refusal(with(third, "sliding_window_pattern", 0)),
+             contains_text("key 'sliding_window_pattern'"));
+}
+
+TEST_CASE("Phi-3's windows and rotations are read", "[config]") {
+  const json phi = llama();
+  json raw = with(phi, "architectures", {"Phi3ForCausalLM"});
+  CHECK(parsed(raw).family == model_family::phi3);
+  CHECK(parsed(raw).kv_heads == 8);
+  CHECK(!parsed(raw).sliding_window);
+  raw["sliding_window"] = 32;
+  CHECK(parsed(raw).sliding_window == 32);
+  CHECK(parsed(raw).full_attention.empty());
+  CHECK_THAT(refusal(with(raw, "partial_rotary_factor", 0.75)),
+             contains_text("a partial rotary embedding is not supported"));
+  json factors = json::array();
+  for (int i = 0; i < 4; ++i)
+    factors.push_back(1.0 + i);
+  raw["rope_scaling"] = {{"type", "longrope"}, {"short_factor", factors}, {"long_factor", factors}};
+  CHECK_THAT(refusal(raw), contains_text("longrope"));
+}
+
 TEST_CASE("what is not supported is named", "[config]") {
   CHECK_THAT(refusal(of("MixtralForCausalLM")),
              contains_text("config.json: architecture 'MixtralForCausalLM' is not supported "
                            "(LlamaForCausalLM, MistralForCausalLM, OPTForCausalLM, "
-                           "Qwen2ForCausalLM, Qwen3ForCausalLM are)"));
+                           "Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, "
+                           "Gemma3ForCausalLM, Phi3ForCausalLM are)"));
   CHECK_THAT(refusal(with(llama(), "hidden_act", "gelu_fast")),
              contains_text("activation 'gelu_fast' is not supported"));
   CHECK_THAT(refusal(with(llama(), "quantization_config", {{"bits", 4}})),

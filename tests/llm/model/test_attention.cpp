@@ -11,7 +11,15 @@ using namespace ressvd_llm::testing;
 
 namespace {
 
-// softmax(QKᵀ/√d)V over the visible keys, as in the definition, in float64.
+double scale_of(const attention_head& head) {
+  return head.scale > 0 ? head.scale : 1.0 / std::sqrt(static_cast<double>(head.head_dim));
+}
+
+double capped(const attention_head& head, double score) {
+  return head.cap > 0 ? head.cap * std::tanh(score / head.cap) : score;
+}
+
+// softmax(cap(QKᵀ/√d))V over the visible keys, as in the definition, in float64.
 std::vector<float> reference(const attention_head& head) {
   std::vector<float> out;
   for (std::int64_t i = 0; i < head.queries; ++i) {
@@ -26,7 +34,7 @@ std::vector<float> reference(const attention_head& head) {
       for (std::int64_t d = 0; d < head.head_dim; ++d)
         score += static_cast<double>(head.q[i * head.q_stride + d]) *
                  static_cast<double>(head.k[j * head.kv_stride + d]);
-      const double weight = std::exp(score / std::sqrt(static_cast<double>(head.head_dim)));
+      const double weight = std::exp(capped(head, scale_of(head) * score));
       total += weight;
       for (std::int64_t d = 0; d < head.head_dim; ++d)
         sums[static_cast<std::size_t>(d)] +=
@@ -47,7 +55,7 @@ struct gradients {
 
 gradients reference_back(const attention_head& head, const std::vector<float>& at_out) {
   const std::int64_t dim = head.head_dim;
-  const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
+  const double scale = scale_of(head);
   const auto keys = static_cast<std::size_t>(head.first + head.queries);
   std::vector<double> q(at_out.size()), k(keys * static_cast<std::size_t>(dim)), v(k.size());
   for (std::int64_t i = 0; i < head.queries; ++i) {
@@ -55,7 +63,7 @@ gradients reference_back(const attention_head& head, const std::vector<float>& a
     const std::int64_t begin = head.sliding_window == 0
                                    ? 0
                                    : std::max<std::int64_t>(0, position - head.sliding_window + 1);
-    std::vector<double> p(keys), slope(keys);
+    std::vector<double> p(keys), slope(keys), slopes(keys); // slopes: of the cap
     const auto each = [&](const auto& body) {
       for (std::int64_t j = begin; j <= position; ++j)
         for (std::int64_t d = 0; d < dim; ++d)
@@ -72,13 +80,15 @@ gradients reference_back(const attention_head& head, const std::vector<float>& a
     double total = 0;
     double mean = 0;
     for (auto j = static_cast<std::size_t>(begin); j <= static_cast<std::size_t>(position); ++j) {
-      p[j] = std::exp(p[j]);
+      const double score = capped(head, p[j]);
+      slopes[j] = head.cap > 0 ? 1 - std::pow(score / head.cap, 2) : 1;
+      p[j] = std::exp(score);
       total += p[j];
       mean += p[j] * slope[j];
     }
     for (auto j = static_cast<std::size_t>(begin); j <= static_cast<std::size_t>(position); ++j) {
       p[j] /= total;
-      slope[j] = p[j] * (slope[j] - mean / total);
+      slope[j] = p[j] * (slope[j] - mean / total) * slopes[j];
     }
     each([&](std::size_t j, std::size_t at_k, std::size_t at_q, double qd, double kd, double) {
       q[at_q] += scale * slope[j] * kd;
@@ -102,20 +112,26 @@ struct shape {
   std::int64_t queries;
   std::int64_t first;
   std::int64_t sliding_window;
+  double scale = 0;
+  double cap = 0;
 };
 
 // Shorter and longer than a block of queries, continued sequences, windows of all sizes.
-constexpr std::array shapes = {shape{1, 0, 0},     shape{5, 0, 0},      shape{64, 0, 0},
-                               shape{150, 0, 0},   shape{150, 0, 1},    shape{150, 0, 7},
-                               shape{150, 0, 100}, shape{150, 0, 1000}, shape{1, 90, 0},
-                               shape{1, 90, 20},   shape{70, 33, 0},    shape{70, 33, 40}};
+constexpr std::array shapes = {shape{1, 0, 0},           shape{5, 0, 0},
+                               shape{64, 0, 0},          shape{150, 0, 0},
+                               shape{150, 0, 1},         shape{150, 0, 7},
+                               shape{150, 0, 100},       shape{150, 0, 1000},
+                               shape{1, 90, 0},          shape{1, 90, 20},
+                               shape{70, 33, 0},         shape{70, 33, 40},
+                               shape{150, 0, 0, 0.2},    shape{150, 0, 0, 0.2, 1.5},
+                               shape{70, 33, 40, 0, 0.7}};
 
 } // namespace
 
 TEST_CASE("attention over blocks equals its definition") {
   const std::int64_t head_dim = 12;
   for (const shape s : shapes) {
-    CAPTURE(s.queries, s.first, s.sliding_window);
+    CAPTURE(s.queries, s.first, s.sliding_window, s.scale, s.cap);
     const std::int64_t keys = s.first + s.queries;
     // Heads lie side by side: strides exceed the head size.
     const std::vector<float> q = random_values(s.queries * 30, 1);
@@ -128,6 +144,8 @@ TEST_CASE("attention over blocks equals its definition") {
                               .queries = s.queries,
                               .first = s.first,
                               .sliding_window = s.sliding_window,
+                              .scale = s.scale,
+                              .cap = s.cap,
                               .q = q.data() + 3,
                               .q_stride = 30,
                               .k = k.data() + 5,
@@ -144,7 +162,7 @@ TEST_CASE("attention over blocks equals its definition") {
 TEST_CASE("gradients of attention over blocks equal their definition") {
   const std::int64_t head_dim = 12;
   for (const shape s : shapes) {
-    CAPTURE(s.queries, s.first, s.sliding_window);
+    CAPTURE(s.queries, s.first, s.sliding_window, s.scale, s.cap);
     const std::int64_t keys = s.first + s.queries;
     const std::vector<float> q = random_values(s.queries * 30, 1);
     std::vector<float> k = random_values(keys * 20, 2);
@@ -155,6 +173,8 @@ TEST_CASE("gradients of attention over blocks equal their definition") {
                               .queries = s.queries,
                               .first = s.first,
                               .sliding_window = s.sliding_window,
+                              .scale = s.scale,
+                              .cap = s.cap,
                               .q = q.data() + 3,
                               .q_stride = 30,
                               .k = k.data() + 5,

@@ -373,3 +373,38 @@ TEST_CASE("generate continues tokens and texts") {
     CHECK(run_command({"generate", model, "--prompt", "a", "--prompt-tokens", "b"}).status == 2);
   }
 }
+
+TEST_CASE("choices reports accuracies and what they come from", "[program][choices]") {
+  const temporary_directory scratch;
+  const std::filesystem::path model = scratch / "model";
+  write_byte_model(model, scratch.path());
+  const std::string tasks = (scratch / "tasks.jsonl").string();
+  const std::string report = (scratch / "report.json").string();
+  llm_test::write(tasks,
+                  "{\"task\": \"one\", \"context\": \"a long question, too long for it\", "
+                  "\"choices\": [\"yes\", \"no\", \"yes\"], \"answer\": 0}\n"
+                  "{\"task\": \"two\", \"contexts\": [\"x\", \"y\"], "
+                  "\"choices\": [\"z\", \"z\"], \"answer\": 1}\n");
+  const outcome result =
+      run_command({"choices", model.string(), "--tasks", tasks, "--json", report});
+  REQUIRE(result.status == 0);
+  CHECK_THAT(result.out, contains_text("acc_norm"));
+  CHECK_THAT(result.out, contains_text("average"));
+  const nlohmann::json json = read_json(report);
+  REQUIRE(json["tasks"].size() == 2);
+  REQUIRE(json["items"].size() == 2);
+  const auto sums = json["items"][0]["log_probabilities"].get<std::vector<double>>();
+  REQUIRE(sums.size() == 3);
+  CHECK(sums[0] == Approx(sums[2]).epsilon(1e-6));
+  CHECK(sums[0] < 0);
+  CHECK(json["tasks"][0]["acc"] == (sums[0] > sums[1] ? 1 : 0));
+  CHECK(json["max_length"] == 32);
+
+  llm_test::write(tasks,
+                  "{\"task\": \"t\", \"id\": \"q7\", \"context\": \"c\", "
+                  "\"choices\": [\"a\", \"much longer than the model reaches in one go\"], "
+                  "\"answer\": 0}\n");
+  const outcome refused = run_command({"choices", model.string(), "--tasks", tasks});
+  CHECK(refused.status == 2);
+  CHECK_THAT(refused.err, contains_text("tasks.jsonl: task t, item q7: a choice of"));
+}

@@ -191,7 +191,12 @@ TEST_CASE("an observer sees the inputs that the linear layers use") {
     }
     CHECK(relative_error(seen[0].x, norm(layer.attention_norm, f.config.norm_eps, before)) <
           rounding);
-    const std::vector<float> middle = add(before, output_of(layer[projection::o], seen[1].x));
+    const auto output = [&](projection kind, const norm_weights& post_norm) {
+      const auto& x = seen[kind == projection::o ? 1 : 3].x;
+      std::vector<float> y = output_of(layer[kind], x);
+      return post_norm.scale.empty() ? y : norm(post_norm, f.config.norm_eps, y);
+    };
+    const std::vector<float> middle = add(before, output(projection::o, layer.attention_post_norm));
     CHECK(relative_error(seen[2].x, norm(layer.mlp_norm, f.config.norm_eps, middle)) < rounding);
     std::vector<float> inner = output_of(layer[projection::up], seen[2].x);
     if (f.config.family == model_family::opt) {
@@ -200,10 +205,14 @@ TEST_CASE("an observer sees the inputs that the linear layers use") {
     } else {
       const std::vector<float> gate = output_of(layer[projection::gate], seen[2].x);
       for (std::size_t i = 0; i < inner.size(); ++i)
-        inner[i] *= gate[i] / (1.0f + std::exp(-gate[i]));
+        inner[i] *= f.config.activation == activation_kind::silu
+                        ? gate[i] / (1.0f + std::exp(-gate[i]))
+                        : 0.5f * gate[i] *
+                              (1.0f + std::tanh(0.79788456f * (gate[i] + 0.044715f * gate[i] *
+                                                                             gate[i] * gate[i])));
     }
     CHECK(relative_error(seen[3].x, inner) < rounding);
-    CHECK(relative_error(hidden, add(middle, output_of(layer[projection::down], seen[3].x))) <
+    CHECK(relative_error(hidden, add(middle, output(projection::down, layer.mlp_post_norm))) <
           rounding);
   }
 }

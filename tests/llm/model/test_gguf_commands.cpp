@@ -44,10 +44,53 @@ TEST_CASE("commands take a GGUF file where they take a model directory", "[gguf]
   }
   CHECK(perplexities[0] == perplexities[1]);
   CHECK(texts[0] == texts[1]);
-  const outcome text =
-      run_command({"perplexity", gguf_of("llama_linear"), "--text", gguf_of("llama")});
-  CHECK(text.status == 2);
-  CHECK_THAT(text.err, contains_text("give token ids"));
+}
+
+TEST_CASE("a tokenizer comes along, and its texts stay the same", "[gguf]") {
+  const temporary_directory dir;
+  const auto model = dir / "model";
+  std::filesystem::copy(fixture("qwen2").directory, model);
+  nlohmann::json vocabulary;
+  for (int letter = 0; letter < 26; ++letter)
+    vocabulary[std::string(1, static_cast<char>('a' + letter))] = letter;
+  vocabulary["th"] = 26;
+  nlohmann::json content = {
+      {"added_tokens", nlohmann::json::array()},
+      {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}},
+      {"model",
+       {{"type", "BPE"},
+        {"vocab", vocabulary},
+        {"merges", nlohmann::json::array({nlohmann::json::array({"t", "h"})})}}},
+      {"decoder", {{"type", "ByteLevel"}}}};
+  const auto write_tokenizer = [&] { llm_test::write(model / "tokenizer.json", content.dump()); };
+  write_tokenizer();
+  llm_test::write(dir / "text.txt", "the other thing that they thought was there and then thrown");
+  const auto report_of = [&](const std::filesystem::path& path) {
+    REQUIRE(run_command({"perplexity", path.string(), "--text", (dir / "text.txt").string(),
+                         "--seqlen=16", "--json", (dir / "report.json").string()})
+                .status == 0);
+    return nlohmann::json::parse(llm_test::read(dir / "report.json"));
+  };
+  const auto file = dir / "model.gguf";
+  const outcome converted = run_command({"convert", model.string(), file.string(), "--dtype=f32"});
+  REQUIRE(converted.status == 0);
+  CHECK(converted.out.find("without a tokenizer") == std::string::npos);
+  CHECK(report_of(file)["perplexity"] == report_of(model)["perplexity"]);
+  const outcome generated =
+      run_command({"generate", file.string(), "--prompt=the", "--tokens=4", "--ignore-eos"});
+  CHECK(generated.status == 0);
+  CHECK(generated.out.starts_with("the"));
+
+  content["model"]["byte_fallback"] = true;
+  write_tokenizer();
+  const outcome bare = run_command({"convert", model.string(), (dir / "bare.gguf").string()});
+  CHECK(bare.status == 0);
+  CHECK_THAT(bare.out, contains_text("without a tokenizer"));
+  CHECK_THAT(bare.err, contains_text("tokenizer.json: is not byte-level BPE"));
+  const outcome refused = run_command(
+      {"perplexity", (dir / "bare.gguf").string(), "--text", (dir / "text.txt").string()});
+  CHECK(refused.status == 2);
+  CHECK_THAT(refused.err, contains_text("bare.gguf: holds no tokenizer: give token ids"));
 }
 
 TEST_CASE("a model is converted, and its loss corrected", "[gguf]") {

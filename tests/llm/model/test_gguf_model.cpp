@@ -184,8 +184,19 @@ TEST_CASE("tensors of types that are not decoded are refused by name", "[gguf]")
                            "not supported"));
 }
 
-TEST_CASE("a GGUF file has no tokenizer of the program's yet", "[gguf]") {
+TEST_CASE("a GGUF file without a tokenizer asks for token ids", "[gguf]") {
   const auto file = gguf_fixtures() / "llama.gguf";
-  CHECK_THAT(file_error_of([&] { open_tokenizer(file, read_config(file)); }),
-             contains_text("give token ids"));
+  const model_config config = read_config(file);
+  CHECK(open_tokenizer(file, config)->vocab() == config.vocab);
+  const mapped_file whole(file);
+  const gguf_content content = read_gguf(file, whole.bytes());
+  gguf_pairs pairs;
+  for (const gguf_value& value : content.metadata.values()) {
+    if (!value.key.starts_with("tokenizer.")) pairs.copy(value);
+  }
+  pairs.text("tokenizer.ggml.model", "none");
+  const llm_test::temporary_directory directory;
+  llm_test::write(directory / "other.gguf", gguf_header(pairs, {}));
+  CHECK_THAT(file_error_of([&] { open_tokenizer(directory / "other.gguf", config); }),
+             contains_text("other.gguf: holds no tokenizer: give token ids"));
 }
