@@ -238,8 +238,13 @@ void write_layer(checkpoint_writer& writer, const language_model& model, std::in
     const auto scales = norm_scales(weights);
     const auto names = norm_scale_names(model.config(), layer);
     for (std::size_t i = 0; i < scales.size(); ++i) {
-      put(writer, model, options, names[i], {static_cast<std::int64_t>(scales[i]->size())},
-          *scales[i], type_of(source.at(names[i]), options));
+      std::vector<float> stored = *scales[i];
+      if (model.config().norms_around_zero) {
+        for (float& scale : stored)
+          scale -= 1.0f;
+      }
+      put(writer, model, options, names[i], {static_cast<std::int64_t>(stored.size())}, stored,
+          type_of(source.at(names[i]), options));
     }
   }
   for (const linear_module& module : linear_modules(model.config(), layer)) {
