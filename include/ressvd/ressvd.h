@@ -28,7 +28,7 @@ typedef enum ressvd_status {
   RESSVD_NONFINITE = 2,        /* NaN or infinity in the input */
   RESSVD_INDEFINITE = 3,       /* a Gram that is not positive semidefinite */
   RESSVD_OUT_OF_MEMORY = 4,
-  RESSVD_FAILED = 5            /* anything else */
+  RESSVD_FAILED = 5 /* anything else */
 } ressvd_status;
 
 typedef enum ressvd_type {
@@ -173,8 +173,9 @@ typedef struct ressvd_rank {
   int dense;
 } ressvd_rank;
 
-/* Chooses a rank, or dense, for each of `count` matrices, so that all together keep at most `budget`
- * parameters; loss and loss_bound may be NULL. The least possible loss lies between the two. */
+/* Chooses a rank, or dense, for each of `count` matrices, so that all together keep at most
+ * `budget` parameters; loss and loss_bound may be NULL. The least possible loss lies between the
+ * two. */
 ressvd_status ressvd_allocate_ranks(const ressvd_allocation_matrix* matrices, int64_t count,
                                     int64_t budget, ressvd_rank* ranks, double* loss,
                                     double* loss_bound);

@@ -192,12 +192,12 @@ cudaError_t cudaGetDriverEntryPoint(const char* symbol, void** function, unsigne
                                     cudaDriverEntryPointQueryResult*) {
 #endif
   const std::string name = symbol;
-  *function = name == "cuLibraryLoadData"           ? reinterpret_cast<void*>(&load)
-              : name == "cuLibraryGetKernel"        ? reinterpret_cast<void*>(&get_kernel)
-              : name == "cuLibraryUnload"           ? reinterpret_cast<void*>(&unload)
-              : name == "cuLaunchKernel"            ? reinterpret_cast<void*>(&launch_kernel)
-              : name == "cuGetErrorName"            ? reinterpret_cast<void*>(&error_name)
-                                                    : nullptr;
+  *function = name == "cuLibraryLoadData"    ? reinterpret_cast<void*>(&load)
+              : name == "cuLibraryGetKernel" ? reinterpret_cast<void*>(&get_kernel)
+              : name == "cuLibraryUnload"    ? reinterpret_cast<void*>(&unload)
+              : name == "cuLaunchKernel"     ? reinterpret_cast<void*>(&launch_kernel)
+              : name == "cuGetErrorName"     ? reinterpret_cast<void*>(&error_name)
+                                             : nullptr;
   return cudaSuccess;
 }
 

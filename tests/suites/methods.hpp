@@ -38,7 +38,7 @@ struct layer {
   dense shifted; ///< X', the inputs behind a compressed prefix
   dense mean_abs;
   dense fisher;
-  dense curvature; ///< H, m × m
+  dense curvature;                   ///< H, m × m
   placed<double, B> placed_original; ///< tokens × features
   placed<double, B> placed_shifted;
   placed<double, B> placed_mean;
@@ -469,7 +469,8 @@ TEMPLATE_LIST_TEST_CASE("KFAC-SVD is the best approximation in the metrics of bo
         const methods::kfac_svd method{.output_power = p, .input_power = q, .ridge = 0.02};
         const auto result = l.compress(be, method, at_rank(rank));
         check_report(be, l, result, rank, x);
-        const dense h = std::pow(mean, 1 - p) * power_of(l.curvature + 0.02 * mean * identity(m), p);
+        const dense h =
+            std::pow(mean, 1 - p) * power_of(l.curvature + 0.02 * mean * identity(m), p);
         const dense left = cholesky(h);
         const dense right = cholesky(std::pow(input_mean, 1 - q) * power_of(l.p.g, q));
         const auto sigma = svd(transpose(left) * l.p.w * right).s;
@@ -498,14 +499,14 @@ TEMPLATE_LIST_TEST_CASE("KFAC-SVD is the best approximation in the metrics of bo
     const auto factored = input.factor(l.weight(be), methods::kfac_svd{}, {rank});
     REQUIRE(spectrum.size() == factored.singular_values().size());
     for (std::size_t i = 0; i < spectrum.size(); ++i)
-      CHECK_THAT(spectrum[i], WithinAbs(factored.singular_values()[i],
-                                        1e3 * eps<TestType> * spectrum.front()));
+      CHECK_THAT(spectrum[i],
+                 WithinAbs(factored.singular_values()[i], 1e3 * eps<TestType> * spectrum.front()));
     CHECK(l.unchanged(be));
   }
 }
 
-TEMPLATE_LIST_TEST_CASE("KFAC-SVD serves curvatures that are singular or say nothing",
-                        "[methods]", test_backends) {
+TEMPLATE_LIST_TEST_CASE("KFAC-SVD serves curvatures that are singular or say nothing", "[methods]",
+                        test_backends) {
   using namespace methods_suite;
   auto be = make_backend<TestType>();
   const dense x = mild_activations(14, 53);
@@ -515,7 +516,8 @@ TEMPLATE_LIST_TEST_CASE("KFAC-SVD serves curvatures that are singular or say not
     w.output_curvature = h.block();
     return l.input(be).compress(std::move(w), methods::kfac_svd{.ridge = ridge}, at_rank(4));
   };
-  const double plain = l.compress(be, methods::svd_llm{}, at_rank(4)).report.activation_loss->absolute;
+  const double plain =
+      l.compress(be, methods::svd_llm{}, at_rank(4)).report.activation_loss->absolute;
   // Equal for all outputs, or all zero: SVD-LLM's problem.
   for (const dense& h : {3.0 * identity(11), dense(11, 11)}) {
     const auto result = with_curvature(placed<double, TestType>(be, h), 0.01);
@@ -799,8 +801,8 @@ TEMPLATE_LIST_TEST_CASE("one input serves several weights, and a stranger's meth
   CHECK(values_of(other, copy.compress(k.w(), tempering, at_rank(3)).factors).u ==
         values_of(be, input.compress(k.w(), tempering, at_rank(3)).factors).u);
 
-  for (const char* name : {"svd", "fwsvd", "asvd", "svd-llm", "adasvd", "ressvd", "tempered",
-                           "kfac-svd"}) {
+  for (const char* name :
+       {"svd", "fwsvd", "asvd", "svd-llm", "adasvd", "ressvd", "tempered", "kfac-svd"}) {
     INFO(name);
     const auto method = ressvd::method_named(name);
     CHECK(method.name() == name);

@@ -240,12 +240,12 @@ TEMPLATE_LIST_TEST_CASE("losses of a pivoted pair say what its storage costs", "
   const placed<double, TestType> pf(be, f);
   const auto metric = ressvd::metric<typename TestType::space>::dense(pf.block());
   const ressvd::weight<TestType> weight(be, pw.view());
-  const auto pair = pair_of(be, rounded<T>(random_normal(m, r, 23)),
-                            rounded<T>(random_normal(r, n, 24)));
+  const auto pair =
+      pair_of(be, rounded<T>(random_normal(m, r, 23)), rounded<T>(random_normal(r, n, 24)));
   const auto pivoted = pivot(be, pair).pair;
   const double of_pair = ressvd::weighted_loss(be, weight, pair, metric).absolute;
-  const double error = 100 * eps<TestType> *
-                       (frobenius(w) + frobenius(product_of(be, pivoted))) * frobenius(f);
+  const double error =
+      100 * eps<TestType> * (frobenius(w) + frobenius(product_of(be, pivoted))) * frobenius(f);
   CHECK(std::abs(ressvd::weighted_loss(be, weight, pivoted, metric).absolute - of_pair) <=
         2 * std::sqrt(of_pair) * error + error * error);
   for_each_storage([&]<class U>(U) {

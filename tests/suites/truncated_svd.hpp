@@ -953,8 +953,8 @@ TEMPLATE_LIST_TEST_CASE("automatic takes the faster algorithm that keeps the sca
   } else {
     constexpr bool partial = ressvd::detail::has_leading_eigenvectors<TestType>;
     const list beyond = partial ? list{svd_algorithm::deflated_gram, svd_algorithm::gram} : gram;
-    const bool projects = ressvd::detail::doubles_are_fast(be) &&
-                          ressvd::detail::reduced_products_are_fast(be);
+    const bool projects =
+        ressvd::detail::doubles_are_fast(be) && ressvd::detail::reduced_products_are_fast(be);
     const auto large = [&](const list& otherwise) {
       return projects ? list{svd_algorithm::projector, svd_algorithm::gram} : otherwise;
     };

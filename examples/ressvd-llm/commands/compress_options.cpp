@@ -132,9 +132,9 @@ constexpr std::array rules{
                 [](const compress_line& l) { return l.options.backend == backend_choice::cuda; }},
     option_rule{"--windows", "--calibration FILE",
                 [](const compress_line& l) { return !l.options.calibration.empty(); }},
-    option_rule{"--seed", "the model's own samples, --windows random and --refine",
+    option_rule{"--seed", "the model's own samples, --windows random, drawn labels and --refine",
                 [](const compress_line& l) {
-                  return refines(l.options) ||
+                  return refines(l.options) || samples_of_curvature(l.options) > 0 ||
                          (draws_samples(l) && (l.options.calibration.empty() ||
                                                l.options.windows == window_choice::random));
                 }}};
@@ -272,10 +272,11 @@ void add_details(CLI::App& command, compress_line& line) {
       ->capture_default_str()
       ->group(group);
   command
-      .add_option("--rounds", o.rounds,
-                  "sensitivity: rounds of probes, the later ones at the ranks found so far and "
-                  "kept only where held-out samples improve (default 1); fisher: of gradients, kept "
-                  "where the search samples improve (default 2)")
+      .add_option(
+          "--rounds", o.rounds,
+          "sensitivity: rounds of probes, the later ones at the ranks found so far and "
+          "kept only where held-out samples improve (default 1); fisher: of gradients, kept "
+          "where the search samples improve (default 2)")
       ->check(whole_number(1, 1000))
       ->group(group);
   command

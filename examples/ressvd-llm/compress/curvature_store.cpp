@@ -48,10 +48,9 @@ std::vector<matrix_curvature> read_gradients(const checkpoint& source, const mod
   for (const linear_module& module : linear_modules(config, layer)) {
     const names name(module);
     const std::int64_t n = module.out;
-    matrix_curvature m{
-        .module = module,
-        .outputs = {.features = n, .tokens = read_tokens(source, name.tokens)},
-        .row_importance = read_f64(source, name.rows, {n})};
+    matrix_curvature m{.module = module,
+                       .outputs = {.features = n, .tokens = read_tokens(source, name.tokens)},
+                       .row_importance = read_f64(source, name.rows, {n})};
     m.outputs.gram = read_gram(source, name.gram, n);
     for (const double rows : m.row_importance) {
       if (rows < 0) throw file_error(source.path(), name.rows, "has a negative element");

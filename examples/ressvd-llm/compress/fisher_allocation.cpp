@@ -33,8 +33,8 @@ std::int64_t least_parameters(const std::vector<ressvd::allocation_matrix>& prob
   return sum;
 }
 
-// Pairs may keep what uniform ranks keep of the ratio, which is less than it says by their rounding:
-// so that allocations of pairs compare at equal size.
+// Pairs may keep what uniform ranks keep of the ratio, which is less than it says by their
+// rounding: so that allocations of pairs compare at equal size.
 std::int64_t budget_of(const std::vector<ressvd::allocation_matrix>& problem, double ratio,
                        ressvd::factored_form form) {
   if (form == ressvd::factored_form::pair) return ressvd::uniform_budget(problem, ratio);

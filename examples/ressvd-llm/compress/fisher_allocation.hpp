@@ -10,8 +10,9 @@
 
 namespace ressvd_llm {
 
-// The smallest predicted loss within the budget of `ratio`. The samples judge the rounds and measure
-// the loss that was predicted. A round costs a backward pass over them and two forward ones.
+// The smallest predicted loss within the budget of `ratio`. The samples judge the rounds and
+// measure the loss that was predicted. A round costs a backward pass over them and two forward
+// ones.
 rank_selection select_by_fisher(model_passes& passes, const factored_model& factored,
                                 const compress_options& options, double ratio,
                                 const sample_set& samples, kept_results& kept);

@@ -28,9 +28,7 @@ std::int64_t read_tokens(const checkpoint& source, const std::string& name) {
 
 std::vector<double> read_gram(const checkpoint& source, const std::string& name, std::int64_t n) {
   std::vector<double> gram = read_f64(source, name, {n, n});
-  const auto fail = [&](const std::string& what) {
-    throw file_error(source.path(), name, what);
-  };
+  const auto fail = [&](const std::string& what) { throw file_error(source.path(), name, what); };
   const auto element = [&](std::int64_t i, std::int64_t j) {
     return gram[static_cast<std::size_t>(i * n + j)];
   };

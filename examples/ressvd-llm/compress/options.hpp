@@ -78,7 +78,8 @@ struct compress_options {
   std::int64_t heldout_samples = 16;
   std::int64_t probe_samples = 8;
   int probe_ranks = 2; // at which every matrix is probed: 2 fit a curvature
-  // Of probes or of the curvature, the later ones at the solution of those before. Absent: 1, fisher 2.
+  // Of probes or of the curvature, the later ones at the solution of those before. Absent: 1,
+  // fisher 2.
   std::optional<int> rounds;
 
   backend_choice backend = backend_choice::cpu;

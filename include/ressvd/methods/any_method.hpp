@@ -23,9 +23,9 @@ namespace ressvd {
 inline namespace v0 {
 
 struct any_method {
-  using variant = std::variant<methods::svd, methods::fwsvd, methods::asvd, methods::svd_llm,
-                               methods::adasvd, methods::ressvd, methods::tempered,
-                               methods::kfac_svd>;
+  using variant =
+      std::variant<methods::svd, methods::fwsvd, methods::asvd, methods::svd_llm, methods::adasvd,
+                   methods::ressvd, methods::tempered, methods::kfac_svd>;
   variant chosen = methods::ressvd{};
 
   std::string_view name() const {
@@ -68,8 +68,8 @@ any_method method_named(std::string_view name, std::variant<M...>*) {
 
 } // namespace detail
 
-/// The method of this name (svd, fwsvd, asvd, svd-llm, adasvd, ressvd, tempered, kfac-svd) with its default
-/// options. Throws std::invalid_argument for another one.
+/// The method of this name (svd, fwsvd, asvd, svd-llm, adasvd, ressvd, tempered, kfac-svd) with its
+/// default options. Throws std::invalid_argument for another one.
 inline any_method method_named(std::string_view name) {
   return detail::method_named(name, static_cast<any_method::variant*>(nullptr));
 }

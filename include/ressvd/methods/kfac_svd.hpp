@@ -3,8 +3,8 @@
 // KFAC-SVD: min tr(H·(W−Ŵ)·G·(W−Ŵ)ᵀ), the loss of the model to second order. With the Fisher
 // information as its curvature and inputs and output gradients taken as independent (Kronecker
 // factors), replacing W by Ŵ costs ½·tr(…)/N² a token, H = Σ ggᵀ and G = Σ xxᵀ over N tokens each.
-// The truncated energies Σ_{i>r} σ_i² of all matrices of a model are in that one unit, so that ranks
-// can be allocated from them alone.
+// The truncated energies Σ_{i>r} σ_i² of all matrices of a model are in that one unit, so that
+// ranks can be allocated from them alone.
 //   metrics     F_L·F_Lᵀ = μ((H + λμI)/μ)ᵖ with μ the mean of diag H, F_R·F_Rᵀ = Gᑫ likewise
 //               without a ridge; p = q = 1 is the loss above. λ keeps directions that no gradient
 //               of the calibration has seen from counting for nothing

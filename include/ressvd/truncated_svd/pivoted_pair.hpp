@@ -174,8 +174,8 @@ pivoted_result<B> pivot(B& be, const low_rank<typename B::scalar, typename B::sp
 /// y = P·[Z·x; C·(Z·x)] + bias for borrowed C and Z of either layout, as they lie in a checkpoint.
 ///   c: (m−r) × r, z: r × n, order: m, row i of [Z; C·Z] is row order[i] of Ŵ; C is empty at r = m
 /// Other arguments, layouts, types, aliasing and errors as in apply of a pair; the order is not
-/// checked to be a permutation. 2r(m+n−r)·b flops; workspace m·b scalars, as many again with a bias,
-/// and the conversions; does not block.
+/// checked to be a permutation. 2r(m+n−r)·b flops; workspace m·b scalars, as many again with a
+/// bias, and the conversions; does not block.
 template <backend B, readable_matrix<typename B::space> C, readable_matrix<typename B::space> Z,
           readable_matrix<typename B::space> X, class Y,
           readable_matrix<typename B::space> Bias =
@@ -210,9 +210,8 @@ void apply(B& be, const C& c, const Z& z, const index_list<typename B::space>& o
   const auto own = outputs.part(0, 0, r, inputs.cols);
   detail::product(be, detail::in_scalar(be, own_rows), detail::in_scalar(be, inputs), T{0}, own);
   if (m > r) {
-    detail::product(be, detail::in_scalar(be, lower),
-                    matrix_view<const T, typename B::space>(own), T{0},
-                    outputs.part(r, 0, m - r, inputs.cols));
+    detail::product(be, detail::in_scalar(be, lower), matrix_view<const T, typename B::space>(own),
+                    T{0}, outputs.part(r, 0, m - r, inputs.cols));
   }
   if (!biased) return be.scatter_rows(outputs, order, y);
   const auto sum = outputs_of_all();
@@ -275,8 +274,7 @@ void materialise(B& be, const pivoted_pair<typename B::scalar, typename B::space
   const index_t r = pair.rank();
   be.copy(pair.z, w.top_rows(r));
   if (pair.rows() > r) {
-    be.gemm(op::none, op::none, T{1}, pair.c, pair.z, T{0},
-            w.part(r, 0, pair.rows() - r, w.cols));
+    be.gemm(op::none, op::none, T{1}, pair.c, pair.z, T{0}, w.part(r, 0, pair.rows() - r, w.cols));
   }
   be.scatter_rows(w.view(), pair.indices, out);
 }

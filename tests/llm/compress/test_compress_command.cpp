@@ -76,11 +76,12 @@ TEST_CASE("the default is the preset best, and every run says what it chose and 
     CHECK(result.status == 0);
     CHECK(result.err.substr(0, result.err.find('\n')).starts_with(line));
   };
-  const std::string best = "--method tempered --allocation sensitivity --retruncate --refine 8";
+  const std::string best = "--method kfac-svd --allocation fisher --retruncate --refine 8";
   said({}, "preset best: " + best + ", the closest to the original");
-  check_choice(c, "tempered", "sensitivity", true);
-  said({"--preset", "fast"}, "preset fast: --method svd-llm --allocation last-layers, ");
-  check_choice(c, "svd-llm", "last-layers", false);
+  check_choice(c, "kfac-svd", "fisher", true);
+  CHECK(c.options()["output_power"] == 0.25);
+  said({"--preset", "fast"}, "preset fast: --method kfac-svd --allocation fisher, ");
+  check_choice(c, "kfac-svd", "fisher", false);
   said({"--preset", "ressvd"},
        "preset ressvd: --method ressvd --allocation last-layers, as in arXiv 2505.20112");
   check_choice(c, "ressvd", "last-layers", false);
@@ -89,16 +90,17 @@ TEST_CASE("the default is the preset best, and every run says what it chose and 
   check_choice(c, "svd-llm", "uniform", false);
 
   // Explicit options replace parts of a preset; what no longer fits goes.
-  said({"--last-layers", "all", "--power", "0.5"},
-       "preset best, changed: --method tempered --allocation uniform --retruncate");
+  said({"--last-layers", "all", "--input-power", "0.5"},
+       "preset best, changed: --method kfac-svd --allocation uniform --retruncate");
+  CHECK(c.options()["input_power"] == 0.5);
   said({"--preset", "best", "--method", "svd"},
-       "preset best, changed: --method svd --allocation sensitivity");
-  said({"--preset", "best", "--update", "--power", "0.5"},
-       "preset best, changed: --method tempered --allocation sensitivity --update");
+       "preset best, changed: --method svd --allocation fisher");
+  said({"--preset", "best", "--update"},
+       "preset best, changed: --method kfac-svd --allocation fisher --update");
   said({"--preset", "svd-llm", "--last-layers", "2"},
        "preset svd-llm, changed: --method svd-llm --last-layers 2");
-  said({"--preset", "best", "--refine", "0", "--power", "0.5"},
-       "preset best, changed: --method tempered --allocation sensitivity --retruncate");
+  said({"--preset", "best", "--refine", "0"},
+       "preset best, changed: --method kfac-svd --allocation fisher --retruncate");
   CHECK(!c.report().contains("refinement"));
   said({"--preset", "svd-llm", "--refine", "1"},
        "preset svd-llm, changed: --method svd-llm --allocation uniform --refine 1");
@@ -130,7 +132,7 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
     refused(options, options[options.size() - 2] + " has no effect with ");
   };
   refused({"--allocation", "sensitivity", "--last-layers", "3"},
-          "--last-layers has no effect with --method tempered --allocation sensitivity "
+          "--last-layers has no effect with --method kfac-svd --allocation sensitivity "
           "--retruncate --refine 8; it goes with --allocation last-layers");
   without_effect({"--allocation", "uniform", "--last-layers", "5"});
   without_effect({"--allocation", "importance", "--last-layers", "5"});
@@ -150,12 +152,19 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   without_effect({"--method", "svd-llm", "--minimum-retention", "0.5"});
   without_effect({"--last-layers", "2", "--step", "2"});
   without_effect({"--last-layers", "all", "--search-samples", "2"});
+  without_effect({"--method", "svd-llm", "--input-power", "0.5"});
+  without_effect({"--method", "svd-llm", "--output-power", "0.5"});
+  without_effect({"--method", "svd-llm", "--curvature-ridge", "0.5"});
+  without_effect({"--method", "svd-llm", "--curvature-samples", "2"});
+  without_effect({"--method", "svd-llm", "--labels", "text"});
+  without_effect({"--method", "svd-llm", "--gradients", "file"});
   without_effect({"--preset", "fast", "--probe-samples", "2"});
   without_effect({"--preset", "fast", "--probe-ranks", "1"});
-  without_effect({"--preset", "fast", "--rounds", "2"});
+  without_effect({"--preset", "svd-llm", "--rounds", "2"});
   without_effect({"--windows", "first"});
   without_effect({"--kernel-cache", "."});
-  without_effect({"--calibration", "x.u16", "--windows", "first", "--refine", "0", "--seed", "1"});
+  without_effect(
+      {"--preset", "svd-llm", "--calibration", "x.u16", "--windows", "first", "--seed", "1"});
   for (const auto& [option, value] : std::map<std::string, std::string>{
            {"--samples", "3"}, {"--seqlen", "8"}, {"--seed", "1"}, {"--calibration", "x.u16"}}) {
     const outcome result = llm_test::run_command(
@@ -169,12 +178,12 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   refused({"--retruncate", "--update"}, "excludes");
 }
 
-TEST_CASE("the default needs held-out samples, which it says before it runs",
+TEST_CASE("a power that is to be chosen needs held-out samples, which is said before the run",
           "[compress][command]") {
   const temporary_directory directory;
   const outcome result =
       llm_test::run_command({"compress", RESSVD_LLM_FIXTURES "/llama", (directory / "out").string(),
-                             "--heldout-samples", "0"});
+                             "--method", "tempered", "--heldout-samples", "0"});
   CHECK(result.status == 2);
   CHECK_THAT(result.err, contains_text("--heldout-samples 0 leaves --power auto nothing"));
   CHECK(llm_test::tree(directory.path()).empty());
@@ -184,7 +193,7 @@ TEST_CASE("a ratio that no ranks reach is told with the number and status 3",
           "[compress][command]") {
   const command c;
   for (const std::vector<std::string>& how :
-       std::vector<std::vector<std::string>>{{"--preset", "best", "--power", "0.5"},
+       std::vector<std::vector<std::string>>{{"--preset", "best"},
                                              {"--preset", "fast"},
                                              {"--preset", "svd-llm"},
                                              {"--method", "svd-llm", "--last-layers", "1"},

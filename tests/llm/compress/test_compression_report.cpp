@@ -92,7 +92,7 @@ TEST_CASE("the keys of a report are those that files already have", "[report]") 
                                "memory", "disk", "fallbacks", "parameters", "bytes"});
   CHECK(keys_of(json["allocation"]) == names{"last_layers", "search", "layer_ratios", "probes",
                                              "predicted_loss", "loss_bound", "measured_loss",
-                                             "rounds"});
+                                             "rounds", "curvature_rounds"});
   CHECK(keys_of(json["matrices"][1]) == names{"name", "rows", "cols", "rank", "intermediate_rank",
                                               "weight_loss", "activation_loss", "curvature_loss",
                                               "whitening", "numerical_rank", "seconds"});

@@ -36,8 +36,9 @@ std::string weights_in(const std::filesystem::path& directory) {
   return llm_test::read(directory / "model.safetensors");
 }
 
-TEST_CASE("ranks by fisher keep what the ratio leaves, and the loss they predict is their matrices'",
-          "[fisher]") {
+TEST_CASE(
+    "ranks by fisher keep what the ratio leaves, and the loss they predict is their matrices'",
+    "[fisher]") {
   using form = ressvd::factored_form;
   for (const std::string& family : testing::families) {
     for (const form f : {form::pair, form::pivoted}) {
@@ -77,8 +78,7 @@ TEST_CASE("ranks by fisher are the same whatever method makes the factors", "[fi
     const auto report = compress(o);
     REQUIRE(report.matrices.size() == expected.matrices.size());
     for (std::size_t i = 0; i < report.matrices.size(); ++i) {
-      REQUIRE(report.matrices[i].factors.has_value() ==
-              expected.matrices[i].factors.has_value());
+      REQUIRE(report.matrices[i].factors.has_value() == expected.matrices[i].factors.has_value());
       if (!report.matrices[i].factors) continue;
       CHECK(report.matrices[i].factors->rank == expected.matrices[i].factors->rank);
       CHECK_FALSE(report.matrices[i].factors->curvature_loss);
@@ -114,30 +114,30 @@ TEST_CASE("fwsvd without a file takes the gradients of its samples", "[fisher]")
 
   // The mean squared gradients of single tokens, g_i²·x_j², entry by entry.
   const language_model model = language_model::open(f.directory);
-  const sample_set samples =
-      make_samples(o, model).calibration.first(samples_of_curvature(o));
+  const sample_set samples = make_samples(o, model).calibration.first(samples_of_curvature(o));
   model_passes passes(model);
   std::vector<scratch_matrix> fisher;
-  pass_gradients(passes, samples, {.labels = {.source = label_source::drawn, .seed = o.seed}},
-                 [&](std::int64_t layer, const layer_back& back) {
-                   const auto modules = linear_modules(f.config, layer);
-                   std::vector<std::vector<float>> sums(modules.size());
-                   const gradient_observer observer = [&](const linear_observation& seen) {
-                     for (std::size_t i = 0; i < modules.size(); ++i) {
-                       if (modules[i].kind != seen.kind) continue;
-                       sums[i].resize(static_cast<std::size_t>(seen.out * seen.in));
-                       for (std::int64_t t = 0; t < seen.tokens; ++t)
-                         for (std::int64_t a = 0; a < seen.out; ++a)
-                           for (std::int64_t b = 0; b < seen.in; ++b)
-                             sums[i][static_cast<std::size_t>(a * seen.in + b)] +=
-                                 std::pow(seen.g[t * seen.out + a] * seen.x[t * seen.in + b], 2.0f);
-                     }
-                   };
-                   back(&observer);
-                   for (std::size_t i = 0; i < modules.size(); ++i)
-                     fisher.push_back({modules[i].weight_name(),
-                                       {modules[i].out, modules[i].in}, std::move(sums[i])});
-                 });
+  pass_gradients(
+      passes, samples, {.labels = {.source = label_source::drawn, .seed = o.seed}},
+      [&](std::int64_t layer, const layer_back& back) {
+        const auto modules = linear_modules(f.config, layer);
+        std::vector<std::vector<float>> sums(modules.size());
+        const gradient_observer observer = [&](const linear_observation& seen) {
+          for (std::size_t i = 0; i < modules.size(); ++i) {
+            if (modules[i].kind != seen.kind) continue;
+            sums[i].resize(static_cast<std::size_t>(seen.out * seen.in));
+            for (std::int64_t t = 0; t < seen.tokens; ++t)
+              for (std::int64_t a = 0; a < seen.out; ++a)
+                for (std::int64_t b = 0; b < seen.in; ++b)
+                  sums[i][static_cast<std::size_t>(a * seen.in + b)] +=
+                      std::pow(seen.g[t * seen.out + a] * seen.x[t * seen.in + b], 2.0f);
+          }
+        };
+        back(&observer);
+        for (std::size_t i = 0; i < modules.size(); ++i)
+          fisher.push_back(
+              {modules[i].weight_name(), {modules[i].out, modules[i].in}, std::move(sums[i])});
+      });
   o.fisher = dir / "fisher.safetensors";
   write_scratch(o.fisher, fisher);
   o.output = dir / "given";
@@ -153,8 +153,7 @@ TEST_CASE("the curvature may come from a file, which is checked", "[fisher]") {
   compress(o);
 
   const language_model model = language_model::open(f.directory);
-  const sample_set samples =
-      make_samples(o, model).calibration.first(samples_of_curvature(o));
+  const sample_set samples = make_samples(o, model).calibration.first(samples_of_curvature(o));
   model_passes passes(model);
   const auto engine = make_factoring_engine(o);
   const curvature_store store(dir.path());
@@ -163,11 +162,11 @@ TEST_CASE("the curvature may come from a file, which is checked", "[fisher]") {
   std::vector<scratch_tensor<double>> tensors;
   for (std::int64_t layer = 0; layer < f.config.layers; ++layer) {
     for (const matrix_curvature& m : store.load(f.config, layer)) {
-      tensors.push_back({m.module.prefix + ".gradient_gram", {m.module.out, m.module.out},
-                         m.outputs.gram});
+      tensors.push_back(
+          {m.module.prefix + ".gradient_gram", {m.module.out, m.module.out}, m.outputs.gram});
       tensors.push_back({m.module.prefix + ".row_importance", {m.module.out}, m.row_importance});
-      tensors.push_back({m.module.prefix + ".gradient_tokens", {1},
-                         {static_cast<double>(m.outputs.tokens)}});
+      tensors.push_back(
+          {m.module.prefix + ".gradient_tokens", {1}, {static_cast<double>(m.outputs.tokens)}});
     }
   }
   o.gradients = dir / "gradients.safetensors";
@@ -191,7 +190,8 @@ TEST_CASE("the curvature may come from a file, which is checked", "[fisher]") {
   refused([](auto& list) { list[3].values[1] += 1; }, "k_proj.gradient_gram", "differs from");
   refused([](auto& list) { list[3].values[0] = -1; }, "k_proj.gradient_gram", "negative");
   refused([](auto& list) { list[4].values[2] = -1; }, "k_proj.row_importance", "negative");
-  refused([](auto& list) { list[5].values[0] = 0.5; }, "k_proj.gradient_tokens", "is not a number of tokens");
+  refused([](auto& list) { list[5].values[0] = 0.5; }, "k_proj.gradient_tokens",
+          "is not a number of tokens");
   refused([](auto& list) { list.erase(list.begin() + 3); }, "k_proj.gradient_gram", "missing");
 }
 

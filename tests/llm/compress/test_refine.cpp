@@ -7,6 +7,7 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -180,6 +181,16 @@ TEST_CASE("the values that are trained are copies, and of a pair the balanced on
   CHECK(y == z);
 }
 
+void write_random_tokens(const std::filesystem::path& file, std::int64_t vocab, int count) {
+  std::mt19937 random(5);
+  std::string bytes;
+  for (int i = 0; i < count; ++i) {
+    const auto id = static_cast<std::uint32_t>(random() % static_cast<std::uint32_t>(vocab));
+    bytes += {static_cast<char>(id & 0xff), static_cast<char>(id >> 8)};
+  }
+  llm_test::write(file, bytes);
+}
+
 TEST_CASE("refinement brings the blocks of every family closer to the original's", "[refine]") {
   for (const std::string& family : testing::families) {
     for (const factored_form form : {factored_form::pair, factored_form::pivoted}) {
@@ -188,6 +199,8 @@ TEST_CASE("refinement brings the blocks of every family closer to the original's
       const temporary_directory directory;
       compress_options o = refined_compression(f.directory, directory / "refined");
       o.form = form;
+      o.calibration = directory / "any.u16"; // one fixture writes a single token all the time
+      write_random_tokens(o.calibration, f.config.vocab, 4000);
       const compression_report report = compress(o);
       REQUIRE(report.refinement);
       const refinement_report& r = *report.refinement;

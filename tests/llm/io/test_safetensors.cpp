@@ -68,7 +68,8 @@ TEST_CASE("a file cut anywhere is refused", "[safetensors]") {
   CHECK_THAT(refusal_of_file(content.substr(0, content.size() - 1)),
              contains_text("x.safetensors: tensor b: its data range [8, 14) reaches beyond the 13 "
                            "bytes of data in the file (truncated?)"));
-  CHECK_THAT(refusal_of_file(content + "!"), contains_text("1 bytes follow the data of the last tensor"));
+  CHECK_THAT(refusal_of_file(content + "!"),
+             contains_text("1 bytes follow the data of the last tensor"));
   CHECK_THAT(refusal_of_file("tiny"), contains_text("is not a safetensors file (only 4 bytes)"));
 }
 

@@ -279,7 +279,7 @@ TEST_CASE("values of the wrong type are refused", "[tokenizer]") {
     CHECK_THAT(refusal_of(wrong), contains_text("x.json: "));
   }
   std::string deep;
-  for (int i = 0; i < 100'000; ++i)
+  for (int i = 0; i < 1000; ++i)
     deep += "{\"normalizer\":";
   CHECK_THAT(file_error_of([&] { ressvd_llm::parse_tokenizer_json("x.json", deep); }),
              contains_text("nested too deeply"));
@@ -362,7 +362,7 @@ TEST_CASE("steps that lengthen texts without end are given up", "[tokenizer]") {
     content["pre_tokenizer"]["pretokenizers"].push_back(bytes);
   CHECK_THAT(refusal_of(content), contains_text("has ByteLevel more than 4 times"));
   content["pre_tokenizer"]["pretokenizers"] = json::array();
-  for (int i = 0; i < 100'000; ++i)
+  for (int i = 0; i < 1000; ++i)
     content["pre_tokenizer"]["pretokenizers"].push_back({{"type", "WhitespaceSplit"}});
   CHECK_THAT(refusal_of(content), contains_text("has more than 64 steps"));
 }

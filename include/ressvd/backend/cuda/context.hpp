@@ -93,8 +93,7 @@ class cuda_context {
   /// Whether the device multiplies in TF32.
   bool has_tf32() const {
     int major = 0;
-    detail::cuda::check(
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
+    detail::cuda::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
     return major >= 8;
   }
   /// Device memory allocated by this context and by living matrices made with it.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// y = U(V·x) + bias for one to eight vectors in two launches of a kernel that reads a factor once: a
-// warp takes a row, with 16-byte reads. The same for a pivoted pair, y = P·[t; C·t] + bias with
+// y = U(V·x) + bias for one to eight vectors in two launches of a kernel that reads a factor once:
+// a warp takes a row, with 16-byte reads. The same for a pivoted pair, y = P·[t; C·t] + bias with
 // t = Z·x: each sum goes to its row of y as it is made. One cooperative launch for both factors
 // was slower: 12 µs went into the launch and the wait for all blocks (docs/cuda.md).
 //   layout      factors by rows, as they lie in a checkpoint, x and y by columns (one vector after
@@ -56,12 +56,12 @@ void few_products(cuda_context& context, device_view<const F> a, device_view<con
   const index_t wide = of_x == 16 / static_cast<index_t>(sizeof(X)) ? of_a : (std::min)(of_a, of_x);
   constexpr index_t most_blocks = 1 << 16;
   const launch_shape shape{dim3(blocks_for(a.rows, 8, most_blocks)), dim3(32, 8)};
-  context.launch(shape,
-                 kernel_name("few_products", {kernel_type<F>(), kernel_type<X>(), kernel_type<Y>(),
-                                              std::to_string(x.cols).c_str(),
-                                              std::to_string(wide).c_str()}),
-                 a.data, a.ld, a.rows, a.cols, x.data, x.ld, to.t.data, to.t.ld, to.order, to.bias,
-                 to.bias_step, to.y.data, to.y.ld);
+  context.launch(
+      shape,
+      kernel_name("few_products", {kernel_type<F>(), kernel_type<X>(), kernel_type<Y>(),
+                                   std::to_string(x.cols).c_str(), std::to_string(wide).c_str()}),
+      a.data, a.ld, a.rows, a.cols, x.data, x.ld, to.t.data, to.t.ld, to.order, to.bias,
+      to.bias_step, to.y.data, to.y.ld);
 }
 
 /// u: m × r and v: r × n, row-major, or C: (m−r) × r and Z of a pivoted pair with its `order`, else
