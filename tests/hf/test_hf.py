@@ -28,6 +28,7 @@ try:
     from transformers.utils import logging
 
     from export_fisher import fisher_information
+    from export_gradients import drawn_loss, gradient_collector
     from export_grams import gram_collector
     from load_factored import load
     from make_loadable import make_loadable
@@ -219,6 +220,38 @@ class exported_grams(unittest.TestCase):
         torch.testing.assert_close(load_file(file)[name], fisher[name])
         report = compress("llama", scratch.name + "/fwsvd", "--method", "fwsvd", "--fisher", file)
         self.assertTrue(all("activation_loss" in m for m in report["matrices"]))
+
+    def test_gradients(self):
+        """Sums of single tokens' gradients of the weights, and a file that the program takes."""
+        model = AutoModelForCausalLM.from_pretrained(fixtures / "llama", dtype=torch.float64)
+        tokens = pathlib.Path(scratch.name) / "gradients.u16"
+        np.random.default_rng(3).integers(0, 80, 24 * 16).astype("<u2").tofile(tokens)
+        ids = torch.from_numpy(np.fromfile(tokens, "<u2").astype(np.int64))[None, :16]
+        name = "model.layers.1.self_attn.v_proj"
+        weight = model.get_parameter(name + ".weight")
+        with gradient_collector(model) as gradients:
+            logits = model(ids).logits
+            drawn_loss(logits, torch.Generator().manual_seed(1)).backward()
+        gram, rows, count = gradients.sums[name]
+        self.assertEqual(count, 16)
+        # Σ over tokens of g·xᵀ is the weight's gradient; of one token it is of rank 1.
+        torch.testing.assert_close(gram, gram.T)
+        self.assertGreaterEqual(torch.linalg.eigvalsh(gram)[0].item(), -1e-12)
+        self.assertTrue((rows >= 0).all() and rows.sum() > 0)
+        one = ids[:, :1]
+        model.zero_grad()
+        with gradient_collector(model) as gradients:
+            drawn_loss(model(one).logits, torch.Generator().manual_seed(1)).backward()
+        torch.testing.assert_close(gradients.sums[name][1], weight.grad.square().sum(1))
+
+        file = pathlib.Path(scratch.name) / "gradients.safetensors"
+        subprocess.run([sys.executable, root / "examples/hf/export_gradients.py",
+                        fixtures / "llama", file, "--tokens", tokens, "--samples", "24",
+                        "--seqlen", "16", "--dtype", "float32"], capture_output=True, check=True)
+        report = compress("llama", scratch.name + "/kfac", "--method", "kfac-svd",
+                          "--allocation", "fisher", "--gradients", file)
+        self.assertGreater(report["allocation"]["predicted_loss"], 0)
+        self.assertTrue(all("curvature_loss" in m for m in report["matrices"] if m["rank"]))
 
     def test_llama(self):
         self.agree("llama")
