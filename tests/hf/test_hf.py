@@ -249,8 +249,7 @@ class exported_grams(unittest.TestCase):
                         fixtures / "llama", file, "--tokens", tokens, "--samples", "24",
                         "--seqlen", "16", "--dtype", "float32"], capture_output=True, check=True)
         report = compress("llama", scratch.name + "/kfac", "--method", "kfac-svd",
-                          "--allocation", "fisher", "--gradients", file)
-        self.assertGreater(report["allocation"]["predicted_loss"], 0)
+                          "--gradients", file)
         self.assertTrue(all("curvature_loss" in m for m in report["matrices"] if m["rank"]))
 
     def test_llama(self):

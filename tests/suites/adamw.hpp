@@ -27,11 +27,11 @@ using ressvd::adamw_parameter;
 template <class B>
 struct trained {
   using T = typename B::scalar;
-  trained(B& be, const dense& value, const dense& gradient, const dense& centre = {})
-      : value(be, value, layout::col_major, 3),
-        gradient(be, gradient, layout::col_major, 1),
-        centre(be, centre, layout::col_major, 2),
-        pulled(centre.rows() > 0) {}
+  trained(B& be, const dense& c, const dense& g, const dense& towards = {})
+      : value(be, c, layout::col_major, 3),
+        gradient(be, g, layout::col_major, 1),
+        centre(be, towards, layout::col_major, 2),
+        pulled(towards.rows() > 0) {}
 
   adamw_parameter<B> parameter() {
     return {value.block(), std::as_const(gradient).block(),
