@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ressvd/backend/cuda/blas.hpp"
+#include "ressvd/core/backend.hpp"
 
 namespace ressvd {
 inline namespace v0 {
