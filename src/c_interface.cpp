@@ -153,6 +153,10 @@ void with_weight(ressvd_context* context, ressvd_calibration* calibration, const
     if (chosen.row_importance != nullptr) {
       weight.row_importance = {chosen.row_importance, weight.rows(), 1, weight.rows()};
     }
+    if (chosen.output_curvature != nullptr) {
+      weight.output_curvature = {chosen.output_curvature, weight.rows(), weight.rows(),
+                                 weight.rows()};
+    }
     f(input, std::move(weight), method);
   });
 }
@@ -249,7 +253,7 @@ ressvd_status ressvd_whiten(ressvd_calibration* calibration, ressvd_whitening* r
 
 ressvd_options ressvd_default_options(void) {
   return {"ressvd", ressvd::methods::ressvd{}.beta, ressvd::methods::asvd{}.alpha,
-          ressvd::methods::tempered{}.power, nullptr};
+          ressvd::methods::tempered{}.power, nullptr, nullptr};
 }
 
 ressvd_status ressvd_factor(ressvd_context* context, ressvd_calibration* calibration,

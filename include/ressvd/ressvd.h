@@ -28,7 +28,7 @@ typedef enum ressvd_status {
   RESSVD_NONFINITE = 2,        /* NaN or infinity in the input */
   RESSVD_INDEFINITE = 3,       /* a Gram that is not positive semidefinite */
   RESSVD_OUT_OF_MEMORY = 4,
-  RESSVD_FAILED = 5 /* anything else */
+  RESSVD_FAILED = 5            /* anything else */
 } ressvd_status;
 
 typedef enum ressvd_type {
@@ -101,11 +101,13 @@ ressvd_status ressvd_whiten(ressvd_calibration* calibration, ressvd_whitening* r
 
 /* Options of a method; ressvd_default_options() fills all fields. */
 typedef struct ressvd_options {
-  const char* method;           /* svd, fwsvd, asvd, svd-llm, adasvd, ressvd, tempered */
+  const char* method;           /* svd, fwsvd, asvd, svd-llm, adasvd, ressvd, tempered, kfac-svd */
   double beta;                  /* ressvd: share of mn/(m+n) that compensates the residual */
   double alpha;                 /* asvd: exponent of the channel means */
   double power;                 /* tempered: power of the Gram */
   const double* row_importance; /* fwsvd: m numbers, or NULL */
+  const double* output_curvature; /* kfac-svd: sum of g·gᵀ over the gradients g at W's output, m × m,
+                                   * packed, or NULL */
 } ressvd_options;
 
 ressvd_options ressvd_default_options(void);
@@ -173,9 +175,8 @@ typedef struct ressvd_rank {
   int dense;
 } ressvd_rank;
 
-/* Chooses a rank, or dense, for each of `count` matrices, so that all together keep at most
- * `budget` parameters; loss and loss_bound may be NULL. The least possible loss lies between the
- * two. */
+/* Chooses a rank, or dense, for each of `count` matrices, so that all together keep at most `budget`
+ * parameters; loss and loss_bound may be NULL. The least possible loss lies between the two. */
 ressvd_status ressvd_allocate_ranks(const ressvd_allocation_matrix* matrices, int64_t count,
                                     int64_t budget, ressvd_rank* ranks, double* loss,
                                     double* loss_bound);

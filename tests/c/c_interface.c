@@ -12,12 +12,12 @@
 
 static int failures = 0;
 
-#define CHECK(condition)                                                                    \
-  do {                                                                                      \
-    if (!(condition)) {                                                                     \
-      ++failures;                                                                           \
+#define CHECK(condition)                                                        \
+  do {                                                                          \
+    if (!(condition)) {                                                         \
+      ++failures;                                                               \
       printf("%s:%d: failed: %s (%s)\n", __FILE__, __LINE__, #condition, ressvd_message()); \
-    }                                                                                       \
+    }                                                                           \
   } while (0)
 
 enum { out = 24, in = 16, tokens = 80, rank = 6 };
@@ -48,8 +48,7 @@ static void compare_outputs(double* lost, double* total) {
   for (int t = 0; t < tokens; ++t) {
     for (int o = 0; o < out; ++o) {
       double exact = 0;
-      for (int i = 0; i < in; ++i)
-        exact += (double)w[o * in + i] * x[t * in + i];
+      for (int i = 0; i < in; ++i) exact += (double)w[o * in + i] * x[t * in + i];
       const double d = exact - y[t * out + o];
       *lost += d * d;
       *total += exact * exact;
@@ -58,10 +57,8 @@ static void compare_outputs(double* lost, double* total) {
 }
 
 int main(void) {
-  for (int i = 0; i < out * in; ++i)
-    w[i] = next_value();
-  for (int i = 0; i < tokens * in; ++i)
-    x[i] = next_value() / (float)(1 + i % in);
+  for (int i = 0; i < out * in; ++i) w[i] = next_value();
+  for (int i = 0; i < tokens * in; ++i) x[i] = next_value() / (float)(1 + i % in);
 
   CHECK(strlen(ressvd_version()) >= 5);
   ressvd_context* context = NULL;
@@ -77,10 +74,8 @@ int main(void) {
   double g[in * in];
   CHECK(ressvd_gram_read(gram, g) == RESSVD_OK);
   double energy = 0, trace = 0;
-  for (int i = 0; i < tokens * in; ++i)
-    energy += (double)x[i] * x[i];
-  for (int i = 0; i < in; ++i)
-    trace += g[i * in + i];
+  for (int i = 0; i < tokens * in; ++i) energy += (double)x[i] * x[i];
+  for (int i = 0; i < in; ++i) trace += g[i * in + i];
   CHECK(fabs(trace - energy) <= 1e-5 * energy);
 
   /* What a batch may not be: another width, not finite, null. The sums stay. */
@@ -130,8 +125,7 @@ int main(void) {
       double sum = 0;
       for (int r = 0; r < rank; ++r) {
         double inner = 0;
-        for (int i = 0; i < in; ++i)
-          inner += (double)v[r * in + i] * x[t * in + i];
+        for (int i = 0; i < in; ++i) inner += (double)v[r * in + i] * x[t * in + i];
         sum += u[o * rank + r] * inner;
       }
       largest = fmax(largest, fabs(sum - y[t * out + o]));
@@ -149,8 +143,7 @@ int main(void) {
 
   /* A bias, and tokens in bfloat16 that are zero. */
   float bias[out];
-  for (int o = 0; o < out; ++o)
-    bias[o] = (float)o;
+  for (int o = 0; o < out; ++o) bias[o] = (float)o;
   static uint16_t zeros[tokens * in];
   const ressvd_view still = {zeros, tokens, in, 0, RESSVD_BFLOAT16, RESSVD_ROW_MAJOR};
 
@@ -175,8 +168,7 @@ int main(void) {
   CHECK(count == in);
   double values[in];
   CHECK(ressvd_singular_values(factored, values) == RESSVD_OK);
-  for (int i = 1; i < in; ++i)
-    CHECK(values[i] <= values[i - 1]);
+  for (int i = 1; i < in; ++i) CHECK(values[i] <= values[i - 1]);
   ressvd_factored_destroy(factored);
 
   const ressvd_allocation_matrix model[] = {{values, count, out, in, 1.0, 0},
@@ -187,6 +179,28 @@ int main(void) {
   CHECK(bound <= loss && loss > 0);
   CHECK(chosen[1].dense || chosen[1].rank >= chosen[0].rank);
   CHECK(ressvd_allocate_ranks(model, 2, 10, chosen, NULL, NULL) == RESSVD_INVALID_ARGUMENT);
+
+  /* Outputs of equal curvature: the problem of svd-llm. */
+  const ressvd_target four = {0, 4, 0};
+  options.method = "svd-llm";
+  CHECK(ressvd_compress(context, input, &weights, &options, &four, &matrix) == RESSVD_OK);
+  CHECK(ressvd_matrix_report(matrix, &report) == RESSVD_OK);
+  const double whitened = report.activation_loss;
+  ressvd_matrix_destroy(matrix);
+  matrix = NULL;
+  options.method = "kfac-svd";
+  CHECK(ressvd_compress(context, input, &weights, &options, &four, &matrix) ==
+        RESSVD_INVALID_ARGUMENT);
+  CHECK(strstr(ressvd_message(), "needs the curvature") != NULL);
+  static double curvature[out * out];
+  for (int o = 0; o < out; ++o) curvature[o * out + o] = 3;
+  options.output_curvature = curvature;
+  CHECK(ressvd_compress(context, input, &weights, &options, &four, &matrix) == RESSVD_OK);
+  CHECK(ressvd_matrix_report(matrix, &report) == RESSVD_OK);
+  CHECK(fabs(report.activation_loss - whitened) < 1e-3 * whitened);
+  ressvd_matrix_destroy(matrix);
+  matrix = NULL;
+  options = ressvd_default_options();
 
   /* Nothing to gain: the matrix stays dense and has no factors. */
   const ressvd_target nothing = {0, 0, 0};

@@ -213,8 +213,8 @@ class cuda_backend {
     detail::cuda::svd(*context_, c, values, u);
   }
 
-  /// y ← u(v·x) + bias, or with the order of a pivoted pair P·[v·x; u(v·x)] + bias, in one launch,
-  /// see backend/cuda/low_rank.hpp; false, and nothing done, where types, layouts or the number of
+  /// y ← u(v·x) + bias, or with the order of a pivoted pair P·[v·x; u(v·x)] + bias, by
+  /// backend/cuda/low_rank.hpp; false, and nothing done, where types, layouts or the number of
   /// vectors are others.
   template <class F, class X, class Y>
   bool low_rank_product(

@@ -9,13 +9,19 @@
 //               without a ridge; p = q = 1 is the loss above. λ keeps directions that no gradient
 //               of the calibration has seen from counting for nothing
 //   needs       the Gram, and weight::output_curvature
-//   cost        a Cholesky factorisation of H a weight, an eigendecomposition where p < 1, beside
-//               the truncated SVD
+//   shapes      W: m × n, H: m × m, G: n × n
+//   cost        m³/3 flops a weight for a Cholesky factorisation of H, about 5m³ for p < 1, 2m²n
+//   for
+//               F_LᵀW, beside the truncated SVD
+//   workspace   8m² bytes for F_L and 16m² in scratch, and the truncated SVD's
+//   blocks      yes
+//   errors      as whiten and truncated_svd
 //   source      K-FAC: Martens and Grosse, arXiv 1503.05671; as a metric of truncation: IO-SVD,
 //               arXiv 2605.15626; docs/theory.md
 #pragma once
 
 #include <string_view>
+#include <vector>
 
 #include "ressvd/methods/support.hpp"
 

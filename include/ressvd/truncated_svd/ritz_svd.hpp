@@ -5,8 +5,8 @@
 // shorter side, with B = A (m ≥ p) or B = Aᵀ, of norm 1 up to a power of two; U = X·V or
 // B·X·V·Θ^(-1/2).
 //   cost        Rayleigh–Ritz: kb² flops and an eigendecomposition of order b in double for b
-//   columns
-//               of length k; the estimate of what is missed 2mpb + 4kb·r; the vectors 2kb·r
+//               columns of length k; the estimate of what is missed 2mpb + 4kb·r; the vectors
+//               2kb·r
 //   workspace   A and b·r scalars, b² doubles and the eigendecomposition's
 //   blocks      yes
 //   source      Parlett, "The Symmetric Eigenvalue Problem", ch. 11

@@ -71,17 +71,13 @@ template <class F, class X, class Y>
 void low_rank_product(cuda_context& context, device_view<const F> u, device_view<const F> v,
                       const index_t* order, device_view<const X> x, const float* bias,
                       index_t bias_step, device_view<Y> y, device_block<float> t) {
-  const few_targets<Y> outputs{
-      .t = {}, .y = y, .order = order, .bias = bias, .bias_step = bias_step};
-  few_targets<Y> inner{.t = t};
-  if (order != nullptr) {
-    inner = outputs;
-    inner.t = t;
-  }
-  few_products<F, X, Y>(context, v, x, inner);
-  few_targets<Y> outer = outputs;
-  if (order != nullptr) outer.order = order + v.rows;
-  few_products<F, float, Y>(context, u, device_block<const float>(t).view(), outer);
+  const bool pivoted = order != nullptr;
+  few_targets<Y> first{.t = t, .order = order, .bias = bias, .bias_step = bias_step};
+  if (pivoted) first.y = y; // the rows of t are rows of y
+  few_products<F, X, Y>(context, v, x, first);
+  const few_targets<Y> second{
+      .y = y, .order = pivoted ? order + v.rows : nullptr, .bias = bias, .bias_step = bias_step};
+  few_products<F, float, Y>(context, u, device_block<const float>(t).view(), second);
 }
 
 } // namespace cuda
