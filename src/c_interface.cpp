@@ -252,8 +252,12 @@ ressvd_status ressvd_whiten(ressvd_calibration* calibration, ressvd_whitening* r
 }
 
 ressvd_options ressvd_default_options(void) {
-  return {"ressvd", ressvd::methods::ressvd{}.beta, ressvd::methods::asvd{}.alpha,
-          ressvd::methods::tempered{}.power, nullptr, nullptr};
+  return {"ressvd",
+          ressvd::methods::ressvd{}.beta,
+          ressvd::methods::asvd{}.alpha,
+          ressvd::methods::tempered{}.power,
+          nullptr,
+          nullptr};
 }
 
 ressvd_status ressvd_factor(ressvd_context* context, ressvd_calibration* calibration,
