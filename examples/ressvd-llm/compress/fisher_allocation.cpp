@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,25 +12,11 @@
 #include <ressvd/layer_ratio/rank_allocation.hpp>
 
 #include "compress/curvature.hpp"
+#include "compress/rank_problem.hpp"
 #include "ui/progress.hpp"
 
 namespace ressvd_llm {
 namespace {
-
-// What the smallest ranks keep. It exceeds the budget where multiples of a rank are too coarse; the
-// run then removes what it can.
-std::int64_t least_parameters(const std::vector<ressvd::allocation_matrix>& problem) {
-  const double almost_all = std::nextafter(1.0, 0.0);
-  std::int64_t sum = 0;
-  for (const ressvd::allocation_matrix& m : problem) {
-    const auto smallest =
-        m.max_rank > 0 ? ressvd::rank_for_ratio(m.rows, m.cols, almost_all,
-                                                {.multiple = m.rank_multiple, .form = m.form})
-                       : ressvd::keep_dense(m.rows, m.cols);
-    sum += ressvd::kept_parameters(m.rows, m.cols, smallest, m.form);
-  }
-  return sum;
-}
 
 // Pairs may keep what uniform ranks keep of the ratio, which is less than it says by their
 // rounding: so that allocations of pairs compare at equal size.
@@ -48,39 +33,31 @@ class fisher_allocation {
  public:
   fisher_allocation(model_passes& passes, const factored_model& factored,
                     const compress_options& options, const sample_set& samples, kept_results& kept)
-      : passes_(passes), factored_(factored), options_(options), samples_(samples), kept_(kept) {
-    for (std::int64_t layer = 0; layer < passes_.config().layers; ++layer)
-      layers_.push_back(factored_.summary(layer));
-    for (const factored_layer& layer : layers_) {
-      for (const factored_module& m : layer.matrices) {
-        // A matrix that no rank makes smaller stays dense.
-        const bool free = m.state.rank > 0;
-        problem_.push_back({.name = m.module.prefix,
-                            .singular_values = m.curvature_spectrum,
-                            .rows = m.module.out,
-                            .cols = m.module.in,
-                            .sensitivity = free ? 1 : std::numeric_limits<double>::infinity(),
-                            .max_rank = m.state.rank,
-                            .rank_multiple = options.rank_multiple,
-                            .form = options.form});
-      }
-    }
-  }
+      : passes_(passes),
+        factored_(factored),
+        options_(options),
+        samples_(samples),
+        kept_(kept),
+        problem_(factored, passes.config().layers, options,
+                 [](const factored_module& m) -> const std::vector<double>& {
+                   return m.curvature_spectrum;
+                 }) {}
 
   rank_selection select(double ratio) {
-    budget_ = (std::max)(budget_of(problem_, ratio, options_.form), least_parameters(problem_));
-    const ressvd::allocation first = ressvd::allocate_ranks(problem_, budget_);
+    budget_ =
+        (std::max)(budget_of(problem_.entries, ratio, options_.form), problem_.least_parameters());
+    const ressvd::allocation first = ressvd::allocate_ranks(problem_.entries, budget_);
     rank_selection result;
-    result.ranks = ranks_of(first);
+    result.ranks = problem_.ranks_of(first.ranks);
     double divergence = divergence_at(result.ranks);
     for (int round = 2; round <= rounds_of(options_); ++round) {
       const std::vector<double> growth = growth_at(result.ranks, round);
       bool improved = false;
       for (const double trust : {0.5, 1.0}) {
-        auto changed = problem_;
+        auto changed = problem_.entries;
         for (std::size_t j = 0; j < changed.size(); ++j)
           changed[j].sensitivity *= std::pow(growth[j], trust);
-        model_ranks ranks = ranks_of(ressvd::allocate_ranks(changed, budget_));
+        model_ranks ranks = problem_.ranks_of(ressvd::allocate_ranks(changed, budget_).ranks);
         const double tried = divergence_at(ranks);
         const bool accepted = tried < divergence;
         result.how.curvature_rounds.push_back({round, trust, tried, accepted});
@@ -98,38 +75,20 @@ class fisher_allocation {
   }
 
  private:
-  model_ranks ranks_of(const ressvd::allocation& solution) const {
-    model_ranks ranks(passes_.config().layers);
-    std::size_t next = 0;
-    for (const factored_layer& layer : layers_) {
-      for (std::size_t i = 0; i < layer.matrices.size(); ++i)
-        ranks[layer.index].push_back(solution.ranks[next++]);
-    }
-    return ranks;
-  }
-
   double predicted_loss(const model_ranks& ranks) const {
     double sum = 0;
-    for (const factored_layer& layer : layers_) {
-      for (std::size_t i = 0; i < layer.matrices.size(); ++i) {
-        const ressvd::rank_choice& choice = ranks[layer.index][i];
-        if (choice.dense) continue;
-        sum += ressvd::detail::truncation_loss(layer.matrices[i].curvature_spectrum, choice.rank)
-                   .absolute;
-      }
+    for (std::size_t j = 0; j < problem_.places.size(); ++j) {
+      const auto [layer, module] = problem_.places[j];
+      const ressvd::rank_choice& choice = ranks[layer][module];
+      if (choice.dense) continue;
+      const auto& spectrum = problem_.matrix(j).curvature_spectrum;
+      sum += ressvd::detail::truncation_loss(spectrum, choice.rank).absolute;
     }
     return sum;
   }
 
   double divergence_at(const model_ranks& ranks) {
-    std::string name = "divergence at";
-    for (const factored_layer& layer : layers_) {
-      for (const ressvd::rank_choice& r : ranks[layer.index]) {
-        name += ' ';
-        name += r.dense ? std::string("dense") : std::to_string(r.rank);
-      }
-    }
-    return kept_.value(name, [&] {
+    return kept_.value(name_at("divergence", ranks, passes_.config().layers), [&] {
       if (original_.empty()) original_ = passes_.final_original(samples_);
       return passes_.mean_divergence(original_, factored_.run(samples_, ranks));
     });
@@ -139,7 +98,7 @@ class fisher_allocation {
   std::vector<double> growth_at(const model_ranks& ranks, int round) {
     std::vector<double> energies; // at the compressed model, once one is not kept
     const auto measure = [&] {
-      energies.assign(problem_.size(), 0);
+      energies.assign(problem_.places.size(), 0);
       const gradient_pass_options at_ranks{
           .labels = {.source = label_source::drawn, .seed = options_.seed},
           .layer = [&](std::int64_t layer) { return factored_.layer(layer, ranks[layer]); }};
@@ -160,7 +119,7 @@ class fisher_allocation {
         bar.advance();
       });
     };
-    std::vector<double> growth(problem_.size(), 1);
+    std::vector<double> growth(problem_.places.size(), 1);
     std::size_t j = 0;
     for (std::int64_t layer = 0; layer < passes_.config().layers; ++layer) {
       for (const matrix_curvature& known : factored_.curvature()->load(passes_.config(), layer)) {
@@ -188,8 +147,7 @@ class fisher_allocation {
   const compress_options& options_;
   const sample_set& samples_;
   kept_results& kept_;
-  std::vector<factored_layer> layers_;
-  std::vector<ressvd::allocation_matrix> problem_;
+  rank_problem problem_;
   std::int64_t budget_ = 0;
   hidden_states original_;
 };

@@ -2,10 +2,8 @@
 #include "compress/sensitivity.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -15,6 +13,7 @@
 #include <ressvd/layer_ratio/rank_allocation.hpp>
 #include <ressvd/layer_ratio/refine_allocation.hpp>
 
+#include "compress/rank_problem.hpp"
 #include "ui/progress.hpp"
 
 namespace ressvd_llm {
@@ -32,35 +31,18 @@ class sensitivity_allocation {
         options_(options),
         kept_(kept),
         probes_{"probe samples", samples.calibration.first(options.probe_samples), {}},
-        heldout_{"held-out samples", samples.heldout, {}} {
-    const model_config& config = passes_.config();
-    for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-      layers_.push_back(factored_.summary(layer));
-      for (std::size_t i = 0; i < layers_.back().matrices.size(); ++i) {
-        places_.push_back({layer, i});
-        spectra_.push_back(layers_.back().matrices[i].state.singular_values);
-      }
-    }
-    for (std::size_t j = 0; j < places_.size(); ++j) {
-      const factored_module& m = matrix(j);
-      // A matrix that no rank makes smaller stays dense.
-      const bool free = m.state.rank > 0;
-      problem_.push_back({.name = m.module.prefix,
-                          .singular_values = spectra_[j],
-                          .rows = m.module.out,
-                          .cols = m.module.in,
-                          .sensitivity = free ? 1 : std::numeric_limits<double>::infinity(),
-                          .max_rank = m.state.rank,
-                          .rank_multiple = options_.rank_multiple,
-                          .form = options_.form});
-    }
-  }
+        heldout_{"held-out samples", samples.heldout, {}},
+        problem_(factored, passes.config().layers, options,
+                 [](const factored_module& m) -> const std::vector<double>& {
+                   return m.state.singular_values;
+                 }),
+        bent_(problem_.entries.size()) {}
 
   rank_selection select(double ratio) {
     rank_selection result;
     result.how.probes = probe();
     const std::int64_t budget =
-        (std::max)(ressvd::uniform_budget(problem_, ratio), least_parameters());
+        (std::max)(ressvd::uniform_budget(problem_.entries, ratio), problem_.least_parameters());
     ressvd::allocation solution;
     if (rounds_of(options_) > 1) {
       auto refined = refine(budget);
@@ -68,9 +50,9 @@ class sensitivity_allocation {
         result.how.rounds.push_back({a.round, a.trust, a.validation, a.accepted});
       solution = std::move(refined.solution);
     } else {
-      solution = ressvd::allocate_ranks(problem_, budget);
+      solution = ressvd::allocate_ranks(problem_.entries, budget);
     }
-    result.ranks = model_ranks_of(solution.ranks);
+    result.ranks = problem_.ranks_of(solution.ranks);
     result.how.loss = {.predicted = solution.loss,
                        .bound = solution.loss_bound,
                        .measured = divergence(probes_, result.ranks)};
@@ -78,11 +60,6 @@ class sensitivity_allocation {
   }
 
  private:
-  struct place {
-    std::int64_t layer = 0;
-    std::size_t module = 0;
-  };
-
   // Samples and, once a measurement asks for them, the original model's final states.
   struct judged_samples {
     std::string name;
@@ -90,47 +67,13 @@ class sensitivity_allocation {
     hidden_states original;
   };
 
-  const factored_module& matrix(std::size_t j) const {
-    return layers_[static_cast<std::size_t>(places_[j].layer)].matrices[places_[j].module];
-  }
-
-  model_ranks model_ranks_of(std::span<const ressvd::rank_choice> stored) const {
-    model_ranks ranks(passes_.config().layers);
-    for (std::size_t j = 0; j < places_.size(); ++j)
-      ranks[places_[j].layer].push_back(stored[j]);
-    return ranks;
-  }
-
-  // What the smallest ranks keep. It exceeds the budget where multiples of a rank are too coarse;
-  // the run then removes what it can.
-  std::int64_t least_parameters() const {
-    const double almost_all = std::nextafter(1.0, 0.0);
-    std::int64_t sum = 0;
-    for (const ressvd::allocation_matrix& m : problem_) {
-      const auto smallest =
-          m.max_rank > 0 ? ressvd::rank_for_ratio(m.rows, m.cols, almost_all,
-                                                  {.multiple = m.rank_multiple, .form = m.form})
-                         : ressvd::keep_dense(m.rows, m.cols);
-      sum += ressvd::kept_parameters(m.rows, m.cols, smallest, m.form);
-    }
-    return sum;
-  }
-
   const hidden_states& original(judged_samples& judged) {
     if (judged.original.empty()) judged.original = passes_.final_original(judged.samples);
     return judged.original;
   }
 
-  // The name of a measurement at these ranks.
   std::string name_at(const judged_samples& judged, const model_ranks& ranks) const {
-    std::string name = judged.name + " at";
-    for (std::int64_t layer = 0; layer < passes_.config().layers; ++layer) {
-      for (const ressvd::rank_choice& r : ranks[layer]) {
-        name += ' ';
-        name += r.dense ? std::string("dense") : std::to_string(r.rank);
-      }
-    }
-    return name;
+    return ressvd_llm::name_at(judged.name, ranks, passes_.config().layers);
   }
 
   double divergence(judged_samples& judged, const model_ranks& ranks) {
@@ -147,9 +90,10 @@ class sensitivity_allocation {
     hidden_states before;
     std::int64_t reached = 0;
     factored_layer probed; // the layer of the last probe
-    progress bar("probing", static_cast<std::int64_t>(places_.size()) * options_.probe_ranks);
+    progress bar("probing",
+                 static_cast<std::int64_t>(problem_.places.size()) * options_.probe_ranks);
     const auto measure = [&](std::int64_t j, std::int64_t rank) {
-      const auto [layer, module] = places_[static_cast<std::size_t>(j)];
+      const auto [layer, module] = problem_.places[static_cast<std::size_t>(j)];
       if (before.empty()) before = passes_.embed(samples);
       for (; reached < layer; ++reached)
         passes_.run_original(reached, before, samples.length);
@@ -164,24 +108,24 @@ class sensitivity_allocation {
       return passes_.mean_divergence(original(probes_), hidden);
     };
     const auto evaluate = [&](std::int64_t j, std::int64_t rank) {
-      const std::string& name = matrix(static_cast<std::size_t>(j)).module.prefix;
+      const std::string& name = problem_.matrix(static_cast<std::size_t>(j)).module.prefix;
       const double value = kept_.value("probe of " + name + " at " + std::to_string(rank),
                                        [&] { return measure(j, rank); });
       bar.advance();
       return value;
     };
     const auto probes = ressvd::probe_matrices(
-        problem_, evaluate,
+        problem_.entries, evaluate,
         {.rank_shares = curved ? std::vector<double>{0.5, 0.25} : std::vector<double>{0.5}});
-    problem_ = ressvd::with_sensitivities(problem_, probes);
+    problem_.entries = ressvd::with_sensitivities(problem_.entries, probes);
     std::vector<probe_report> report;
-    for (std::size_t j = 0; j < places_.size(); ++j) {
+    for (std::size_t j = 0; j < problem_.places.size(); ++j) {
       if (curved && probes[j].exponent > 1) bend(j, probes[j]);
       for (const auto& point : probes[j].points) {
-        report.push_back({.name = matrix(j).module.prefix,
+        report.push_back({.name = problem_.matrix(j).module.prefix,
                           .rank = point.rank,
                           .divergence = point.error,
-                          .sensitivity = problem_[j].sensitivity,
+                          .sensitivity = problem_.entries[j].sensitivity,
                           .exponent = probes[j].exponent});
       }
     }
@@ -191,11 +135,11 @@ class sensitivity_allocation {
   // The error model c·T^γ in place of c·T, through the probed points.
   void bend(std::size_t j, const ressvd::matrix_probe& probe) {
     const ressvd::probe_point& first = probe.points.front();
-    auto curved = ressvd::curve_spectrum(problem_[j], probe.exponent, first.rank);
-    spectra_[j] = std::move(curved.singular_values);
-    problem_[j].singular_values = spectra_[j];
-    problem_[j].tail_energy = curved.tail_energy;
-    problem_[j].sensitivity = (std::max)(first.error, 0.0) / first.truncated_energy;
+    auto curved = ressvd::curve_spectrum(problem_.entries[j], probe.exponent, first.rank);
+    bent_[j] = std::move(curved.singular_values);
+    problem_.entries[j].singular_values = bent_[j];
+    problem_.entries[j].tail_energy = curved.tail_energy;
+    problem_.entries[j].sensitivity = (std::max)(first.error, 0.0) / first.truncated_energy;
   }
 
   // Further probes at the solution itself, accepted by the held-out samples.
@@ -205,9 +149,9 @@ class sensitivity_allocation {
     hidden_states before;
     std::int64_t reached = 0;
     progress bar("probing again",
-                 (rounds_of(options_) - 1) * static_cast<std::int64_t>(places_.size() + 1));
+                 (rounds_of(options_) - 1) * static_cast<std::int64_t>(problem_.places.size() + 1));
     const auto evaluate = [&](std::span<const ressvd::rank_choice> stored, std::int64_t changed) {
-      const model_ranks ranks = model_ranks_of(stored);
+      const model_ranks ranks = problem_.ranks_of(stored);
       bar.advance();
       if (changed == ressvd::no_matrix) {
         solution = ranks;
@@ -216,7 +160,7 @@ class sensitivity_allocation {
         return divergence(probes_, ranks);
       }
       return kept_.value(name_at(probes_, ranks), [&] {
-        const std::int64_t layer = places_[static_cast<std::size_t>(changed)].layer;
+        const std::int64_t layer = problem_.places[static_cast<std::size_t>(changed)].layer;
         if (before.empty()) before = passes_.embed(samples);
         for (; reached < layer; ++reached)
           passes_.run(factored_.layer(reached, solution[reached]), before, samples.length);
@@ -225,9 +169,9 @@ class sensitivity_allocation {
       });
     };
     const auto validate = [&](std::span<const ressvd::rank_choice> stored) {
-      return divergence(heldout_, model_ranks_of(stored));
+      return divergence(heldout_, problem_.ranks_of(stored));
     };
-    return ressvd::refine_allocation(problem_, budget, evaluate, validate,
+    return ressvd::refine_allocation(problem_.entries, budget, evaluate, validate,
                                      {.rounds = rounds_of(options_) - 1});
   }
 
@@ -237,10 +181,8 @@ class sensitivity_allocation {
   kept_results& kept_;
   judged_samples probes_;
   judged_samples heldout_;
-  std::vector<factored_layer> layers_;
-  std::vector<std::vector<double>> spectra_;
-  std::vector<place> places_; // of each matrix
-  std::vector<ressvd::allocation_matrix> problem_;
+  rank_problem problem_;
+  std::vector<std::vector<double>> bent_; // spectra in place of the layers' own
 };
 
 } // namespace
