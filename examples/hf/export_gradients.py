@@ -14,10 +14,9 @@ the sums are the Fisher information's. For other models and data:
             drawn_loss(model(batch).logits, generator).backward()
     gradients.save("gradients.safetensors")
 """
-import re
-
 import torch
-from safetensors.torch import save_file
+
+from layer_sums import layer_sums, wide_rows
 
 
 def drawn_loss(logits, generator=None):
@@ -27,33 +26,19 @@ def drawn_loss(logits, generator=None):
     return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
 
 
-class gradient_collector:
-    """Sums ggᵀ and g²·‖x‖² over the gradients g at the outputs of linear layers with inputs x, from
-    now until it is closed. The products of a batch are formed in float32 or float64, the sums are
-    float64: 8m² bytes for m outputs. `only` is a regular expression that the names of the layers
-    must match somewhere."""
+class gradient_collector(layer_sums):
+    """Sums ggᵀ and g²·‖x‖² over the gradients g at the outputs of linear layers with inputs x: 8m²
+    bytes for m outputs."""
 
     def __init__(self, model, only="", device=None):
-        self.device = device
-        self.sums = {}  # name: [Σggᵀ, Σg²‖x‖², tokens]
         self.squares = {}  # name: ‖x‖² of the pass's tokens
-        self.hooks = []
-        for name, layer in model.named_modules():
-            if isinstance(layer, torch.nn.Linear) and re.search(only, name):
-                self.hooks.append(layer.register_forward_pre_hook(
-                    lambda _, args, name=name: self.keep(name, args[0])))
-                self.hooks.append(layer.register_full_backward_hook(
-                    lambda _, __, outputs, name=name: self.add(name, outputs[0])))
+        super().__init__(model, only, device)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def close(self):
-        for hook in self.hooks:
-            hook.remove()
+    def hook(self, name, layer):
+        self.hooks.append(layer.register_forward_pre_hook(
+            lambda _, args: self.keep(name, args[0])))
+        self.hooks.append(layer.register_full_backward_hook(
+            lambda _, __, outputs: self.add(name, outputs[0])))
 
     @torch.no_grad()
     def keep(self, name, x):
@@ -61,24 +46,12 @@ class gradient_collector:
 
     @torch.no_grad()
     def add(self, name, g):
-        g = g.reshape(-1, g.shape[-1]).to(torch.promote_types(g.dtype, torch.float32))
-        weighted = g.double().square() * self.squares.pop(name)[:, None]
-        batch = [g.T @ g, weighted.sum(0), len(g)]
-        for i in range(2):
-            batch[i] = batch[i].to(self.device or g.device).double()
-        if name in self.sums:
-            batch = [before + new for before, new in zip(self.sums[name], batch)]
-        self.sums[name] = batch
+        g = wide_rows(g)
+        rows = g.double().square() * self.squares.pop(name)[:, None]
+        self.add_sums(name, g.T @ g, rows.sum(0), len(g))
 
     def save(self, path):
-        tensors = {}
-        for name, (gram, rows, tokens) in self.sums.items():
-            if not torch.isfinite(gram).all():
-                raise ValueError(f"{name}: its gradients or their products are not finite")
-            tensors[f"{name}.gradient_gram"] = gram.cpu()
-            tensors[f"{name}.row_importance"] = (rows / tokens).cpu()
-            tensors[f"{name}.gradient_tokens"] = torch.tensor([tokens], dtype=torch.float64)
-        save_file(tensors, path)
+        self.save_as(path, "gradients", "gradient_gram", "row_importance", "gradient_tokens")
 
 
 def main():

@@ -14,40 +14,29 @@ first windows are taken. For other models and data:
             model(batch)
     grams.save("grams.safetensors")
 """
-import re
-
 import torch
-from safetensors.torch import save_file
+
+from layer_sums import layer_sums, wide_rows
 
 
-class gram_collector:
-    """Sums xxᵀ and |x| over the inputs x of linear layers, from now until it is closed.
+class gram_collector(layer_sums):
+    """Sums xxᵀ and |x| over the inputs x of linear layers: 8n² bytes for n features.
 
     Layers that read the same tensor (q, k and v; gate and up) share the sums, which bear the name
-    of the first. The products of a batch are formed in float32 or float64, the sums are float64: 8n²
-    bytes for n features, on `device` (by default where the input is). `only` is a regular
-    expression that the names of the layers must match somewhere.
+    of the first.
     """
 
     def __init__(self, model, only="", device=None):
-        self.device = device
-        self.sums = {}  # name: [Σxxᵀ, Σ|x|, tokens]
         self.owners = {}  # name: the layer whose sums its input enters
         self.last = (None, 0, "")  # an input, its version and the owner of its sums
-        self.hooks = [
-            layer.register_forward_pre_hook(lambda _, args, name=name: self.observe(name, args[0]))
-            for name, layer in model.named_modules()
-            if isinstance(layer, torch.nn.Linear) and re.search(only, name)]
+        super().__init__(model, only, device)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
+    def hook(self, name, layer):
+        self.hooks.append(layer.register_forward_pre_hook(
+            lambda _, args: self.observe(name, args[0])))
 
     def close(self):
-        for hook in self.hooks:
-            hook.remove()
+        super().close()
         self.last = (None, 0, "")
 
     def observe(self, name, x):
@@ -64,23 +53,11 @@ class gram_collector:
     @torch.no_grad()
     def add(self, name, x):
         with torch.autocast(x.device.type, enabled=False):
-            x = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
-            batch = [x.T @ x, x.abs().sum(0, dtype=torch.float64), len(x)]
-        for i in range(2):
-            batch[i] = batch[i].to(self.device or x.device).double()
-        if name in self.sums:
-            batch = [before + new for before, new in zip(self.sums[name], batch)]
-        self.sums[name] = batch
+            x = wide_rows(x)
+            self.add_sums(name, x.T @ x, x.abs().sum(0, dtype=torch.float64), len(x))
 
     def save(self, path):
-        tensors = {}
-        for name, (gram, abs_sum, tokens) in self.sums.items():
-            if not torch.isfinite(gram).all():
-                raise ValueError(f"{name}: its inputs or their products are not finite")
-            tensors[f"{name}.gram"] = gram.cpu()
-            tensors[f"{name}.mean_abs"] = (abs_sum / tokens).cpu()
-            tensors[f"{name}.tokens"] = torch.tensor([tokens], dtype=torch.float64)
-        save_file(tensors, path)
+        self.save_as(path, "inputs", "gram", "mean_abs", "tokens")
 
 
 def main():
