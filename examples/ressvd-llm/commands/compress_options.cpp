@@ -361,6 +361,16 @@ void add_output(CLI::App& command, compress_line& line) {
       ->group("Output");
 }
 
+void refuse_without_effect(const CLI::App& command, const compress_line& line,
+                           const std::string& stated) {
+  for (const option_rule& rule : rules) {
+    const CLI::Option* const option = command.get_option_no_throw(rule.option);
+    if (option == nullptr || option->count() == 0 || rule.applies(line)) continue;
+    throw usage_error(std::string(rule.option) + " has no effect with " + stated +
+                      "; it goes with " + rule.goes_with);
+  }
+}
+
 } // namespace
 
 void add_refine_options(CLI::App& command, compress_line& line) {
@@ -482,14 +492,10 @@ void add_compress_options(CLI::App& command, compress_line& line) {
   command.set_help_flag("-h,--help", "Print this help message and exit")->group("Other");
 }
 
-void refuse_without_effect(const CLI::App& command, const compress_line& line,
-                           const std::string& stated) {
-  for (const option_rule& rule : rules) {
-    const CLI::Option* const option = command.get_option_no_throw(rule.option);
-    if (option == nullptr || option->count() == 0 || rule.applies(line)) continue;
-    throw usage_error(std::string(rule.option) + " has no effect with " + stated +
-                      "; it goes with " + rule.goes_with);
-  }
+void resolve_samples(const CLI::App& command, compress_line& line) {
+  if (line.calibration != "self") line.options.calibration = line.calibration;
+  line.options.allocation = allocation::uniform; // no samples for a choice of ranks
+  refuse_without_effect(command, line, "the other options");
 }
 
 void resolve(const CLI::App& command, compress_line& line) {

@@ -50,9 +50,9 @@ void add_refine_options(CLI::App& command, compress_line& line);
 void add_sample_options(CLI::App& command, compress_line& line);
 void add_machine_options(CLI::App& command, compress_line& line);
 
-// Throws usage_error for an option of the command that has no effect on what the line states.
-void refuse_without_effect(const CLI::App& command, const compress_line& line,
-                           const std::string& stated);
+// For a command that draws samples and chooses no ranks: refuses options that have no effect.
+// Throws usage_error.
+void resolve_samples(const CLI::App& command, compress_line& line);
 
 // Fills in what the preset leaves to it and refuses options that have no effect together. The
 // preset is the one named; without a name it is the first, `best`, unless a method is named.

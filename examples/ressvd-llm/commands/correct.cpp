@@ -26,13 +26,9 @@ struct correct_line {
 
 void run(const CLI::App& command, correct_line& line) {
   if (!line.json.empty()) require_writable(line.json);
-  compress_options& run = line.samples.options;
-  if (line.samples.calibration != "self") run.calibration = line.samples.calibration;
-  run.allocation = allocation::uniform; // no samples for a choice of ranks
-  refuse_without_effect(command, line.samples, "the other options");
-  correct_options& o = line.options;
-  o.run = run;
-  const correction_report report = correct(o);
+  resolve_samples(command, line.samples);
+  line.options.run = line.samples.options;
+  const correction_report report = correct(line.options);
   std::printf("%s: %zu matrices corrected, %llu bytes\n", report.output.c_str(),
               report.matrices.size(), static_cast<unsigned long long>(report.bytes));
   if (!report.heldout.empty()) {

@@ -27,14 +27,10 @@ struct refine_line {
 
 void run(const CLI::App& command, refine_line& line) {
   if (!line.json.empty()) require_writable(line.json);
-  compress_options& run = line.line.options;
-  if (!refines(run)) throw usage_error("--refine 0 leaves nothing to do");
-  if (line.line.calibration != "self") run.calibration = line.line.calibration;
-  run.allocation = allocation::uniform; // no samples for a choice of ranks
-  refuse_without_effect(command, line.line, "the other options");
-  refine_run& o = line.options;
-  o.run = run;
-  const refine_report report = refine(o);
+  if (!refines(line.line.options)) throw usage_error("--refine 0 leaves nothing to do");
+  resolve_samples(command, line.line);
+  line.options.run = line.line.options;
+  const refine_report report = refine(line.options);
   std::printf("%s: %s\n", report.output.c_str(), summary_of(report.refinement).c_str());
   if (!report.heldout.empty()) {
     const auto& h = report.heldout;
