@@ -73,11 +73,13 @@ def draw_ratio(figure, reports):
 def kept_shares(report):
     """{kind of matrix: {layer: share of its parameters that is kept}}"""
     shares = {}
+    pivoted = report["options"].get("form") == "pivoted"
     for matrix in report["matrices"]:
         layer = int(re.search(r"layers\.(\d+)\.", matrix["name"]).group(1))
         m, n, r = matrix["rows"], matrix["cols"], matrix["rank"]
         kind = matrix["name"].rsplit(".", 1)[1]
-        shares.setdefault(kind, {})[layer] = 1 if r is None else r * (m + n) / (m * n)
+        shares.setdefault(kind, {})[layer] = (
+            1 if r is None else r * (m + n - r * pivoted) / (m * n))
     return shares
 
 

@@ -5,9 +5,10 @@
     examples/results.py PROGRAM MODEL OUT --texts FILE... [--calibration FILE] [--only REGEX]
 
 PROGRAM is ressvd-llm. Texts and calibration are .txt, .u16, .u32 or .npy files, as ressvd-llm takes
-them; without --calibration the model calibrates on itself. fwsvd is left out without --fisher. Every
-run leaves OUT/NAME.json, with the report of `compress` and the perplexities; runs whose file exists
-are not repeated. The tables go to standard output. Needs Python 3.8, and matplotlib for --charts.
+them; without --calibration the model calibrates on itself. With --refine the pivoted result of every
+row but the variants is refined, too. Every run leaves OUT/NAME.json, with the report of `compress` or
+`refine` and the perplexities; runs whose file exists are not repeated. The tables go to standard
+output. Needs Python 3.8, and matplotlib for --charts.
 """
 import argparse
 import json
@@ -22,23 +23,29 @@ import plot
 RATIOS = ("0.2", "0.4", "0.6")
 METHODS = {
     "svd": "--method svd",
-    "fwsvd": "--method fwsvd --fisher {fisher}",
+    "fwsvd": "--method fwsvd --labels text --curvature-samples {samples}",
     "asvd": "--method asvd",
     "svd-llm": "--method svd-llm",
     "svd-llm+update": "--method svd-llm --update",
     "adasvd": "--method adasvd --allocation uniform",
     "ressvd": "--method ressvd",
     "tempered": "--method tempered --power 0.6",
+    "kfac-svd": "--method kfac-svd",
 }
 ALLOCATIONS = {
     "uniform": "--last-layers all",
     "last-k": "--last-layers auto",
+    "fisher": "--allocation fisher",
     "sensitivity": "--allocation sensitivity --probe-ranks 1",
 }
+# Methods of uniform ranks only, and of ranks of each matrix's own.
+UNIFORM_METHODS = ("adasvd", "svd-llm+update")
+OWN_RANKS_METHODS = ("svd-llm", "ressvd", "tempered", "kfac-svd")
 # Numbers of last layers besides the best one, and the methods they are tried with.
 LAST_LAYERS = {"0.2": (6, 8), "0.4": (8, 10), "0.6": (8, 10)}
 FIXED_METHODS = ("svd-llm", "ressvd", "tempered")
 FORMS = ("pair", "pivoted")
+STAGES = (*FORMS, "refined")
 # What is tried on top of tempered whitening with ranks by sensitivity.
 VARIANTS = {
     "p=1": "--power 1 --probe-ranks 1",
@@ -60,18 +67,18 @@ class Row:
         self.arguments = f"--ratio {ratio} {arguments}"
         self.name = name or f"{method} {allocation} {ratio}"
 
-    def run_name(self, form):
-        return f"{self.name} {form}"
+    def run_name(self, stage):
+        return f"{self.name} {stage}"
 
 
-def grid(fisher):
+def grid(samples):
     for ratio in RATIOS:
         for method, arguments in METHODS.items():
-            if method == "fwsvd" and fisher is None:
-                continue
-            arguments = arguments.format(fisher=fisher)
+            arguments = arguments.format(samples=samples)
             for allocation, how in ALLOCATIONS.items():
-                if method in ("adasvd", "svd-llm+update") and allocation != "uniform":
+                if method in UNIFORM_METHODS and allocation != "uniform":
+                    continue
+                if allocation in ("fisher", "sensitivity") and method not in OWN_RANKS_METHODS:
                     continue
                 how = "" if "--allocation" in arguments else how
                 yield Row(ratio, method, allocation, f"{arguments} {how}")
@@ -102,26 +109,45 @@ def file_of(args, name):
     return args.out / (re.sub(r"[^a-z0-9.=+-]+", "-", name) + ".json")
 
 
-def measure(args, name, arguments):
-    target = file_of(args, name)
-    if target.exists():
-        return json.loads(target.read_text())
-    print(name, file=sys.stderr, flush=True)
-    model = args.out / "model"
-    report = args.out / "report.json"
-    shutil.rmtree(model, ignore_errors=True)
+def samples_of(args):
+    """The options by which every run draws the same samples."""
     calibration = ["--calibration", args.calibration] if args.calibration else []
     if args.first:
         calibration += ["--windows", "first"]
-    heldout = [] if "--heldout" in arguments or not args.first else ["--heldout-samples", 0]
-    run([args.program, "compress", args.model, model, "--json", report, "--samples", args.samples,
-         "--seqlen", args.seqlen, "--dtype", "f32", "--threads", args.threads, *calibration,
-         *heldout, *arguments.split()])
-    result = json.loads(report.read_text())
-    result["perplexities"] = [perplexity(args, model, text) for text in args.texts]
-    shutil.rmtree(model)
-    target.write_text(json.dumps(result, indent=1))
-    return result
+    return ["--samples", args.samples, "--seqlen", args.seqlen, "--threads", args.threads,
+            *calibration]
+
+
+def measure(args, row, stages):
+    """{stage: report of the run, with its perplexities}"""
+    files = {stage: file_of(args, row.run_name(stage)) for stage in stages}
+    reports = {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
+    report = args.out / "report.json"
+    model, refined = args.out / "model", args.out / "refined"
+
+    def keep(stage, directory):
+        reports[stage] = json.loads(report.read_text())
+        reports[stage]["perplexities"] = [perplexity(args, directory, text) for text in args.texts]
+        files[stage].write_text(json.dumps(reports[stage], indent=1))
+
+    for form in FORMS:
+        missing = [stage for stage in stages if stage not in reports
+                   and (stage == form or (stage == "refined" and form == "pivoted"))]
+        if args.finished or not missing:
+            continue
+        print(row.run_name(" ".join(missing)), file=sys.stderr, flush=True)
+        for directory in (model, refined):
+            shutil.rmtree(directory, ignore_errors=True)
+        heldout = ["--heldout-samples", 0] if args.first and "--heldout" not in row.arguments else []
+        run([args.program, "compress", args.model, model, "--json", report, "--dtype", "f32",
+             "--form", form, *samples_of(args), *heldout, *row.arguments.split()])
+        if form in missing:
+            keep(form, model)
+        if "refined" in missing:
+            run([args.program, "refine", args.model, model, refined, "--json", report,
+                 "--heldout-samples", 0 if args.first else 16, *samples_of(args)])
+            keep("refined", refined)
+    return reports
 
 
 def final_layer_error(report):
@@ -137,7 +163,7 @@ def print_tables(args, original, rows, runs):
 
     def cells(row, *keys):
         """The reports' values, pair then pivoted, and the perplexities of both."""
-        reports = [runs.get(row.run_name(form)) for form in FORMS]
+        reports = [runs.get(row.run_name(stage)) for stage in STAGES]
         first = next(r for r in reports if r)
         digits = lambda r: " / ".join(f"{v:.4g}" for v in r["perplexities"]) if r else "–"
         return [key(first) for key in keys] + [digits(r) for r in reports]
@@ -149,7 +175,7 @@ def print_tables(args, original, rows, runs):
 
     print("Original: " + ", ".join(f"{n} {v:.4g}" for n, v in zip(names, original)) + ".\n")
     texts = " / ".join(names)
-    table(["ratio", "method", "ranks", "k", "error", f"pair: {texts}", "pivoted"],
+    table(["ratio", "method", "ranks", "k", "error", f"pair: {texts}", "pivoted", "refined"],
           [[f"{float(row.ratio):.0%}", row.method, row.allocation,
             *cells(row, lambda r: str(r["allocation"].get("last_layers", "–")), final_layer_error)]
            for row in rows if row.allocation != "variant"])
@@ -158,7 +184,7 @@ def print_tables(args, original, rows, runs):
            f"pair: {texts}", "pivoted"],
           [[f"{float(row.ratio):.0%}", "p=0.6" if row.method == "tempered" else row.method,
             *cells(row, lambda r: f"{r['allocation']['predicted_loss']:.4f}",
-                   lambda r: f"{r['allocation']['measured_loss']:.4f}")]
+                   lambda r: f"{r['allocation']['measured_loss']:.4f}")[:4]]
            for row in rows if row.allocation == "variant"
            or (row.method == "tempered" and row.allocation == "sensitivity")])
 
@@ -170,21 +196,21 @@ CHART_LINES = [
     ("svd-llm uniform", "SVD-LLM", "C0"),
     ("ressvd last-k", "ResSVD, last k", "C1"),
     ("tempered sensitivity", "tempered, by sensitivity", "C2"),
-    ("sensitivity two probe ranks, retruncate", "and a new truncation", "C3"),
+    ("kfac-svd fisher", "KFAC-SVD, by curvature", "C3"),
 ]
-CHART_STYLES = {"pair": "--", "pivoted": "-"}
+CHART_STYLES = {"pair": "--", "pivoted": "-", "refined": ":"}
 
 
 def perplexity_chart(plt, names, original, runs):
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.6), squeeze=False)
     for i, (axis, name) in enumerate(zip(axes[0], names)):
         for line, label, color in CHART_LINES:
-            for form, style in CHART_STYLES.items():
-                points = [(float(r), runs[f"{line} {r} {form}"]["perplexities"][i] / original[i] - 1)
-                          for r in RATIOS if f"{line} {r} {form}" in runs]
+            for stage, style in CHART_STYLES.items():
+                points = [(float(r), runs[f"{line} {r} {stage}"]["perplexities"][i] / original[i] - 1)
+                          for r in RATIOS if f"{line} {r} {stage}" in runs]
                 if points:
                     axis.plot(*zip(*points), color + style, marker="o", markersize=4,
-                              label=f"{label}, {form}")
+                              label=f"{label}, {stage}")
         axis.set(title=name, yscale="log", xlabel="compression ratio", xticks=[0.2, 0.4, 0.6])
     axes[0][0].set_ylabel("excess perplexity, relative")
     axes[0][-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
@@ -262,9 +288,9 @@ def draw_charts(args, original, runs):
     plot.save(loss_chart(plt, runs), f"{stem}-losses.svg")
     plot.save(error_chart(plt, runs), f"{stem}-last-layers.svg")
     plot.save(prediction_chart(plt, runs), f"{stem}-prediction.svg")
-    chosen = "sensitivity two probe ranks 0.4 pivoted"
+    chosen = "kfac-svd fisher 0.4 pivoted"
     if chosen in runs:
-        plot.save(kept_chart(plt, runs[chosen], "Ranks by sensitivity at 40 %, % kept"),
+        plot.save(kept_chart(plt, runs[chosen], "Ranks by curvature at 40 %, % kept"),
              f"{stem}-ranks.svg")
 
 
@@ -276,7 +302,7 @@ def main():
     parser.add_argument("--texts", type=pathlib.Path, nargs="+", required=True)
     parser.add_argument("--calibration", type=pathlib.Path)
     parser.add_argument("--first", action="store_true", help="use the calibration's first windows")
-    parser.add_argument("--fisher", type=pathlib.Path, help="mean squared gradients, for fwsvd")
+    parser.add_argument("--refine", action="store_true", help="refine the pivoted results, too")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--windows", type=int, default=96, help="of each text")
@@ -289,15 +315,12 @@ def main():
     original = [perplexity(args, args.model, text) for text in args.texts]
     runs = {}
     rows = []
-    for row in grid(args.fisher):
-        for form in FORMS:
-            name = row.run_name(form)
-            if not re.search(args.only, name):
-                continue
-            if args.finished and not file_of(args, name).exists():
-                continue
-            runs[name] = measure(args, name, f"{row.arguments} --form {form}")
-        if any(row.run_name(form) in runs for form in FORMS):
+    for row in grid(args.samples):
+        stages = STAGES if args.refine and row.allocation != "variant" else FORMS
+        stages = [stage for stage in stages if re.search(args.only, row.run_name(stage))]
+        reports = measure(args, row, stages)
+        runs.update({row.run_name(stage): found for stage, found in reports.items()})
+        if reports:
             rows.append(row)
     print_tables(args, original, rows, runs)
     if args.charts:

@@ -109,6 +109,7 @@ void for_each_method(F f) {
   f(methods::ressvd{.beta = 0.4});
   f(methods::tempered{});
   f(methods::kfac_svd{});
+  f(methods::kfac_svd{.beta = 0.4});
 }
 
 /// A method as a stranger would write one: a dense right metric that permutes the channels, which
@@ -501,6 +502,53 @@ TEMPLATE_LIST_TEST_CASE("KFAC-SVD is the best approximation in the metrics of bo
     for (std::size_t i = 0; i < spectrum.size(); ++i)
       CHECK_THAT(spectrum[i],
                  WithinAbs(factored.singular_values()[i], 1e3 * eps<TestType> * spectrum.front()));
+    CHECK(l.unchanged(be));
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("KFAC-SVD's residual stage keeps the outputs' metric", "[methods]",
+                        test_backends) {
+  using namespace methods_suite;
+  auto be = make_backend<TestType>();
+  for (const auto& [m, n, rank] : sizes) {
+    INFO(m << " x " << n);
+    const dense x = mild_activations(n, 151);
+    const layer<TestType> l(be, m, n, 152, x);
+    const methods::kfac_svd direct{.ridge = 0.02};
+    methods::kfac_svd staged = direct;
+    staged.beta = 2.0 * static_cast<double>(m + n) / static_cast<double>(m * n);
+    const auto result = l.compress(be, staged, at_rank(rank));
+    check_report(be, l, result, rank, x);
+    const index_t first = result.report.intermediate_rank;
+    CHECK(first == (std::max)(rank - 2, index_t{1}));
+    CHECK_FALSE(result.report.truncation_loss.has_value());
+
+    const dense left = cholesky(l.curvature + 0.02 * mean_diagonal(l.curvature) * identity(m));
+    const dense right = cholesky(l.p.g);
+    const auto losses = [&](const dense& approximation) {
+      const dense lost = transpose(left) * (l.p.w - approximation);
+      return std::pair(squared_norm(lost), squared_norm(lost * right));
+    };
+    const dense compressed = values_of(be, result.factors).product();
+    const dense truncated = values_of(be, l.compress(be, direct, at_rank(rank)).factors).product();
+    const auto pair = values_of(be, result.factors);
+    const double scale =
+        spectral_norm(left) * (frobenius(l.p.w) + frobenius(absolute(pair.u) * absolute(pair.v)));
+    const double error = 8 * static_cast<double>(m + n) * eps<TestType> * scale;
+    // Two truncations: that of the second is the best there is for what the first leaves.
+    const dense image = transpose(left) * l.p.w;
+    const auto parts = svd(image * right);
+    const dense q = part(parts.u, 0, 0, m, first);
+    const double rest =
+        sum_of_squares_from(svd(image - q * (transpose(q) * image)).s, rank - first);
+    const double turned = truncation_change(image, image * right, first, eps<TestType>);
+    CHECK_THAT(losses(compressed).first, WithinAbs(rest, loss_tolerance(rest, error + turned)));
+    // Never worse for inputs that are all alike, never better for those of the calibration.
+    CHECK(losses(compressed).first <=
+          losses(truncated).first + loss_tolerance(losses(truncated).first, error));
+    CHECK(losses(truncated).second <=
+          losses(compressed).second +
+              loss_tolerance(losses(compressed).second, error * spectral_norm(right)));
     CHECK(l.unchanged(be));
   }
 }

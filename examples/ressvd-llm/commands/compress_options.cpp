@@ -68,8 +68,16 @@ struct option_rule {
 };
 
 constexpr std::array rules{
-    option_rule{"--beta", "--method ressvd",
-                [](const compress_line& l) { return l.options.method == "ressvd"; }},
+    // Ranks that no candidate has would need the curvature again.
+    option_rule{"--beta",
+                "--method ressvd, or kfac-svd with --allocation uniform or last-layers and without "
+                "--retruncate",
+                [](const compress_line& l) {
+                  return l.options.method == "ressvd" ||
+                         (by_kfac(l) && !l.options.retruncate &&
+                          (l.options.allocation == allocation::uniform ||
+                           l.options.allocation == allocation::last_layers));
+                }},
     option_rule{"--alpha", "--method asvd",
                 [](const compress_line& l) { return l.options.method == "asvd"; }},
     option_rule{"--power", "--method tempered",
@@ -304,9 +312,9 @@ void add_details(CLI::App& command, compress_line& line) {
       ->group(group);
   command
       .add_option("--beta", o.beta,
-                  "ressvd: residual rank, as a share of the break-even rank mn/(m+n)")
+                  "ressvd, kfac-svd: residual rank, as a share of the break-even rank mn/(m+n) "
+                  "(default: ressvd 0.05, kfac-svd 0)")
       ->check(number(0, 1))
-      ->capture_default_str()
       ->group(group);
   command.add_option("--alpha", o.asvd_alpha, "asvd: exponent of the channel means")
       ->capture_default_str()

@@ -41,7 +41,8 @@ std::uint64_t basis_bytes(const linear_module& module, const rank_list& ranks,
     for (const std::int64_t rank : ranks) {
       ressvd::residual_options plan = residual->options;
       plan.rank = rank;
-      vectors += module.out * (rank - ressvd::intermediate_rank(module.out, module.in, plan));
+      vectors += (both ? sides : module.out) *
+                 (rank - ressvd::intermediate_rank(module.out, module.in, plan));
     }
   }
   constexpr std::int64_t digits = 22;

@@ -14,7 +14,8 @@ namespace ressvd_llm {
 ressvd::methods::kfac_svd curvature_metric(const compress_options& options) {
   return {.output_power = options.output_power,
           .input_power = options.input_power,
-          .ridge = options.curvature_ridge};
+          .ridge = options.curvature_ridge,
+          .beta = options.beta.value_or(0)};
 }
 
 ressvd::any_method method_of(const compress_options& options) {
@@ -23,7 +24,8 @@ ressvd::any_method method_of(const compress_options& options) {
   if (auto* m = std::get_if<methods::asvd>(&method.chosen)) m->alpha = options.asvd_alpha;
   if (auto* m = std::get_if<methods::adasvd>(&method.chosen))
     m->iterations = options.adasvd_iterations;
-  if (auto* m = std::get_if<methods::ressvd>(&method.chosen)) m->beta = options.beta;
+  if (auto* m = std::get_if<methods::ressvd>(&method.chosen))
+    m->beta = options.beta.value_or(m->beta);
   if (auto* m = std::get_if<methods::tempered>(&method.chosen))
     m->power = options.power.value_or(1.0);
   if (auto* m = std::get_if<methods::kfac_svd>(&method.chosen)) *m = curvature_metric(options);

@@ -41,7 +41,6 @@ ordered_json to_json(const stage& s) {
 stage stage_from_json(const ordered_json& j) {
   stage s{.rank = j.at("rank"),
           .intermediate_rank = j.at("intermediate_rank"),
-          .q = {},
           .weight_energy = j.at("weight_energy")};
   if (j.contains("activation_energy")) s.activation_energy = j["activation_energy"].get<double>();
   return s;
@@ -89,8 +88,10 @@ void for_each_tensor(const std::string& prefix, State& s, const Visit& visit) {
   visit(prefix, s.q, (right ? s.cols : s.rows) * s.rank);
   if (s.acts == ressvd::projection::both) visit(prefix + ".p", s.p, s.rank * s.cols);
   for (auto& second : s.stages) {
-    visit(prefix + ".residual." + std::to_string(second.rank), second.q,
-          s.rows * (second.rank - second.intermediate_rank));
+    const std::string name = prefix + ".residual." + std::to_string(second.rank);
+    const auto rank = second.rank - second.intermediate_rank;
+    visit(name, second.q, s.rows * rank);
+    if (s.acts == ressvd::projection::both) visit(name + ".p", second.p, rank * s.cols);
   }
 }
 

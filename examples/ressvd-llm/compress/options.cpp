@@ -86,7 +86,6 @@ std::string fingerprint(const compress_options& o) {
       {"method", o.method},
       {"allocation", name_of(o.allocation)},
       {"step", o.step},
-      {"beta", o.beta},
       {"asvd_alpha", o.asvd_alpha},
       {"update", o.update},
       {"retruncate", o.retruncate},
@@ -109,6 +108,7 @@ std::string fingerprint(const compress_options& o) {
   // What is not given is not there.
   if (o.last_layers) fields["last_layers"] = *o.last_layers;
   if (o.power) fields["power"] = *o.power;
+  if (o.beta) fields["beta"] = *o.beta;
   if (o.method == "kfac-svd") {
     fields["input_power"] = o.input_power;
     fields["output_power"] = o.output_power;

@@ -49,7 +49,7 @@ struct compress_options {
   ressvd_llm::allocation allocation = ressvd_llm::allocation::last_layers;
   std::optional<std::int64_t> last_layers; // k; absent: search
   std::int64_t step = 1;                   // of the search over k
-  double beta = 0.05;                      // ressvd
+  std::optional<double> beta;              // absent: ressvd 0.05, kfac-svd 0
   double asvd_alpha = 0.5;
   std::optional<double> power;     // tempered; absent: chosen on held-out samples
   double input_power = 1;          // kfac-svd: of the inputs' Gram

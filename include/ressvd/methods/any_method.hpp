@@ -4,6 +4,7 @@
 // the one it holds does. method_named makes one from the name that papers and programs use.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -46,6 +47,11 @@ struct any_method {
   }
   std::optional<residual_plan> residual() const {
     return std::visit([](const auto& method) { return detail::residual_of(method); }, chosen);
+  }
+  template <backend B>
+  std::shared_ptr<const whitening<B>> residual_metric(B& be, const weight<B>& w) const {
+    return std::visit([&](const auto& method) { return detail::residual_metric_of(be, w, method); },
+                      chosen);
   }
   update_options update() const {
     return std::visit([](const auto& method) { return detail::update_of(method); }, chosen);

@@ -44,6 +44,16 @@ std::optional<residual_plan> residual_of(const M& method) {
   }
 }
 
+/// The metric of W's outputs that a method's residual stage keeps; null where it has none.
+template <backend B, class M>
+std::shared_ptr<const whitening<B>> residual_metric_of(B& be, const weight<B>& w, const M& method) {
+  if constexpr (requires { method.residual_metric(be, w); }) {
+    return method.residual_metric(be, w);
+  } else {
+    return nullptr;
+  }
+}
+
 } // namespace detail
 
 template <backend B>
@@ -152,8 +162,9 @@ class calibration {
       first = (std::max)(first, plan ? first_rank(*w, *plan, rank) : rank);
     used_.reset();
     auto basis = method.basis(be_, *w, *this, first);
+    const auto left = plan ? detail::residual_metric_of(be_, *w, method) : nullptr;
     factored_matrix<B> result(be_, std::move(w), std::move(basis), shared_whitening(), used_);
-    if (plan) result.compensate(*plan, std::move(ranks));
+    if (plan) result.compensate(*plan, std::move(ranks), left);
     result.seconds = watch.seconds();
     return result;
   }

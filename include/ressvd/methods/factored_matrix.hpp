@@ -10,7 +10,8 @@
 //   losses      known for all ranks when the matrix is made (residual/losses.hpp); no cost. With a
 //               residual stage they are differences: good to eps of the loss at the intermediate
 //               rank
-//   memory      (m + n)R scalars, W itself (mn), m·r_r for each prepared stage, 16R bytes
+//   memory      (m + n)R scalars, W itself (mn), m·r_r for each prepared stage, (m + n)·r_r with
+//               metrics on both sides, 16R bytes
 //               for losses; the whitening factor is shared with the calibration and other matrices
 //   blocks      yes
 //   errors      std::invalid_argument for a rank that the factors do not reach
@@ -34,8 +35,9 @@ template <class Matrix>
 struct residual_stage {
   index_t rank = 0; ///< of both stages together
   index_t intermediate_rank = 0;
-  Matrix q;                 ///< U_R, m × (rank − intermediate_rank)
-  double weight_energy = 0; ///< ‖U_RᵀW‖², what the stage takes off the weight loss
+  Matrix q = {}; ///< U_R, m × (rank − intermediate_rank)
+  Matrix p = {}; ///< V_R of a method with metrics on both sides; else empty: it is U_RᵀW
+  double weight_energy = 0; ///< what the stage takes off the weight loss, ‖U_RᵀW‖² without p
   std::optional<double> activation_energy = std::nullopt; ///< off the activation loss, where known
 };
 
@@ -166,13 +168,18 @@ class factored_matrix {
   const svd_report& svd() const { return svd_; }
 
   /// Gives the matrix a residual stage, and prepares it for these ranks: many ranks of one matrix
-  /// cost a fraction of each alone (residual_stages).
-  void compensate(const residual_plan& plan, std::vector<index_t> ranks) {
-    detail::require(acts_ == projection::left,
-                    "a residual stage needs a method with the identity as left metric");
+  /// cost a fraction of each alone (residual_stages). A method with metrics on both sides keeps
+  /// `left`, that of the outputs, in the second stage: each rank costs a truncated SVD then.
+  void compensate(const residual_plan& plan, std::vector<index_t> ranks,
+                  std::shared_ptr<const ressvd::whitening<B>> left = nullptr) {
+    detail::require(acts_ == projection::left || (acts_ == projection::both && left),
+                    "a residual stage needs a method with the identity as left metric, or that "
+                    "metric");
     plan_ = plan;
-    if (ranks.size() == 1) {
-      stages_.push_back(single_stage(ranks[0]));
+    left_ = std::move(left);
+    if (ranks.size() == 1 || acts_ == projection::both) {
+      for (const index_t rank : ranks)
+        stages_.push_back(single_stage(rank));
       return;
     }
     std::ranges::sort(ranks, std::ranges::greater{}); // the fast order
@@ -249,7 +256,7 @@ class factored_matrix {
     s.weight_losses = weight_losses_;
     s.activation_losses = activation_losses_;
     for (const stage_type& stage : stages_) {
-      s.stages.push_back({stage.rank, stage.intermediate_rank, to_host(stage.q),
+      s.stages.push_back({stage.rank, stage.intermediate_rank, to_host(stage.q), to_host(stage.p),
                           stage.weight_energy, stage.activation_energy});
     }
     s.residual = plan_;
@@ -260,7 +267,7 @@ class factored_matrix {
   }
 
   /// The same matrix from its state and W; nothing is factored again. A rank whose residual stage
-  /// was not prepared is served, without its activation loss.
+  /// was not prepared is served, without its activation loss, unless it needs the left metric.
   /// Throws std::invalid_argument for a state that does not fit W or itself.
   static factored_matrix from_state(B be, std::shared_ptr<const weight<B>> w, const state_type& s) {
     return factored_matrix(std::move(be), std::move(w), s);
@@ -298,8 +305,9 @@ class factored_matrix {
     }
     if (acts_ == projection::both) nested_.v = to_device(s.p, rank_, s.cols);
     for (const auto& stage : s.stages) {
-      stages_.push_back({stage.rank, stage.intermediate_rank,
-                         to_device(stage.q, s.rows, stage.rank - stage.intermediate_rank),
+      const index_t rest = stage.rank - stage.intermediate_rank;
+      stages_.push_back({stage.rank, stage.intermediate_rank, to_device(stage.q, s.rows, rest),
+                         to_device(stage.p, rest, stage.p.empty() ? 0 : s.cols),
                          stage.weight_energy, stage.activation_energy});
     }
   }
@@ -335,15 +343,48 @@ class factored_matrix {
   }
 
   stage_type single_stage(index_t rank) const {
+    if (acts_ == projection::both) return two_sided_stage(rank);
     return stage_of(rank,
                     residual_compensation(be_, *w_, first_stage(), plan_at(rank), second_metric()));
+  }
+
+  /// What the first stage leaves, truncated in the metric of the outputs.
+  stage_type two_sided_stage(index_t rank) const {
+    detail::require(left_ != nullptr, "the residual stage of rank ", rank,
+                    " was not prepared, and the metric of the outputs is not known");
+    const auto options = plan_at(rank);
+    const index_t leading = detail::intermediate_rank_within(rank_, rows(), cols(), options);
+    stage_type stage{.rank = rank, .intermediate_rank = leading};
+    if (reference_) stage.activation_energy = 0;
+    if (leading == rank) return stage;
+    const auto u = nested_.u.ref().left_cols(leading);
+    const auto v = nested_.v.ref().top_rows(leading);
+    auto left_over = be_.allocate(rows(), cols());
+    be_.copy(w_->values, left_over.ref());
+    be_.gemm(op::none, op::none, static_cast<scalar>(-1 / w_->unit), u, v, scalar{1},
+             left_over.ref());
+    weight<B> residual(be_, left_over, "the residual of W");
+    residual.unit *= w_->unit;
+    const auto basis =
+        truncated_svd(be_, residual, left_->metric(), second_metric(), rank - leading, options.svd);
+    auto pair = slice(be_, residual, basis, rank - leading);
+    const auto before = static_cast<std::size_t>(leading);
+    const double lost = weighted_loss(be_, residual, pair).absolute;
+    stage.weight_energy = weight_losses_[before] - lost;
+    if (reference_) {
+      const double damped = weighted_loss(be_, residual, pair, reference_->metric()).absolute;
+      stage.activation_energy = activation_losses_[before] - undamped(damped, lost);
+    }
+    stage.q = std::move(pair.u);
+    stage.p = std::move(pair.v);
+    return stage;
   }
 
   /// The stage from its basis, with what it takes off the losses.
   stage_type stage_of(index_t rank, const compensated_basis<B>& both) const {
     const index_t leading = both.intermediate_rank;
     const index_t rest = rank - leading;
-    stage_type stage{rank, leading, be_.allocate(rows(), rest)};
+    stage_type stage{.rank = rank, .intermediate_rank = leading, .q = be_.allocate(rows(), rest)};
     if (reference_) stage.activation_energy = 0;
     if (rest == 0) return stage;
     be_.copy(both.q.ref().col_range(leading, rest), stage.q.ref());
@@ -398,9 +439,12 @@ class factored_matrix {
     if (nested_.u.empty()) be_.gemm(op::none, op::transpose, unit, w_->values, v, scalar{0}, u);
     if (nested_.v.empty()) be_.gemm(op::transpose, op::none, unit, u, w_->values, scalar{0}, v);
     if (leading < rank) {
+      const auto rest = pair.v.ref().part(leading, 0, rank - leading, cols());
       be_.copy(stage->q, pair.u.ref().col_range(leading, rank - leading));
-      be_.gemm(op::transpose, op::none, unit, stage->q, w_->values, scalar{0},
-               pair.v.ref().part(leading, 0, rank - leading, cols()));
+      if (stage->p.empty())
+        be_.gemm(op::transpose, op::none, unit, stage->q, w_->values, scalar{0}, rest);
+      else
+        be_.copy(stage->p, rest);
     }
     return pair;
   }
@@ -428,6 +472,7 @@ class factored_matrix {
   mutable B be_; // a handle on a context; reading a factored matrix uses its scratch
   std::shared_ptr<const weight<B>> w_;
   std::shared_ptr<const whitening<B>> reference_;
+  std::shared_ptr<const whitening<B>> left_; ///< of the outputs, for residual stages on both sides
   std::optional<whitening_report> whitening_;
   projection acts_;
   index_t rank_;

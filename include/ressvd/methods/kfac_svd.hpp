@@ -8,6 +8,8 @@
 //   metrics     F_L·F_Lᵀ = μ((H + λμI)/μ)ᵖ with μ the mean of diag H, F_R·F_Rᵀ = Gᑫ likewise
 //               without a ridge; p = q = 1 is the loss above. λ keeps directions that no gradient
 //               of the calibration has seen from counting for nothing
+//   residual    with β > 0 a residual stage as ResSVD's: the residual rank βα is spent in the
+//               metric of the outputs alone, all inputs alike
 //   needs       the Gram, and weight::output_curvature
 //   shapes      W: m × n, H: m × m, G: n × n
 //   cost        m³/3 flops a weight for a Cholesky factorisation of H, about 5m³ for p < 1, 2m²n
@@ -20,6 +22,8 @@
 //               arXiv 2605.15626; docs/theory.md
 #pragma once
 
+#include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -34,6 +38,7 @@ struct kfac_svd {
   double output_power = 1; ///< p in [0, 1]
   double input_power = 1;  ///< q in [0, 1]
   double ridge = 0.01;     ///< λ
+  double beta = 0;         ///< residual rank, as a share of α = mn/(m+n); 0: no residual stage
 
   static constexpr std::string_view name = "kfac-svd";
   template <backend B>
@@ -44,6 +49,15 @@ struct kfac_svd {
   svd_basis<B> basis(B& be, const weight<B>& w, calibration<B>& input, index_t rank) const {
     const auto left = output_whitening(be, w);
     return truncated_svd(be, w, left.metric(), right(input).metric(), rank, options);
+  }
+
+  std::optional<residual_plan> residual() const {
+    if (beta == 0) return std::nullopt;
+    return residual_plan{.options = {.beta = beta, .svd = options}};
+  }
+  template <backend B>
+  std::shared_ptr<const whitening<B>> residual_metric(B& be, const weight<B>& w) const {
+    return std::make_shared<const whitening<B>>(output_whitening(be, w));
   }
 
   /// F_L. Throws std::invalid_argument where the curvature is not known or of another size.

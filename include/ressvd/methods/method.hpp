@@ -6,6 +6,8 @@
 // which factors W once for all ranks up to `rank`, from the statistics of W's input. A method with
 // a residual stage also has
 //   std::optional<residual_plan> residual() const
+// and, where its metric has a left side that the stage keeps,
+//   std::shared_ptr<const whitening<B>> residual_metric(B&, const weight<B>& w) const
 // and one whose factors are fitted to shifted inputs otherwise than SVD-LLM's has
 //   update_options update() const
 // (methods/shifted_input.hpp). `void prepare(calibration<B>&) const` makes what a method needs of
