@@ -12,11 +12,14 @@
 
 #include "io/checkpoint.hpp"
 #include "io/config.hpp"
+#include "io/error.hpp"
+#include "io/gguf.hpp"
 #include "io/gguf_model.hpp"
 #include "io/gguf_tokenizer.hpp"
 #include "io/mapped_file.hpp"
 #include "model/attention.hpp"
 #include "tokenizer/gguf_from_directory.hpp"
+#include "tokenizer/json_from_gguf.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -203,6 +206,17 @@ void write_others(checkpoint_writer& writer, const language_model& model,
   }
 }
 
+// A tokenizer that cannot be had is no reason to lose the model.
+void add_tokenizer_of_gguf(checkpoint_writer& writer, const std::filesystem::path& file) {
+  const mapped_file mapping(file);
+  try {
+    const auto description = read_gguf_tokenizer(read_gguf(file, mapping.bytes()).metadata);
+    if (description) writer.add_file("tokenizer.json", tokenizer_json_of(file, *description));
+  } catch (const file_error& error) {
+    std::fprintf(stderr, "without a tokenizer: %s\n", error.what());
+  }
+}
+
 } // namespace
 
 void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
@@ -308,6 +322,7 @@ void write_description(checkpoint_writer& writer, const language_model& model,
     const auto file = options.model / name;
     if (std::filesystem::is_regular_file(file)) writer.copy_file(file);
   }
+  if (is_gguf(options.model)) add_tokenizer_of_gguf(writer, options.model);
 }
 
 void write_converted(checkpoint_writer& writer, const language_model& model,

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "io/error.hpp"
-#include "tokenizer/text_tokenizer.hpp"
 #include "tokenizer/utf8.hpp"
 
 namespace ressvd_llm {
@@ -101,16 +100,26 @@ tokenizer_parts sentencepiece_parts(const gguf_tokenizer& description) {
 
 } // namespace
 
-std::unique_ptr<tokenizer> make_gguf_tokenizer(const std::filesystem::path& file,
-                                               const gguf_tokenizer& description) {
+tokenizer_parts gguf_tokenizer_parts(const std::filesystem::path& file,
+                                     const gguf_tokenizer& description) {
   try {
-    if (description.model == "gpt2") return make_text_tokenizer(byte_level_parts(description));
-    if (description.model == "llama") return make_text_tokenizer(sentencepiece_parts(description));
+    if (description.model == "gpt2") return byte_level_parts(description);
+    if (description.model == "llama") return sentencepiece_parts(description);
   } catch (const std::invalid_argument& error) {
     throw file_error(file, error.what());
   }
   throw file_error(file, "the kind of tokenizer '" + printable(description.model) +
                              "' (tokenizer.ggml.model) is not supported (gpt2 and llama are)");
+}
+
+std::unique_ptr<tokenizer> make_gguf_tokenizer(const std::filesystem::path& file,
+                                               const gguf_tokenizer& description) {
+  tokenizer_parts parts = gguf_tokenizer_parts(file, description);
+  try {
+    return make_text_tokenizer(std::move(parts));
+  } catch (const std::invalid_argument& error) {
+    throw file_error(file, error.what());
+  }
 }
 
 } // namespace ressvd_llm

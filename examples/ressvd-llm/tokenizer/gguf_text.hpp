@@ -6,6 +6,7 @@
 
 #include "io/gguf_tokenizer.hpp"
 #include "io/tokenizer.hpp"
+#include "tokenizer/text_tokenizer.hpp"
 
 namespace ressvd_llm {
 
@@ -14,5 +15,9 @@ namespace ressvd_llm {
 // for a pre-tokenizer that is not known, and where the parts contradict each other.
 std::unique_ptr<tokenizer> make_gguf_tokenizer(const std::filesystem::path& file,
                                                const gguf_tokenizer& description);
+
+// What it is made of.
+tokenizer_parts gguf_tokenizer_parts(const std::filesystem::path& file,
+                                     const gguf_tokenizer& description);
 
 } // namespace ressvd_llm

@@ -166,24 +166,23 @@ pre_tokenizer_pointer pre_tokenizer_sequence(std::vector<pre_tokenizer_pointer> 
   return std::make_shared<cutting_sequence>(std::move(steps));
 }
 
+std::vector<std::string_view> pre_tokenizer_expressions(std::string_view name) {
+  if (name == "llama-bpe") return {llama3_expression};
+  if (name == "qwen2") return {qwen2_expression};
+  if (name == "smollm") return {R"(\p{N})", gpt2_expression};
+  if (name == "default")
+    return {R"([\p{P}\$\+<=>\^~\|]+)", gpt2_expression, R"(\p{N}+)", "[0-9][0-9][0-9]"};
+  return {};
+}
+
 pre_tokenizer_pointer named_pre_tokenizer(std::string_view name) {
-  const auto isolated = [&](std::string_view expression) {
-    return split_pre_tokenizer(pattern::regex(name, expression), split_behavior::isolated);
-  };
   if (name == "gpt-2") return byte_level_pre_tokenizer(false, true);
   std::vector<pre_tokenizer_pointer> steps;
-  if (name == "llama-bpe") {
-    steps = {isolated(llama3_expression)};
-  } else if (name == "qwen2") {
-    steps = {isolated(qwen2_expression)};
-  } else if (name == "smollm") {
-    steps = {isolated(R"(\p{N})"), isolated(gpt2_expression)};
-  } else if (name == "default") {
-    steps = {isolated(R"([\p{P}\$\+<=>\^~\|]+)"), isolated(gpt2_expression), isolated(R"(\p{N}+)"),
-             isolated("[0-9][0-9][0-9]")};
-  } else {
-    return nullptr;
+  for (const std::string_view expression : pre_tokenizer_expressions(name)) {
+    steps.push_back(
+        split_pre_tokenizer(pattern::regex(name, expression), split_behavior::isolated));
   }
+  if (steps.empty()) return nullptr;
   steps.push_back(byte_level_pre_tokenizer(false, false));
   return pre_tokenizer_sequence(std::move(steps));
 }

@@ -50,6 +50,10 @@ inline constexpr std::string_view llama3_expression =
 inline constexpr std::string_view qwen2_expression =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
+// The expressions that cut a text one after the other, before its bytes, of the byte-level
+// pre-tokenizers below but gpt-2, which cuts as it goes to bytes. None for another name.
+std::vector<std::string_view> pre_tokenizer_expressions(std::string_view name);
+
 // Byte-level pre-tokenizers under the names that GGUF's tokenizer.ggml.pre has for them: gpt-2,
 // llama-bpe, qwen2, smollm, default. None for another name.
 pre_tokenizer_pointer named_pre_tokenizer(std::string_view name);

@@ -30,13 +30,16 @@ state made_up(const linear_module& m, ressvd::projection acts) {
   s.rank = 3;
   s.acts = acts;
   s.q = counted(3 * (acts == ressvd::projection::right ? m.in : m.out), 0.5f);
-  if (acts == ressvd::projection::both) s.p = counted(3 * m.in, 100.25f);
+  if (acts == ressvd::projection::both) {
+    s.p = counted(3 * m.in, 100.25f);
+    s.stages = {{4, 3, counted(m.out, 11), counted(m.in, -13), 0.25, std::nullopt}};
+  }
   s.singular_values = {3, 2, 1.0 / 3};
   s.weight_losses = {10, 5, 2.5, 0.1};
   if (acts == ressvd::projection::left) {
     s.activation_losses = {1e-20, 1e-21, 0, 0};
-    s.stages = {{5, 3, counted(2 * m.out, -7), 0.75, 1e-3},
-                {4, 3, counted(m.out, 9), 0.5, std::nullopt}};
+    s.stages = {{5, 3, counted(2 * m.out, -7), {}, 0.75, 1e-3},
+                {4, 3, counted(m.out, 9), {}, 0.5, std::nullopt}};
     s.whitening = ressvd::whitening_report{.path = ressvd::whitening_path::eigenvalues,
                                            .damping = 1e-9,
                                            .relative_damping = 1e-10,
@@ -96,8 +99,10 @@ TEST_CASE("a stored layer comes back as it was", "[store]") {
         CHECK(s->stages[k].activation_energy == expected.stages[k].activation_energy);
       }
     }
-    for (std::size_t k = 0; k < expected.stages.size(); ++k)
+    for (std::size_t k = 0; k < expected.stages.size(); ++k) {
       CHECK(whole.matrices[i].state.stages[k].q == expected.stages[k].q);
+      CHECK(whole.matrices[i].state.stages[k].p == expected.stages[k].p);
+    }
   }
 }
 

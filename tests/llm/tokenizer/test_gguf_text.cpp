@@ -20,6 +20,7 @@
 #include "llm/io/temporary.hpp"
 #include "support/catch.hpp"
 #include "tokenizer/gguf_from_directory.hpp"
+#include "tokenizer/json_from_gguf.hpp"
 #include "tokenizer/tokenizer_json.hpp"
 
 namespace ressvd_llm {
@@ -139,6 +140,53 @@ TEST_CASE("sentencepiece's tokenizers keep their ids in GGUF", "[gguf][tokenizer
     CHECK(made->decode(ids) == original->decode(ids));
   }
   CHECK(made->decode(made->encode("a\nb  c\n")) == "a\nb  c\n");
+}
+
+TEST_CASE("a GGUF file's tokenizer keeps its ids as tokenizer.json", "[gguf][tokenizer]") {
+  std::vector<gguf_tokenizer> all{small_byte_level()};
+  for (const char* const name : {"gpt2", "llama3", "qwen2", "smollm"}) {
+    json content = tokenizer_fixture(std::string(name) + ".json");
+    content["normalizer"] = nullptr;
+    const auto prefix = parse_tokenizer_json("x.json", content.dump())->prompt_prefix();
+    const std::int32_t bos = prefix->empty() ? 0 : 401;
+    all.push_back(written_and_read(gguf_tokenizer_of_json("x.json", content.dump(), bos), bos));
+  }
+  const temporary_directory directory;
+  write_pieces_that_keep_spaces(directory / "tokenizer.model");
+  const auto pieces = gguf_tokenizer_of(directory.path(), config_of(330, 1));
+  all.push_back(written_and_read(std::get<gguf_tokenizer>(pieces), 1));
+  all.push_back(all.back());
+  all.back().add_space_prefix = false;
+  all.back().add_bos = false;
+
+  std::vector<std::string> texts = fixture_texts();
+  texts.insert(texts.end(), {"ab<s>a word b", "a\nb  c\n", " ab  aab "});
+  for (const gguf_tokenizer& description : all) {
+    INFO(description.model << " " << description.pre << ", " << description.tokens.size());
+    const auto made = make_gguf_tokenizer("x.gguf", description);
+    const auto again =
+        parse_tokenizer_json("tokenizer.json", tokenizer_json_of("x.gguf", description));
+    CHECK(again->vocab() == made->vocab());
+    CHECK(again->prompt_prefix() == made->prompt_prefix());
+    for (const std::string& text : texts) {
+      INFO(text);
+      const id_list ids = made->encode(text);
+      CHECK(again->encode(text) == ids);
+      CHECK(again->decode(ids) == made->decode(ids));
+    }
+  }
+  const auto small = make_gguf_tokenizer("x.gguf", small_pieces());
+  const auto small_again =
+      parse_tokenizer_json("tokenizer.json", tokenizer_json_of("x.gguf", small_pieces()));
+  for (const std::string text : {"ab<s>a b", "a\nb", " abab a", "", "c"}) {
+    INFO(text);
+    CHECK(small_again->encode(text) == small->encode(text));
+  }
+  auto unknown = small_byte_level();
+  unknown.pre = "mystery";
+  CHECK(file_error_of([&] {
+          tokenizer_json_of("x.gguf", unknown);
+        }).find("'mystery' (tokenizer.ggml.pre) is not supported") != std::string::npos);
 }
 
 TEST_CASE("special tokens of GGUF are found in texts and leave none", "[gguf][tokenizer]") {
