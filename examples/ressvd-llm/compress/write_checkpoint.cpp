@@ -248,7 +248,7 @@ void write_layer(checkpoint_writer& writer, const language_model& model, std::in
     }
   }
   for (const linear_module& module : linear_modules(model.config(), layer)) {
-    const linear& l = weights[module.kind];
+    const linear& l = weights[module.place];
     if (!l.factored() && (l.empty() || !trains_dense(options))) continue;
     const dtype type = type_of(stored_matrix(source, module), options);
     if (!l.factored()) {
@@ -317,7 +317,7 @@ void write_converted(checkpoint_writer& writer, const language_model& model,
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
     const layer_weights weights = model.layer(layer);
     for (const linear_module& m : linear_modules(model.config(), layer)) {
-      const linear& l = weights[m.kind];
+      const linear& l = weights[m.place];
       if (!l.factored()) continue;
       replaced.insert({m.u_name(), m.v_name(), m.u_bias_name(), m.c_name(), m.z_name(),
                        m.order_name(), m.c_bias_name()});
