@@ -30,6 +30,8 @@ void require_same_model(const correct_options& options, const language_model& or
   };
   const model_config& a = original.config();
   const model_config& b = base.config();
+  if (a.experts > 0 || b.experts > 0)
+    throw usage_error(name + ": adapters for mixtures of experts are not supported");
   if (a.layers != b.layers || a.hidden_size != b.hidden_size || a.vocab != b.vocab)
     refuse("has not the layers, hidden size and vocabulary of");
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {

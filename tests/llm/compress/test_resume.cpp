@@ -113,9 +113,9 @@ std::string first_line(const std::string& text) {
 
 TEST_CASE("an error at the end keeps what --resume completes to the same bytes and report",
           "[resume]") {
-  const fixture f("qwen2");
+  const fixture f(GENERATE("qwen2", "qwen3_moe"));
   for (compress_options o : slow_runs(f.directory, {})) {
-    INFO(name_of(o.allocation));
+    INFO(f.directory.string() << ", " << name_of(o.allocation));
     const temporary_directory directory;
     o.output = directory / "out";
     const compression_report whole = run_and_break(o, directory / "whole");

@@ -94,6 +94,10 @@ TEST_CASE("the fixtures notice every feature of the config") {
   CHECK(error_with("llama_linear", [](auto& c) { c.rope.scaling = rope_scaling::none; }) > 0.01);
   CHECK(error_with("qwen2", [](auto& c) { c.rope.theta = 10000.0; }) > 0.01);
   CHECK(error_with("qwen3", [](auto& c) { c.qk_norm = false; }) > 0.01);
+  CHECK(error_with("mixtral", [](auto& c) { c.normalised_experts = false; }) > 0.01);
+  CHECK(error_with("mixtral", [](auto& c) { c.experts_per_token = 1; }) > 0.01);
+  CHECK(error_with("qwen3_moe", [](auto& c) { c.normalised_experts = true; }) > 0.01);
+  CHECK(error_with("qwen3_moe", [](auto& c) { c.experts_per_token = 3; }) > 0.01);
   CHECK(error_with("opt", [](auto& c) { c.activation = activation_kind::gelu; }) > 0.01);
 }
 
