@@ -63,8 +63,8 @@ struct model_summary {
 matrix_summary summarise(const checkpoint& source, const model_config& config,
                          const linear_module& module) {
   const std::string last = module.prefix.substr(module.prefix.rfind('.') + 1);
-  matrix_summary matrix{last, last, module.out, module.in, rank_of(source, module),
-                        is_pivoted(source, module)};
+  matrix_summary matrix{
+      last, last, module.out, module.in, rank_of(source, module), is_pivoted(source, module)};
   if (module.place.expert != no_expert) {
     matrix.name = "experts." + std::to_string(module.place.expert) + "." + last;
     matrix.group = "experts." + last;

@@ -65,7 +65,8 @@ class output_curvature {
   virtual ~output_curvature() = default;
 
   // Adds gradients at a matrix's output, tokens × out.
-  virtual void observe(const matrix_place& place, const float* g, std::int64_t tokens, std::int64_t out) = 0;
+  virtual void observe(const matrix_place& place, const float* g, std::int64_t tokens,
+                       std::int64_t out) = 0;
 
   // The sums of the matrix, which are released; none without an observation.
   virtual ressvd::gram_state take(const matrix_place& place) = 0;

@@ -25,8 +25,7 @@ std::vector<layer_input> wanted_inputs(const model_config& config, std::int64_t 
 // Σ x·xᵀ, n × n, and the number of its tokens. Both throw file_error, naming file and tensor, for
 // what is none: not finite, not symmetric, a negative square, fewer tokens than `least`.
 std::vector<double> read_gram(const checkpoint& source, const std::string& name, std::int64_t n);
-std::int64_t read_tokens(const checkpoint& source, const std::string& name,
-                         std::int64_t least = 1);
+std::int64_t read_tokens(const checkpoint& source, const std::string& name, std::int64_t least = 1);
 
 class gram_file {
  public:
@@ -37,9 +36,11 @@ class gram_file {
   // hold what read() takes for a Gram: reads all of them once, so that no run fails on them later.
   void require(const model_config& config, const candidate_ranks& wanted) const;
 
-  // The sums of one input; of an expert's they may have no tokens. Throws file_error, naming file and tensor, also for values that are not
-  // those of a Gram: not finite, not symmetric, a negative square or magnitude, no tokens.
-  ressvd::gram_state read(const model_config& config, std::int64_t layer, const layer_input& input) const;
+  // The sums of one input; of an expert's they may have no tokens. Throws file_error, naming file
+  // and tensor, also for values that are not those of a Gram: not finite, not symmetric, a negative
+  // square or magnitude, no tokens.
+  ressvd::gram_state read(const model_config& config, std::int64_t layer,
+                          const layer_input& input) const;
 
  private:
   struct names;

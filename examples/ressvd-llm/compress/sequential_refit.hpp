@@ -22,8 +22,8 @@ namespace ressvd_llm {
 // Holds the calibration samples' hidden states of the compressed model, and those of the original
 // where the target needs them. Each layer costs one pass over the samples for every group of inputs
 // that feeds a compressed matrix, and one more to move on. Of an expert's tokens those count that
-// both models send to it, and where there are none its factors stay as they are. The constructor's arguments must outlive the
-// object.
+// both models send to it, and where there are none its factors stay as they are. The constructor's
+// arguments must outlive the object.
 class sequential_refit {
  public:
   sequential_refit(model_passes& passes, const factored_model& factored,

@@ -85,7 +85,8 @@ struct checkpoint::contents {
         add(name, std::move(whole));
         continue;
       }
-      if (whole.view.shape.size() != 3 || whole.view.rows() != config.experts) {
+      if (config.experts < 1 || whole.view.shape.size() != 3 ||
+          whole.view.rows() != config.experts) {
         throw file_error(file, tensor.name,
                          "shape " + to_string(whole.view.shape) + " is not that of " +
                              std::to_string(config.experts) + " experts' matrices");

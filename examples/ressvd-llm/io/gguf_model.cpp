@@ -24,13 +24,20 @@ constexpr std::string_view mixtral_router = "block_sparse_moe.gate";
 
 // Of a layer: what follows "blk.3." and "model.layers.3.", without ".weight" or ".bias".
 constexpr std::array layer_names{
-    name_pair{"attn_norm", "input_layernorm"},    name_pair{"attn_q", "self_attn.q_proj"},
-    name_pair{"attn_k", "self_attn.k_proj"},      name_pair{"attn_v", "self_attn.v_proj"},
-    name_pair{"attn_output", "self_attn.o_proj"}, name_pair{"attn_q_norm", "self_attn.q_norm"},
-    name_pair{"attn_k_norm", "self_attn.k_norm"}, name_pair{"ffn_norm", "post_attention_layernorm"},
-    name_pair{"ffn_gate", "mlp.gate_proj"},       name_pair{"ffn_up", "mlp.up_proj"},
-    name_pair{"ffn_down", "mlp.down_proj"},       name_pair{"ffn_gate_inp", "mlp.gate"},
-    name_pair{"ffn_gate_inp", mixtral_router},    name_pair{"ffn_gate_exps", "mlp.experts.gate_proj"},
+    name_pair{"attn_norm", "input_layernorm"},
+    name_pair{"attn_q", "self_attn.q_proj"},
+    name_pair{"attn_k", "self_attn.k_proj"},
+    name_pair{"attn_v", "self_attn.v_proj"},
+    name_pair{"attn_output", "self_attn.o_proj"},
+    name_pair{"attn_q_norm", "self_attn.q_norm"},
+    name_pair{"attn_k_norm", "self_attn.k_norm"},
+    name_pair{"ffn_norm", "post_attention_layernorm"},
+    name_pair{"ffn_gate", "mlp.gate_proj"},
+    name_pair{"ffn_up", "mlp.up_proj"},
+    name_pair{"ffn_down", "mlp.down_proj"},
+    name_pair{"ffn_gate_inp", "mlp.gate"},
+    name_pair{"ffn_gate_inp", mixtral_router},
+    name_pair{"ffn_gate_exps", "mlp.experts.gate_proj"},
     name_pair{"ffn_up_exps", "mlp.experts.up_proj"},
     name_pair{"ffn_down_exps", "mlp.experts.down_proj"},
 };
@@ -111,8 +118,9 @@ class config_maker {
         std::find_if(supported.begin(), supported.end(),
                      [&](const architecture_names& a) { return a.gguf == name; });
     if (architecture == supported.end()) {
-      throw file_error(metadata_.file(), "architecture '" + printable(name) +
-                                             "' is not supported (llama, qwen2, qwen3 and qwen3moe are)");
+      throw file_error(metadata_.file(),
+                       "architecture '" + printable(name) +
+                           "' is not supported (llama, qwen2, qwen3 and qwen3moe are)");
     }
     prefix_ = name + ".";
     json_["architectures"] = {architecture->checkpoint};

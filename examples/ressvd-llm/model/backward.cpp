@@ -30,8 +30,8 @@ std::int64_t backward_row_floats(const model_config& config) {
       (config.post_norms ? 4 : 2) * config.hidden_size + 2 * heads + mlp_row_floats(config);
   const std::int64_t kept =
       config.hidden_size + (config.qk_norm ? heads : 0) + mlp_row_floats(config) / 2;
-  const std::int64_t gradients = 4 * config.hidden_size + heads +
-                                 config.kv_heads * config.head_dim + mlp_row_floats(config);
+  const std::int64_t gradients =
+      4 * config.hidden_size + heads + config.kv_heads * config.head_dim + mlp_row_floats(config);
   return forward + kept + gradients;
 }
 
@@ -204,16 +204,16 @@ void cpu_backward::run(const layer_weights& weights, const float* hidden, std::i
   const std::int64_t windows = windows_of(tokens, window_length);
   const std::int64_t width = config_.hidden_size;
   forward_.reserve_positions(window_length);
-  const group_size group = choose_group(backward_row_floats(config_) + low_rank_floats(config_, weights),
-                                        windows, window_length, thread_count(), options_);
+  const group_size group =
+      choose_group(backward_row_floats(config_) + low_rank_floats(config_, weights), windows,
+                   window_length, thread_count(), options_);
   const std::int64_t groups = (windows + group.windows - 1) / group.windows;
   const auto slots = static_cast<std::size_t>(group.at_a_time);
   if (workspaces_.size() < slots) workspaces_.resize(slots);
   for (workspace& work : workspaces_) {
     work.forward.kept = true;
-    work.forward.output =
-        at_output != nullptr || request.parameters != nullptr || config_.post_norms ||
-        weights.experts() > 0;
+    work.forward.output = at_output != nullptr || request.parameters != nullptr ||
+                          config_.post_norms || weights.experts() > 0;
   }
   const auto each = [](std::int64_t count, const auto& body) {
     if (count == 1)
@@ -282,8 +282,7 @@ void cpu_backward::run_back(const layer_weights& weights, const float* hidden, s
   for (const projection kind : {projection::q, projection::k, projection::v, projection::o})
     work.outputs[static_cast<std::size_t>(kind)].reserve(tokens * weights[kind].out());
   work.norm.reserve(tokens * width);
-  if (work.low_rank.size() < weights.linears.size())
-    work.low_rank.resize(weights.linears.size());
+  if (work.low_rank.size() < weights.linears.size()) work.low_rank.resize(weights.linears.size());
   const auto through = [&](projection kind, float* x) {
     weights[kind].apply_back_add(work.output(kind), tokens, x,
                                  work.low_rank[static_cast<std::size_t>(kind)]);

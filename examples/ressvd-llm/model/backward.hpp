@@ -47,7 +47,8 @@ struct linear_observation {
   std::int64_t out = 0;
 };
 
-// Called with every linear layer that tokens went through; the arrays are valid during the call only.
+// Called with every linear layer that tokens went through; the arrays are valid during the call
+// only.
 using gradient_observer = std::function<void(const linear_observation&)>;
 
 // Called with a layer's output at the tokens [first, first + tokens), whole windows, tokens ×

@@ -97,8 +97,8 @@ struct layer_buffers {
   bool kept = false;
   float_buffer q_before; // before the norm, if there is one
   float_buffer k_before;
-  float_buffer middle;       // the hidden state between attention and MLP
-  float_buffer inner_before; // gate, or up without one, before the activation
+  float_buffer middle;                // the hidden state between attention and MLP
+  float_buffer inner_before;          // gate, or up without one, before the activation
   std::vector<float_buffer> low_rank; // Vx or Zx of factored matrices, by matrix_place::index
 };
 

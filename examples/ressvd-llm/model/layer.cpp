@@ -177,14 +177,16 @@ void add_experts(const model_config& config, std::int64_t layer,
   const std::int64_t inner = config.expert_intermediate_size;
   const bool mixtral = config.family == model_family::mixtral;
   for (std::int64_t e = 0; e < config.experts; ++e) {
-    const std::string start =
-        mixture_prefix(config, layer) + "experts." + std::to_string(e) + ".";
-    modules.push_back({start + (mixtral ? "w1" : "gate_proj"), {projection::gate, e}, {mlp, e},
-                       inner, hidden});
-    modules.push_back({start + (mixtral ? "w3" : "up_proj"), {projection::up, e}, {mlp, e}, inner,
-                       hidden});
-    modules.push_back({start + (mixtral ? "w2" : "down_proj"), {projection::down, e},
-                       {mlp_output, e}, hidden, inner});
+    const std::string start = mixture_prefix(config, layer) + "experts." + std::to_string(e) + ".";
+    modules.push_back(
+        {start + (mixtral ? "w1" : "gate_proj"), {projection::gate, e}, {mlp, e}, inner, hidden});
+    modules.push_back(
+        {start + (mixtral ? "w3" : "up_proj"), {projection::up, e}, {mlp, e}, inner, hidden});
+    modules.push_back({start + (mixtral ? "w2" : "down_proj"),
+                       {projection::down, e},
+                       {mlp_output, e},
+                       hidden,
+                       inner});
   }
 }
 

@@ -61,9 +61,8 @@ void route(const model_config& config, const weight_matrix& router, const float*
                    float* const row = probabilities + t * experts;
                    softmax(row, experts);
                    choose_largest(row, experts,
-                                  std::span(chosen).subspan(
-                                      static_cast<std::size_t>(t * per_token),
-                                      static_cast<std::size_t>(per_token)));
+                                  std::span(chosen).subspan(static_cast<std::size_t>(t * per_token),
+                                                            static_cast<std::size_t>(per_token)));
                  }
                });
   for (const std::int64_t expert : chosen)
@@ -99,18 +98,17 @@ void gather_rows(const routing& routes, const float* x, std::int64_t width, floa
 void add_rows(const routing& routes, const float* rows, std::int64_t width, bool weighted,
               float* y) {
   const std::int64_t tokens = routes.row_count() / routes.per_token;
-  parallel_for(tokens, vector_grain(routes.per_token * width),
-               [&](std::int64_t first, std::int64_t last) {
-                 for (std::int64_t t = first; t < last; ++t) {
-                   row_map sum(y + t * width, width);
-                   for (std::int64_t j = t * routes.per_token; j < (t + 1) * routes.per_token; ++j) {
-                     const std::int64_t row = routes.rows[static_cast<std::size_t>(j)];
-                     const float weight =
-                         weighted ? routes.weight[static_cast<std::size_t>(row)] : 1.0f;
-                     sum += weight * const_row_map(rows + row * width, width);
-                   }
-                 }
-               });
+  parallel_for(
+      tokens, vector_grain(routes.per_token * width), [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t t = first; t < last; ++t) {
+          row_map sum(y + t * width, width);
+          for (std::int64_t j = t * routes.per_token; j < (t + 1) * routes.per_token; ++j) {
+            const std::int64_t row = routes.rows[static_cast<std::size_t>(j)];
+            const float weight = weighted ? routes.weight[static_cast<std::size_t>(row)] : 1.0f;
+            sum += weight * const_row_map(rows + row * width, width);
+          }
+        }
+      });
 }
 
 void add_rows_back(const routing& routes, const float* rows, const float* g, std::int64_t width,

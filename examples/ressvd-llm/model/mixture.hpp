@@ -24,9 +24,7 @@ struct routing {
 
   std::int64_t experts() const { return static_cast<std::int64_t>(begin.size()) - 1; }
   std::int64_t row_count() const { return static_cast<std::int64_t>(token.size()); }
-  std::int64_t first(std::int64_t expert) const {
-    return begin[static_cast<std::size_t>(expert)];
-  }
+  std::int64_t first(std::int64_t expert) const { return begin[static_cast<std::size_t>(expert)]; }
   std::int64_t count(std::int64_t expert) const { return first(expert + 1) - first(expert); }
 };
 

@@ -189,9 +189,8 @@ TEST_CASE("ranks are chosen for experts as for other matrices", "[mixture]") {
       INFO(family << " " << static_cast<int>(how));
       o.allocation = how;
       o.method = how == allocation::fisher ? "kfac-svd" : "svd-llm";
-      o.rounds = how == allocation::sensitivity || how == allocation::fisher
-                     ? std::optional(2)
-                     : std::nullopt;
+      o.rounds = how == allocation::sensitivity || how == allocation::fisher ? std::optional(2)
+                                                                             : std::nullopt;
       o.output = dir / std::to_string(static_cast<int>(how));
       const compression_report report = compress(o);
       CHECK(report.achieved_ratio > o.ratio - 0.02);
@@ -222,13 +221,14 @@ TEST_CASE("a mixture passes through the program's commands", "[mixture][program]
     const std::string tokens = (f.directory / "tokens.u16").string();
     CHECK(run_command({"perplexity", compressed, "--tokens", tokens, "--seqlen", "16"}).status ==
           0);
-    CHECK(run_command({"compare", f.directory.string(), compressed, "--tokens", tokens, "--seqlen",
-                       "16"})
+    CHECK(run_command(
+              {"compare", f.directory.string(), compressed, "--tokens", tokens, "--seqlen", "16"})
               .status == 0);
     const std::string prompt = (dir / "prompt.u16").string();
     llm_test::write(prompt, std::string_view("\3\0\4\0\5\0", 6));
-    CHECK(run_command({"generate", compressed, "--prompt-tokens", prompt, "--tokens", "4"})
-              .status == 0);
+    CHECK(
+        run_command({"generate", compressed, "--prompt-tokens", prompt, "--tokens", "4"}).status ==
+        0);
   }
 }
 

@@ -309,11 +309,13 @@ TEST_CASE("Phi-3's windows and rotations are read", "[config]") {
 }
 
 TEST_CASE("what is not supported is named", "[config]") {
-  CHECK_THAT(refusal(of("MixtralForCausalLM")),
-             contains_text("config.json: architecture 'MixtralForCausalLM' is not supported "
-                           "(LlamaForCausalLM, MistralForCausalLM, OPTForCausalLM, "
-                           "Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, "
-                           "Gemma3ForCausalLM, Phi3ForCausalLM are)"));
+  CHECK_THAT(
+      refusal(of("Qwen2MoeForCausalLM")),
+      contains_text("config.json: architecture 'Qwen2MoeForCausalLM' is not supported "
+                    "(LlamaForCausalLM, MistralForCausalLM, OPTForCausalLM, "
+                    "Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, "
+                    "Gemma3ForCausalLM, Phi3ForCausalLM, MixtralForCausalLM, Qwen3MoeForCausalLM "
+                    "are)"));
   CHECK_THAT(refusal(with(llama(), "hidden_act", "gelu_fast")),
              contains_text("activation 'gelu_fast' is not supported"));
   CHECK_THAT(refusal(with(llama(), "quantization_config", {{"bits", 4}})),

@@ -23,9 +23,9 @@ namespace ressvd_llm::testing {
 // Float32 rounding through a few layers: a relative error of 1e-5 is about a hundred roundings.
 inline constexpr double rounding = 1e-5;
 
-inline const std::vector<std::string> families = {"llama",  "llama3",  "llama_linear", "mistral",
-                                                  "opt",    "qwen2",   "qwen3",        "gemma2",
-                                                  "gemma3", "phi3",    "mixtral",      "qwen3_moe"};
+inline const std::vector<std::string> families = {"llama",  "llama3", "llama_linear", "mistral",
+                                                  "opt",    "qwen2",  "qwen3",        "gemma2",
+                                                  "gemma3", "phi3",   "mixtral",      "qwen3_moe"};
 
 // A small random model and the logits another implementation computed for two windows.
 struct fixture {

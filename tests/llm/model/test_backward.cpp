@@ -71,9 +71,8 @@ struct pass {
 };
 
 gradient_choice everything(const layer_weights& weights) {
-  return {.matrices = std::vector<bool>(weights.linears.size(), true),
-          .biases = true,
-          .norms = true};
+  return {
+      .matrices = std::vector<bool>(weights.linears.size(), true), .biases = true, .norms = true};
 }
 
 pass run_pass(const language_model& model, const std::vector<std::int32_t>& texts,

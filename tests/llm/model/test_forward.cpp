@@ -112,8 +112,14 @@ TEST_CASE("a token changes no logits before it") {
     ids[changed] = (ids[changed] + 1) % static_cast<std::int32_t>(f.config.vocab);
     const std::vector<float> after = run(model, ids, f.window());
     const auto split = static_cast<std::size_t>(changed * f.config.vocab);
-    CHECK(std::equal(before.begin(), before.begin() + static_cast<std::ptrdiff_t>(split),
-                     after.begin()));
+    if (f.config.experts > 0) {
+      // The token's experts change, and with them where rows lie in the products of others.
+      CHECK(relative_error(std::span(after).first(split), std::span(before).first(split)) <
+            rounding);
+    } else {
+      CHECK(std::equal(before.begin(), before.begin() + static_cast<std::ptrdiff_t>(split),
+                       after.begin()));
+    }
     CHECK(relative_error(std::span(after).subspan(split), std::span(before).subspan(split)) > 0.01);
   }
 }
