@@ -74,7 +74,7 @@ projections whitened_layers(const language_model& model) {
     engine.layer(model.layer(layer), hidden.data(), samples.tokens(), samples.length, &add_to_sums);
     for (const linear_module& module : linear_modules(config, layer)) {
       eigen_backend<float> be;
-      const auto& sum = sums[module.input.index()];
+      auto& sum = sums[module.input.index()];
       if (!sum) continue; // an expert without tokens
       const auto s = whiten(be, sum->gram());
       auto of_kind = std::ranges::find(result, module.place.kind, &projections::value_type::first);
