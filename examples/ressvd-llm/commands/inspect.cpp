@@ -210,9 +210,12 @@ void print(const model_summary& model, const model_config& config) {
   const auto width = [](const column& c) {
     return static_cast<int>(std::max<std::size_t>(9, c.name.size()));
   };
-  std::printf("\n%-12s %14s\n", "matrix", "out x in");
+  int widest = 12;
   for (const column& c : columns)
-    std::printf("%-12s %14s\n", c.name.c_str(), c.shape.c_str());
+    widest = std::max(widest, static_cast<int>(c.name.size()));
+  std::printf("\n%-*s %14s\n", widest, "matrix", "out x in");
+  for (const column& c : columns)
+    std::printf("%-*s %14s\n", widest, c.name.c_str(), c.shape.c_str());
   std::printf("\nranks\nlayer");
   for (const column& c : columns)
     std::printf(" %*s", width(c), c.name.c_str());

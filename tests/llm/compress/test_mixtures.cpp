@@ -215,6 +215,8 @@ TEST_CASE("a mixture passes through the program's commands", "[mixture][program]
     const outcome inspected = run_command({"inspect", compressed, "--json", json});
     REQUIRE(inspected.status == 0);
     CHECK_THAT(inspected.out, contains_text("experts, of which a token has 2"));
+    CHECK_THAT(inspected.out,
+               contains_text(family == "mixtral" ? "experts.w1" : "experts.gate_proj"));
     const auto report = nlohmann::json::parse(llm_test::read(json));
     CHECK(report["experts"] == f.config.experts);
     CHECK(report["layers"][1]["matrices"].size() == linear_modules(f.config, 1).size());

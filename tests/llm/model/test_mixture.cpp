@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "fixture.hpp"
+#include "io/checkpoint_writer.hpp"
+#include "llm/io/temporary.hpp"
 #include "model/backward.hpp"
 #include "model/parallel.hpp"
 #include "support/catch.hpp"
@@ -160,6 +162,36 @@ TEST_CASE("equally probable experts are taken in order, and numbers that are non
   CHECK(routes.rows[0] == routes.first(0));
   CHECK(routes.rows[1] == routes.first(1));
   CHECK(routes.weight[0] == 0.5f);
+}
+
+TEST_CASE("a router that is missing, misshapen or no number is refused by name", "[mixture]") {
+  const fixture f("mixtral");
+  const std::string router = "model.layers.1.block_sparse_moe.gate.weight";
+  const llm_test::temporary_directory directory;
+  const auto opened = [&](const char* name, const std::vector<std::int64_t>& shape, float value) {
+    const checkpoint source = checkpoint::open(f.directory);
+    checkpoint_writer writer(directory / name, f.directory);
+    for (const std::string& tensor : source.names())
+      if (tensor != router) writer.add(source.at(tensor));
+    if (!shape.empty()) {
+      // Written as bytes, since the writer refuses what is no number.
+      std::int64_t count = 1;
+      for (const std::int64_t extent : shape)
+        count *= extent;
+      const std::vector<float> values(static_cast<std::size_t>(count), value);
+      writer.add(tensor_view{router, dtype::f32, shape,
+                             reinterpret_cast<const std::byte*>(values.data())});
+    }
+    writer.copy_file(f.directory / "config.json");
+    writer.commit();
+    (void)language_model::open(directory / name).layer(1);
+  };
+  CHECK_NOTHROW(opened("right", {4, 32}, 0.5f));
+  CHECK_THROWS_WITH(opened("missing", {}, 0), contains_text(router) && contains_text("missing"));
+  CHECK_THROWS_WITH(opened("misshapen", {5, 32}, 0.5f),
+                    contains_text(router) && contains_text("[4, 32] is expected"));
+  CHECK_THROWS_WITH(opened("nan", {4, 32}, std::numeric_limits<float>::quiet_NaN()),
+                    contains_text(router) && contains_text("not finite"));
 }
 
 TEST_CASE("a mixture's outputs do not depend on the number of threads", "[mixture]") {
