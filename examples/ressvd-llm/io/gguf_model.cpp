@@ -346,12 +346,13 @@ std::string expert_part(const model_config& config, std::string_view whole, std:
   if (at == std::string_view::npos) return {};
   const std::string layer(whole.substr(0, at));
   const std::string_view last = whole.substr(at + experts.size());
-  const std::string number = std::to_string(expert);
+  const std::size_t dot = last.find('.');
+  if (dot == std::string_view::npos) return {};
+  const std::string number = std::to_string(expert) + ".";
   if (config.family != model_family::mixtral)
-    return layer + std::string(experts) + number + "." + std::string(last);
+    return layer + std::string(experts) + number + std::string(last);
   const std::string name = last.starts_with("gate") ? "w1" : last.starts_with("up") ? "w3" : "w2";
-  return layer + ".block_sparse_moe.experts." + number + "." + name +
-         std::string(last.substr(last.find('.')));
+  return layer + ".block_sparse_moe.experts." + number + name + std::string(last.substr(dot));
 }
 
 std::string stacked_gguf_name(std::int64_t layer, std::string_view projection) {
