@@ -7,6 +7,7 @@
 //   RESSVD_BENCH_MODEL=folder bench_model_layers      default: the model of the repository
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <optional>
 
 #include "compress/samples.hpp"
@@ -64,23 +65,24 @@ projections whitened_layers(const language_model& model) {
 
   projections result;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    std::array<std::optional<gram_sum>, input_group_count> sums;
-    const input_observer add_to_sums = [&](input_group group, const float* x, std::int64_t tokens,
-                                           std::int64_t features) {
-      auto& sum = sums[static_cast<std::size_t>(group)];
-      if (!sum) sum.emplace(wide_backend{}, features);
-      sum->add(row_major(x, tokens, features));
+    std::map<std::size_t, std::optional<gram_sum>> sums; // by layer_input::index
+    const input_observer add_to_sums = [&](const input_observation& seen) {
+      auto& sum = sums[seen.input.index()];
+      if (!sum) sum.emplace(wide_backend{}, seen.features);
+      sum->add(row_major(seen.x, seen.tokens, seen.features));
     };
     engine.layer(model.layer(layer), hidden.data(), samples.tokens(), samples.length, &add_to_sums);
     for (const linear_module& module : linear_modules(config, layer)) {
       eigen_backend<float> be;
-      const auto s = whiten(be, sums[static_cast<std::size_t>(module.group)]->gram());
-      auto of_kind = std::ranges::find(result, module.kind, &projections::value_type::first);
+      auto& sum = sums[module.input.index()];
+      if (!sum) continue; // an expert without tokens
+      const auto s = whiten(be, sum->gram());
+      auto of_kind = std::ranges::find(result, module.place.kind, &projections::value_type::first);
       if (of_kind == result.end()) {
-        result.emplace_back(module.kind, std::vector<known_matrix>{});
+        result.emplace_back(module.place.kind, std::vector<known_matrix>{});
         of_kind = result.end() - 1;
       }
-      of_kind->second.push_back(whitened(model.layer(layer)[module.kind], s));
+      of_kind->second.push_back(whitened(model.layer(layer)[module.place], s));
     }
   }
   return result;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands/inspect.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -24,7 +26,8 @@ namespace ressvd_llm {
 namespace {
 
 struct matrix_summary {
-  std::string name; // "q_proj"
+  std::string name;  // "q_proj", "experts.3.up_proj"
+  std::string group; // the same without the expert's number
   std::int64_t out = 0;
   std::int64_t in = 0;
   std::optional<std::int64_t> rank; // of a factored matrix
@@ -59,8 +62,13 @@ struct model_summary {
 
 matrix_summary summarise(const checkpoint& source, const model_config& config,
                          const linear_module& module) {
-  matrix_summary matrix{module.prefix.substr(module.prefix.rfind('.') + 1), module.out, module.in,
-                        rank_of(source, module), is_pivoted(source, module)};
+  const std::string last = module.prefix.substr(module.prefix.rfind('.') + 1);
+  matrix_summary matrix{
+      last, last, module.out, module.in, rank_of(source, module), is_pivoted(source, module)};
+  if (module.place.expert != no_expert) {
+    matrix.name = "experts." + std::to_string(module.place.expert) + "." + last;
+    matrix.group = "experts." + last;
+  }
   if (config.compressed && config.compressed->format == "factored") {
     const auto& ranks = config.compressed->ranks;
     const auto stated = ranks.find(module.prefix);
@@ -113,6 +121,10 @@ nlohmann::ordered_json to_json(const model_summary& model, const model_config& c
   json["element_types"] = model.types;
   json["hidden_size"] = config.hidden_size;
   json["vocabulary"] = config.vocab;
+  if (config.experts > 0) {
+    json["experts"] = config.experts;
+    json["experts_per_token"] = config.experts_per_token;
+  }
   json["parameters"] = model.parameters;
   json["matrix_parameters"] = model.matrix_parameters;
   json["dense_matrix_parameters"] = model.dense_matrix_parameters;
@@ -139,6 +151,38 @@ nlohmann::ordered_json to_json(const model_summary& model, const model_config& c
   return json;
 }
 
+// A column of the table of ranks: a matrix, or those of all experts.
+struct column {
+  std::string name;
+  std::string shape;
+};
+
+std::vector<column> columns_of(const model_summary& model) {
+  std::vector<column> columns;
+  for (const layer_summary& layer : model.layers) {
+    for (const matrix_summary& matrix : layer.matrices) {
+      if (std::ranges::find(columns, matrix.group, &column::name) != columns.end()) continue;
+      columns.push_back(
+          {matrix.group, std::to_string(matrix.out) + " x " + std::to_string(matrix.in)});
+    }
+  }
+  return columns;
+}
+
+// "dense", "12", "8-12", "8-dense"; "-" where the layer has no such matrix.
+std::string ranks_in(const layer_summary& layer, const std::string& group) {
+  constexpr std::int64_t dense = std::numeric_limits<std::int64_t>::max();
+  std::set<std::int64_t> ranks;
+  for (const matrix_summary& matrix : layer.matrices)
+    if (matrix.group == group) ranks.insert(matrix.rank.value_or(dense));
+  if (ranks.empty()) return "-";
+  const auto text = [](std::int64_t rank) {
+    return rank == dense ? std::string("dense") : std::to_string(rank);
+  };
+  const std::string least = text(*ranks.begin());
+  return ranks.size() == 1 ? least : least + "-" + text(*ranks.rbegin());
+}
+
 void print(const model_summary& model, const model_config& config) {
   std::string types;
   for (const std::string& type : model.types)
@@ -158,21 +202,28 @@ void print(const model_summary& model, const model_config& config) {
                 printable(info.method).c_str(), printable(format).c_str(), info.ratio,
                 100 * model.removed_share());
   }
-  std::printf("\n%-12s %14s\n", "matrix", "out x in");
-  for (const matrix_summary& matrix : model.layers.front().matrices) {
-    const std::string shape = std::to_string(matrix.out) + " x " + std::to_string(matrix.in);
-    std::printf("%-12s %14s\n", matrix.name.c_str(), shape.c_str());
+  if (config.experts > 0) {
+    std::printf("%lld experts, of which a token has %lld\n", number(config.experts),
+                number(config.experts_per_token));
   }
+  const std::vector<column> columns = columns_of(model);
+  const auto width = [](const column& c) {
+    return static_cast<int>(std::max<std::size_t>(9, c.name.size()));
+  };
+  int widest = 12;
+  for (const column& c : columns)
+    widest = std::max(widest, static_cast<int>(c.name.size()));
+  std::printf("\n%-*s %14s\n", widest, "matrix", "out x in");
+  for (const column& c : columns)
+    std::printf("%-*s %14s\n", widest, c.name.c_str(), c.shape.c_str());
   std::printf("\nranks\nlayer");
-  for (const matrix_summary& matrix : model.layers.front().matrices) {
-    std::printf(" %9s", matrix.name.c_str());
-  }
+  for (const column& c : columns)
+    std::printf(" %*s", width(c), c.name.c_str());
   std::printf(" %12s\n", "parameters");
   for (std::size_t index = 0; index < model.layers.size(); ++index) {
     std::printf("%5zu", index);
-    for (const matrix_summary& matrix : model.layers[index].matrices) {
-      std::printf(" %9s", matrix.rank ? std::to_string(*matrix.rank).c_str() : "dense");
-    }
+    for (const column& c : columns)
+      std::printf(" %*s", width(c), ranks_in(model.layers[index], c.name).c_str());
     std::printf(" %12lld\n", number(model.layers[index].parameters));
   }
 }

@@ -97,10 +97,11 @@ double squared_error_gradient(const float* target, std::int64_t count, double sc
 trained_block::trained_block(const layer_weights& original, const refine_options& options)
     : weights(original) {
   gradient_choice choice{.norms = options.norms};
-  for (std::size_t i = 0; i < projection_count; ++i)
+  choice.matrices.resize(weights.linears.size());
+  for (std::size_t i = 0; i < weights.linears.size(); ++i)
     choice.matrices[i] = trains(weights.linears[i], options);
   gradients = zero_gradients(weights, choice);
-  for (std::size_t i = 0; i < projection_count; ++i) {
+  for (std::size_t i = 0; i < weights.linears.size(); ++i) {
     linear& l = weights.linears[i];
     if (!choice.matrices[i]) continue;
     const linear_gradients& g = gradients.linears[i];

@@ -30,6 +30,8 @@ void require_same_model(const correct_options& options, const language_model& or
   };
   const model_config& a = original.config();
   const model_config& b = base.config();
+  if (a.experts > 0 || b.experts > 0)
+    throw usage_error(name + ": adapters for mixtures of experts are not supported");
   if (a.layers != b.layers || a.hidden_size != b.hidden_size || a.vocab != b.vocab)
     refuse("has not the layers, hidden size and vocabulary of");
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
@@ -129,32 +131,32 @@ correction_report correct(const correct_options& options) {
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const auto factoring = engine->begin_layer(config, layer, method);
     if (grams) {
-      for (const input_group group : wanted_inputs(config, layer, wanted[layer]))
-        factoring->take(group, grams->read(config, layer, group));
+      for (const layer_input& input : wanted_inputs(config, layer, wanted[layer]))
+        factoring->take(input, grams->read(config, layer, input));
     } else {
-      const input_observer observer = [&](input_group group, const float* x, std::int64_t tokens,
-                                          std::int64_t features) {
-        factoring->observe(group, x, tokens, features);
+      const input_observer observer = [&](const input_observation& seen) {
+        factoring->observe(seen.input, seen.x, seen.tokens, seen.features);
       };
       passes.run_original(layer, hidden, samples.calibration.length, &observer);
     }
     const auto modules = linear_modules(config, layer);
     layer_weights weights = base.layer(layer);
     layer_weights differences;
+    differences.linears.resize(weights.linears.size());
     std::vector<rank_list> ranks = wanted[layer];
     for (std::size_t i = 0; i < modules.size(); ++i) {
-      const projection kind = modules[i].kind;
-      differences[kind] = difference(original.layer(layer)[kind], weights[kind]);
-      if (is_zero(differences[kind])) ranks[i].clear();
+      const matrix_place& place = modules[i].place;
+      differences[place] = difference(original.layer(layer)[place], weights[place]);
+      if (is_zero(differences[place])) ranks[i].clear();
     }
     const std::vector<factored_module> factored = factoring->factor(differences, ranks);
     for (std::size_t i = 0; i < modules.size(); ++i) {
       if (ranks[i].empty()) continue;
       const ressvd::rank_choice choice{.rank = ranks[i].front()};
-      const projection kind = modules[i].kind;
-      const linear pair = engine->slice(factored[i], differences[kind], choice);
+      const matrix_place& place = modules[i].place;
+      const linear pair = engine->slice(factored[i], differences[place], choice);
       write_pair(writer, base.config(), modules[i], pair, run.type.value_or(dtype::f32));
-      weights[kind] = make_corrected_linear(weights[kind], pair);
+      weights[place] = make_corrected_linear(weights[place], pair);
       report.matrices.push_back(
           {modules[i].prefix, pair.rank(), remaining_loss(factored[i], choice)});
     }

@@ -2,8 +2,8 @@
 #include "compress/curvature.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
+#include <map>
 #include <utility>
 
 #include "model/parallel.hpp"
@@ -112,18 +112,26 @@ void gather_curvature(model_passes& passes, factoring_engine& engine, const samp
                    bar.advance();
                    if (store.contains(layer)) return;
                    const auto sums = engine.begin_curvature(layer);
-                   std::array<std::vector<double>, projection_count> importance;
+                   const auto modules = linear_modules(passes.config(), layer);
+                   std::map<std::size_t, std::vector<double>> importance;
                    const gradient_observer observer = [&](const linear_observation& seen) {
-                     sums->observe(seen.kind, seen.g, seen.tokens, seen.out);
-                     add_row_importance(seen, importance[static_cast<std::size_t>(seen.kind)]);
+                     sums->observe(seen.place, seen.g, seen.tokens, seen.out);
+                     add_row_importance(seen, importance[seen.place.index()]);
                    };
                    back(&observer);
                    std::vector<matrix_curvature> matrices;
-                   for (const linear_module& module : linear_modules(passes.config(), layer)) {
-                     auto& rows = importance[static_cast<std::size_t>(module.kind)];
+                   for (const linear_module& module : modules) {
+                     const auto n = static_cast<std::size_t>(module.out);
+                     auto& rows = importance[module.place.index()];
+                     rows.resize(n);
                      for (double& row : rows)
                        row /= static_cast<double>(samples.tokens());
-                     matrices.push_back({module, sums->take(module.kind), std::move(rows)});
+                     ressvd::gram_state outputs = sums->take(module.place);
+                     // Where an expert had no part in a token its gradient is zero.
+                     outputs.features = module.out;
+                     outputs.tokens = samples.tokens();
+                     outputs.gram.resize(n * n);
+                     matrices.push_back({module, std::move(outputs), std::move(rows)});
                    }
                    store.save(layer, matrices);
                  });

@@ -49,7 +49,7 @@ factored_layer factored_model::summary(std::int64_t layer) const {
 
 void factored_model::replace(layer_weights& weights, const factored_module& matrix,
                              const ressvd::rank_choice& choice) const {
-  linear& target = weights[matrix.module.kind];
+  linear& target = weights[matrix.module.place];
   target = engine_.slice(matrix, target, choice);
 }
 
@@ -99,14 +99,13 @@ factored_model factor_model(model_passes& passes, factoring_engine& engine,
       if (pass) passes.run_original(layer, hidden, samples.length);
     } else {
       const auto factoring = engine.begin_layer(config, layer, method);
-      const input_observer observer = [&](input_group group, const float* x, std::int64_t tokens,
-                                          std::int64_t features) {
-        factoring->observe(group, x, tokens, features);
+      const input_observer observer = [&](const input_observation& seen) {
+        factoring->observe(seen.input, seen.x, seen.tokens, seen.features);
       };
       const hidden_states before = similarity ? hidden : hidden_states{};
       if (grams) {
-        for (const input_group group : wanted_inputs(config, layer, ranks))
-          factoring->take(group, grams->read(config, layer, group));
+        for (const layer_input& input : wanted_inputs(config, layer, ranks))
+          factoring->take(input, grams->read(config, layer, input));
       }
       if (curvature != nullptr) factoring->take(curvature->load(config, layer));
       if (pass) passes.run_original(layer, hidden, samples.length, grams ? nullptr : &observer);

@@ -25,18 +25,19 @@ class layer_factoring {
  public:
   virtual ~layer_factoring() = default;
 
-  // Adds tokens × features activations that enter the matrices of a group.
-  virtual void observe(input_group group, const float* x, std::int64_t tokens,
+  // Adds tokens × features activations that enter the matrices of an input.
+  virtual void observe(const layer_input& input, const float* x, std::int64_t tokens,
                        std::int64_t features) = 0;
 
-  // The statistics of such a group from elsewhere, in place of all observations.
-  virtual void take(input_group group, const ressvd::gram_state& state) = 0;
+  // The statistics of such an input from elsewhere, in place of all observations.
+  virtual void take(const layer_input& input, const ressvd::gram_state& state) = 0;
 
   // What gradients say of the layer's matrices, in the order of linear_modules.
   virtual void take(std::vector<matrix_curvature> curvature) = 0;
 
   // The matrices for which some rank is wanted, factored; the others empty. The statistics of each
-  // input are released as soon as its matrices are factored.
+  // input are released as soon as its matrices are factored. Where no token reached an expert, its
+  // inputs count as white: the metric is plain, and so says the report.
   virtual std::vector<factored_module> factor(const layer_weights& weights,
                                               const std::vector<rank_list>& wanted) = 0;
 };
@@ -64,10 +65,11 @@ class output_curvature {
   virtual ~output_curvature() = default;
 
   // Adds gradients at a matrix's output, tokens × out.
-  virtual void observe(projection kind, const float* g, std::int64_t tokens, std::int64_t out) = 0;
+  virtual void observe(const matrix_place& place, const float* g, std::int64_t tokens,
+                       std::int64_t out) = 0;
 
   // The sums of the matrix, which are released; none without an observation.
-  virtual ressvd::gram_state take(projection kind) = 0;
+  virtual ressvd::gram_state take(const matrix_place& place) = 0;
 };
 
 class factoring_engine {

@@ -5,8 +5,8 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -72,20 +72,20 @@ class factoring_on_backend final : public factoring_engine {
           name_("layer " + std::to_string(layer) + ", input of "),
           method_(method) {}
 
-    void observe(input_group group, const float* x, std::int64_t tokens,
+    void observe(const layer_input& input, const float* x, std::int64_t tokens,
                  std::int64_t features) override {
-      auto& sums = sums_[static_cast<std::size_t>(group)];
+      auto& sums = sums_[input.index()];
       if (!sums) {
         sums.emplace(engine_.be_, features,
-                     ressvd::gram_options{.name = name_ + std::string(name_of(group)),
-                                          .channel_means = true});
+                     ressvd::gram_options{.name = name_ + name_of(input), .channel_means = true});
       }
       sums->add(uploaded(engine_.be_, x, tokens, features).view().transposed());
     }
 
-    void take(input_group group, const ressvd::gram_state& state) override {
-      sums_[static_cast<std::size_t>(group)] = accumulator::from_state(
-          engine_.be_, state, {.name = name_ + std::string(name_of(group))});
+    void take(const layer_input& input, const ressvd::gram_state& state) override {
+      if (state.tokens == 0) return;
+      sums_[input.index()] =
+          accumulator::from_state(engine_.be_, state, {.name = name_ + name_of(input)});
     }
 
     void take(std::vector<matrix_curvature> curvature) override {
@@ -95,15 +95,21 @@ class factoring_on_backend final : public factoring_engine {
     std::vector<factored_module> factor(const layer_weights& weights,
                                         const std::vector<rank_list>& wanted) override {
       std::vector<factored_module> result;
-      for (const linear_module& module : modules_)
+      std::int64_t most_tokens = 1;
+      for (const linear_module& module : modules_) {
         result.push_back({module, {}});
+        const auto& sums = sums_[module.input.index()];
+        if (sums) most_tokens = (std::max)(most_tokens, std::int64_t{sums->tokens()});
+      }
       for (std::size_t first = 0; first < modules_.size();) {
         std::vector<std::size_t> readers; // of the same input
         std::size_t last = first;
-        for (; last < modules_.size() && modules_[last].group == modules_[first].group; ++last)
+        for (; last < modules_.size() && modules_[last].input == modules_[first].input; ++last)
           if (!wanted[last].empty()) readers.push_back(last);
         if (!readers.empty()) {
-          auto& sums = sums_[static_cast<std::size_t>(modules_[first].group)];
+          auto& sums = sums_[modules_[first].input.index()];
+          if (!sums && modules_[first].place.expert != no_expert)
+            take(modules_[first].input, nothing_seen(modules_[first].in, most_tokens));
           const std::int64_t tokens = sums.value().tokens();
           ressvd::calibration<B> input(engine_.be_, std::move(sums.value()));
           sums.reset();
@@ -113,7 +119,7 @@ class factoring_on_backend final : public factoring_engine {
             const matrix_curvature* known = curvature_.empty() ? nullptr : &curvature_[i];
             const gradient_statistics gradients(engine_, be, module, known);
             const auto w = std::make_shared<const ressvd::weight<B>>(
-                gradients.attached_to(weight_of(be, weights[module.kind])));
+                gradients.attached_to(weight_of(be, weights[module.place])));
             ressvd::calibration<B> mine(be, input);
             result[i].state = mine.factor(w, method_, wanted[i]).state();
             if (known == nullptr) return;
@@ -131,6 +137,15 @@ class factoring_on_backend final : public factoring_engine {
     }
 
    private:
+    // Of an expert that none of so many tokens went to.
+    static ressvd::gram_state nothing_seen(std::int64_t features, std::int64_t tokens) {
+      const auto n = static_cast<std::size_t>(features);
+      return {.features = features,
+              .tokens = tokens,
+              .gram = std::vector<double>(n * n),
+              .abs_sum = std::vector<double>(n)};
+    }
+
     // Powers and other methods serve the factors, not the loss.
     std::vector<double> spectrum(B& be, const ressvd::weight<B>& w, ressvd::calibration<B>& input,
                                  const std::vector<double>& of_method) const {
@@ -143,7 +158,7 @@ class factoring_on_backend final : public factoring_engine {
     std::vector<linear_module> modules_;
     std::string name_;
     ressvd::any_method method_;
-    std::array<std::optional<accumulator>, input_group_count> sums_;
+    std::map<std::size_t, std::optional<accumulator>> sums_; // by layer_input::index
     std::vector<matrix_curvature> curvature_;
   };
 
@@ -160,7 +175,12 @@ class factoring_on_backend final : public factoring_engine {
       be64.upload({known->outputs.gram.data(), n, n, n}, curvature_.ref());
       if (!importance_.empty()) return;
       importance_ = be64.allocate(n, 1);
-      be64.upload({known->row_importance.data(), n, 1, n}, importance_.ref());
+      // Rows of which nothing is known count alike.
+      const bool known_rows =
+          std::ranges::any_of(known->row_importance, [](double row) { return row > 0; });
+      const std::vector<double> alike(known->row_importance.size(), 1.0);
+      be64.upload({(known_rows ? known->row_importance : alike).data(), n, 1, n},
+                  importance_.ref());
     }
 
     // This object must outlive the result.
@@ -181,18 +201,18 @@ class factoring_on_backend final : public factoring_engine {
         : engine_(engine),
           name_("layer " + std::to_string(layer) + ", gradient at the output of ") {}
 
-    void observe(projection kind, const float* g, std::int64_t tokens, std::int64_t out) override {
-      auto& sums = sums_[static_cast<std::size_t>(kind)];
+    void observe(const matrix_place& place, const float* g, std::int64_t tokens,
+                 std::int64_t out) override {
+      auto& sums = sums_[place.index()];
       if (!sums) {
         sums.emplace(engine_.be_, out,
-                     ressvd::gram_options{.name = name_ + std::string(name_of(kind)),
-                                          .channel_means = false});
+                     ressvd::gram_options{.name = name_ + name_of(place), .channel_means = false});
       }
       sums->add(uploaded(engine_.be_, g, tokens, out).view().transposed());
     }
 
-    ressvd::gram_state take(projection kind) override {
-      auto& sums = sums_[static_cast<std::size_t>(kind)];
+    ressvd::gram_state take(const matrix_place& place) override {
+      auto& sums = sums_[place.index()];
       if (!sums) return {};
       ressvd::gram_state state = sums->state();
       sums.reset();
@@ -202,7 +222,7 @@ class factoring_on_backend final : public factoring_engine {
    private:
     factoring_on_backend& engine_;
     std::string name_;
-    std::array<std::optional<accumulator>, projection_count> sums_;
+    std::map<std::size_t, std::optional<accumulator>> sums_; // by matrix_place::index
   };
 
   class refit_session final : public shifted_refit {

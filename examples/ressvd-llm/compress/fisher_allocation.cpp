@@ -99,16 +99,19 @@ class fisher_allocation {
     std::vector<double> energies; // at the compressed model, once one is not kept
     const auto measure = [&] {
       energies.assign(problem_.places.size(), 0);
+      std::vector<std::size_t> first_of_layer; // among all places
+      for (std::size_t i = 0; i < problem_.places.size(); ++i)
+        if (problem_.places[i].module == 0) first_of_layer.push_back(i);
       const gradient_pass_options at_ranks{
           .labels = {.source = label_source::drawn, .seed = options_.seed},
           .layer = [&](std::int64_t layer) { return factored_.layer(layer, ranks[layer]); }};
       progress bar("gradients again", passes_.config().layers);
       pass_gradients(passes_, samples_, at_ranks, [&](std::int64_t layer, const layer_back& back) {
         const auto modules = linear_modules(passes_.config(), layer);
-        double* const sums = energies.data() + layer * std::ssize(modules);
+        double* const sums = energies.data() + first_of_layer[static_cast<std::size_t>(layer)];
         const gradient_observer observer = [&](const linear_observation& seen) {
           for (std::size_t i = 0; i < modules.size(); ++i) {
-            if (modules[i].kind != seen.kind) continue;
+            if (modules[i].place != seen.place) continue;
             double sum = 0;
             for (std::int64_t k = 0; k < seen.tokens * seen.out; ++k)
               sum += static_cast<double>(seen.g[k]) * static_cast<double>(seen.g[k]);

@@ -19,9 +19,9 @@ struct gram_file::names {
   std::int64_t features;
 };
 
-std::int64_t read_tokens(const checkpoint& source, const std::string& name) {
+std::int64_t read_tokens(const checkpoint& source, const std::string& name, std::int64_t least) {
   const double tokens = read_f64(source, name, {1}).front();
-  if (!(tokens >= 1 && tokens <= 0x1p53 && tokens == std::floor(tokens)))
+  if (!(tokens >= static_cast<double>(least) && tokens <= 0x1p53 && tokens == std::floor(tokens)))
     throw file_error(source.path(), name, std::to_string(tokens) + " is not a number of tokens");
   return static_cast<std::int64_t>(tokens);
 }
@@ -50,37 +50,37 @@ std::vector<double> read_gram(const checkpoint& source, const std::string& name,
   return gram;
 }
 
-std::vector<input_group> wanted_inputs(const model_config& config, std::int64_t layer,
+std::vector<layer_input> wanted_inputs(const model_config& config, std::int64_t layer,
                                        const std::vector<rank_list>& wanted) {
-  std::vector<input_group> groups;
+  std::vector<layer_input> inputs;
   const auto modules = linear_modules(config, layer);
   for (std::size_t i = 0; i < modules.size(); ++i) {
-    const bool listed = !groups.empty() && groups.back() == modules[i].group;
-    if (!wanted[i].empty() && !listed) groups.push_back(modules[i].group);
+    const bool listed = !inputs.empty() && inputs.back() == modules[i].input;
+    if (!wanted[i].empty() && !listed) inputs.push_back(modules[i].input);
   }
-  return groups;
+  return inputs;
 }
 
 void gram_file::require(const model_config& config, const candidate_ranks& wanted) const {
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    for (const input_group group : wanted_inputs(config, layer, wanted[layer]))
-      require(config, layer, group);
+    for (const layer_input& input : wanted_inputs(config, layer, wanted[layer]))
+      require(config, layer, input);
   }
   progress bar("checking the Grams", config.layers);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    for (const input_group group : wanted_inputs(config, layer, wanted[layer]))
-      (void)read(config, layer, group);
+    for (const layer_input& input : wanted_inputs(config, layer, wanted[layer]))
+      (void)read(config, layer, input);
     bar.advance();
   }
 }
 
 // The Gram stands under the name of any matrix that reads the input.
 gram_file::names gram_file::require(const model_config& config, std::int64_t layer,
-                                    input_group group) const {
+                                    const layer_input& input) const {
   std::string missing;
   std::string others;
   for (const linear_module& module : linear_modules(config, layer)) {
-    if (module.group != group) continue;
+    if (module.input != input) continue;
     names found{module.prefix + ".gram", module.prefix + ".mean_abs", module.prefix + ".tokens",
                 module.in};
     if (source_.contains(found.gram)) {
@@ -99,13 +99,14 @@ gram_file::names gram_file::require(const model_config& config, std::int64_t lay
 }
 
 ressvd::gram_state gram_file::read(const model_config& config, std::int64_t layer,
-                                   input_group group) const {
-  const names name = require(config, layer, group);
+                                   const layer_input& input) const {
+  const names name = require(config, layer, input);
   const std::int64_t n = name.features;
   const auto fail = [&](const std::string& tensor, const std::string& what) {
     throw file_error(source_.path(), tensor, what);
   };
-  ressvd::gram_state state{.features = n, .tokens = read_tokens(source_, name.tokens)};
+  const std::int64_t least = input.expert == no_expert ? 1 : 0;
+  ressvd::gram_state state{.features = n, .tokens = read_tokens(source_, name.tokens, least)};
   state.gram = read_gram(source_, name.gram, n);
   state.abs_sum = read_f64(source_, name.mean_abs, {n});
   for (std::int64_t i = 0; i < n; ++i) {

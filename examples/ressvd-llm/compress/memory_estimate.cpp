@@ -2,7 +2,7 @@
 #include "compress/memory_estimate.hpp"
 
 #include <algorithm>
-#include <array>
+#include <optional>
 
 #include <sys/resource.h>
 
@@ -34,10 +34,13 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
   estimate.hidden_states = bytes((std::max)(calibration, search) * window, 4);
 
   std::int64_t layer = 0;
-  std::array<std::int64_t, input_group_count> inputs{};
-  for (const linear_module& module : linear_modules(config, 0)) {
+  std::int64_t widest = 0;
+  std::optional<layer_input> last;
+  for (const linear_module& module : linear_modules(config, largest_layer(config))) {
     layer += module.out * module.in;
-    inputs[static_cast<std::size_t>(module.group)] = module.in;
+    if (last != module.input) estimate.grams += bytes(module.in * module.in, 8);
+    last = module.input;
+    widest = (std::max)(widest, module.in);
     const std::int64_t area = module.out * module.in;
     const std::int64_t side = (std::min)(module.out, module.in);
     // Weights twice in float and twice in double, Gram, eigenvectors and their work space, basis.
@@ -46,17 +49,12 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
     estimate.factoring = (std::max)(estimate.factoring, work);
   }
   estimate.weights = weights_in_memory ? 4 * model_parameters : bytes(layer, 4);
-  std::int64_t widest = 0;
-  for (const std::int64_t n : inputs) {
-    estimate.grams += bytes(n * n, 8);
-    widest = (std::max)(widest, n);
-  }
   estimate.grams += bytes(3 * widest * widest, 8);
 
   const std::int64_t chunk =
       (std::max)(forward_options{}.shared_tokens / window_length, std::int64_t{1}) * window_length;
   const std::int64_t row = config.hidden_size + 2 * config.heads * config.head_dim +
-                           2 * config.kv_heads * config.head_dim + 2 * config.intermediate_size;
+                           2 * config.kv_heads * config.head_dim + mlp_row_floats(config);
   estimate.forward = bytes(chunk * row, 4);
   if (options.calibration.empty()) {
     const std::uint64_t sequence =
@@ -84,7 +82,7 @@ std::uint64_t estimate_refinement_memory(const refine_options& options, const mo
     return static_cast<std::uint64_t>(count * size);
   };
   std::int64_t area = 0;
-  for (const linear_module& module : linear_modules(config, 0))
+  for (const linear_module& module : linear_modules(config, largest_layer(config)))
     area += module.out * module.in;
   // Before and after the block, in both models, the target where it is mixed, and two of a batch.
   const std::int64_t copies = options.anchor > 0 ? 4 : 3;
@@ -108,7 +106,7 @@ std::uint64_t estimate_curvature_memory(const model_config& config, std::int64_t
   const std::int64_t tokens = windows * window_length;
   std::int64_t area = 0;
   std::int64_t squares = 0;
-  for (const linear_module& module : linear_modules(config, 0)) {
+  for (const linear_module& module : linear_modules(config, largest_layer(config))) {
     area += module.out * module.in;
     squares += module.out * module.out;
   }

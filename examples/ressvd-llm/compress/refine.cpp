@@ -37,7 +37,10 @@ std::vector<std::int64_t> shape_of(const model_config& c) {
           c.heads,
           c.kv_heads,
           c.head_dim,
-          c.vocab};
+          c.vocab,
+          c.experts,
+          c.experts_per_token,
+          c.expert_intermediate_size};
 }
 
 // The ranks of the checkpoint's matrices.

@@ -24,7 +24,7 @@ void save_factors(const std::filesystem::path& file, const model_config& config,
                   const layer_weights& weights, const refine_options& trained) {
   std::vector<scratch_matrix> list;
   for (const linear_module& module : linear_modules(config, layer)) {
-    const linear& l = weights[module.kind];
+    const linear& l = weights[module.place];
     if (!l.factored()) {
       if (trained.dense)
         list.push_back({module.weight_name(), {l.out(), l.in()}, l.dense.values()});
@@ -57,7 +57,7 @@ void load_factors(const std::filesystem::path& file, const model_config& config,
     return weight_matrix(shape[0], shape[1], read_f32(source, name, shape));
   };
   for (const linear_module& module : linear_modules(config, layer)) {
-    linear& l = weights[module.kind];
+    linear& l = weights[module.place];
     if (source.contains(module.z_name())) {
       const auto order = read_f32(source, module.order_name(), {module.out});
       l = make_pivoted_linear(matrix(module.c_name()), matrix(module.z_name()),

@@ -2,8 +2,11 @@
 #include "compress/sequential_refit.hpp"
 
 #include <algorithm>
+#include <cstddef>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ressvd_llm {
@@ -14,12 +17,47 @@ hidden_states rows(const hidden_states& all, std::int64_t first, std::int64_t co
   return {all.begin() + first * width, all.begin() + (first + count) * width};
 }
 
-// Collects what enters one group's matrices.
-input_observer capture(input_group group, std::vector<float>& into) {
-  return
-      [group, &into](input_group seen, const float* x, std::int64_t tokens, std::int64_t features) {
-        if (seen == group) into.insert(into.end(), x, x + tokens * features);
-      };
+// An input of some tokens.
+struct captured_input {
+  std::int64_t features = 0;
+  std::vector<float> x;
+  std::vector<std::int64_t> positions; // an expert's
+};
+
+// Collects some inputs of a layer, by layer_input::index.
+struct capture {
+  explicit capture(const std::vector<layer_input>& inputs) {
+    for (const layer_input& input : inputs)
+      by_index[input.index()] = {};
+  }
+
+  input_observer observer() {
+    return [this](const input_observation& seen) {
+      const auto found = by_index.find(seen.input.index());
+      if (found == by_index.end()) return;
+      captured_input& to = found->second;
+      to.features = seen.features;
+      to.x.insert(to.x.end(), seen.x, seen.x + seen.tokens * seen.features);
+      to.positions.insert(to.positions.end(), seen.positions.begin(), seen.positions.end());
+    };
+  }
+
+  std::map<std::size_t, captured_input> by_index;
+};
+
+// Leaves an expert's tokens that are among the other's, too.
+void keep_common(captured_input& input, const captured_input& other) {
+  std::size_t kept = 0;
+  const auto width = static_cast<std::size_t>(input.features);
+  for (std::size_t i = 0; i < input.positions.size(); ++i) {
+    if (!std::ranges::binary_search(other.positions, input.positions[i])) continue;
+    input.positions[kept] = input.positions[i];
+    std::copy_n(input.x.begin() + static_cast<std::ptrdiff_t>(i * width), width,
+                input.x.begin() + static_cast<std::ptrdiff_t>(kept * width));
+    ++kept;
+  }
+  input.positions.resize(kept);
+  input.x.resize(kept * width);
 }
 
 } // namespace
@@ -34,26 +72,46 @@ sequential_refit::sequential_refit(model_passes& passes, const factored_model& f
   if (target_mix(options) > 0) original_ = compressed_;
 }
 
-void sequential_refit::observe(shifted_refit& refit, const layer_weights& weights,
-                               input_group group) {
+sequential_refit::observed_inputs sequential_refit::observe(
+    const layer_weights& weights, const std::vector<layer_input>& inputs) {
   const std::int64_t width = passes_.config().hidden_size;
   const auto tokens = static_cast<std::int64_t>(compressed_.size()) / width;
+  observed_inputs result;
   // Some windows at a time through both models, so that their inputs meet in memory.
   const std::int64_t step = length_ * (std::max)(std::int64_t{1}, 2048 / length_);
   for (std::int64_t t = 0; t < tokens; t += step) {
     const std::int64_t count = (std::min)(step, tokens - t);
-    std::vector<float> x;
-    const input_observer on_compressed = capture(group, x);
+    capture compressed(inputs);
+    const input_observer on_compressed = compressed.observer();
     hidden_states moved = rows(compressed_, t, count, width);
     passes_.run(weights, moved, length_, &on_compressed);
-    std::vector<float> y;
+    capture original(inputs);
     if (!original_.empty()) {
-      const input_observer on_original = capture(group, y);
+      const input_observer on_original = original.observer();
       hidden_states kept = rows(original_, t, count, width);
       passes_.run_original(layer_, kept, length_, &on_original);
     }
-    refit.observe(x.data(), y.empty() ? nullptr : y.data(), count);
+    for (const layer_input& input : inputs) {
+      captured_input& x = compressed.by_index[input.index()];
+      captured_input& y = original.by_index[input.index()];
+      if (!original_.empty() && input.expert != no_expert) {
+        keep_common(x, y);
+        keep_common(y, x);
+      }
+      if (x.x.empty()) continue;
+      auto& refit = result[input.index()];
+      if (!refit) {
+        refit = factored_.engine().begin_refit(
+            x.features, factored_.method(),
+            {.name = "layer " + std::to_string(layer_) + ", compressed input of " + name_of(input),
+             .original_share = target_mix(options_),
+             .ridge = options_.ridge});
+      }
+      refit->observe(x.x.data(), original_.empty() ? nullptr : y.x.data(),
+                     static_cast<std::int64_t>(x.x.size()) / x.features);
+    }
   }
+  return result;
 }
 
 layer_weights sequential_refit::fit(const layer_ranks& ranks) {
@@ -65,24 +123,30 @@ layer_weights sequential_refit::fit(const layer_ranks& ranks) {
   std::vector<matrix_curvature> curvature;
   if (options_.retruncate && factored_.curvature() != nullptr && !matrices.empty())
     curvature = factored_.curvature()->load(passes_.config(), layer_);
-  std::unique_ptr<shifted_refit> refit;
-  for (std::size_t i = 0; i < matrices.size(); ++i) {
-    const linear_module& module = matrices[i].module;
-    if (i > 0 && module.group != matrices[i - 1].module.group) refit.reset();
-    if (ranks[i].dense) continue;
-    if (!refit) {
-      refit = factored_.engine().begin_refit(
-          module.in, factored_.method(),
-          {.name = "layer " + std::to_string(layer_) + ", compressed input of " +
-                   std::string(name_of(module.group)),
-           .original_share = target_mix(options_),
-           .ridge = options_.ridge});
-      observe(*refit, weights, module.group);
+  for (const input_group group : {input_group::attention, input_group::attention_output,
+                                  input_group::mlp, input_group::mlp_output}) {
+    std::vector<layer_input> inputs;
+    std::vector<std::size_t> readers;
+    for (std::size_t i = 0; i < matrices.size(); ++i) {
+      const layer_input& input = matrices[i].module.input;
+      if (input.group != group || ranks[i].dense) continue;
+      readers.push_back(i);
+      if (inputs.empty() || inputs.back() != input) inputs.push_back(input);
     }
-    linear& l = weights[module.kind];
-    const matrix_curvature* known = curvature.empty() ? nullptr : &curvature[i];
-    l = options_.retruncate ? refit->truncate(l, known, ranks[i])
-                            : refit->update(matrices[i], l, ranks[i]);
+    if (readers.empty()) continue;
+    observed_inputs observed = observe(weights, inputs);
+    for (const std::size_t i : readers) {
+      const linear_module& module = matrices[i].module;
+      const auto found = observed.find(module.input.index());
+      if (found == observed.end()) {
+        factored_.replace(weights, matrices[i], ranks[i]);
+        continue;
+      }
+      linear& l = weights[module.place];
+      const matrix_curvature* known = curvature.empty() ? nullptr : &curvature[i];
+      l = options_.retruncate ? found->second->truncate(l, known, ranks[i])
+                              : found->second->update(matrices[i], l, ranks[i]);
+    }
   }
   return weights;
 }

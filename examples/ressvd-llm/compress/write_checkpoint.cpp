@@ -58,10 +58,14 @@ bool to_gguf(const compress_options& options) {
   return options.format == output_format::gguf;
 }
 
+// llama.cpp wants norms, biases and routers in single precision.
+bool single_in_gguf(const tensor_view& tensor) {
+  return tensor.shape.size() < 2 || gguf_name(tensor.name).ends_with(".ffn_gate_inp.weight");
+}
+
 // The type in which a tensor that is not copied as it is is stored.
 dtype type_of(const tensor_view& original, const compress_options& options) {
-  // llama.cpp wants norms and biases in single precision.
-  if (to_gguf(options) && original.shape.size() < 2) return dtype::f32;
+  if (to_gguf(options) && single_in_gguf(original)) return dtype::f32;
   const dtype type = options.type.value_or(original.type);
   if (!is_quantised(type)) return type;
   const bool whole_blocks = original.shape.back() % block_of(type) == 0;
@@ -96,15 +100,18 @@ void put(checkpoint_writer& writer, const language_model& model, const compress_
 // Bytes as they are, where the output can have them.
 bool copied(checkpoint_writer& writer, const language_model& model, const compress_options& options,
             tensor_view tensor) {
+  bool typed = true;
   if (to_gguf(options)) {
-    if (tensor.shape.size() < 2 && tensor.type != dtype::f32) return false;
+    if (single_in_gguf(tensor)) {
+      if (tensor.type != dtype::f32) return false;
+      typed = false;
+    }
     if (tensor.interleaved != interleaved_heads(model.config(), tensor.name)) return false;
     tensor.interleaved = 0;
     tensor.name = gguf_name(tensor.name);
   } else if (is_quantised(tensor.type)) {
     return false;
   }
-  const bool typed = tensor.shape.size() > 1 || !to_gguf(options);
   if (options.type && typed && *options.type != tensor.type) return false;
   writer.add(tensor);
   return true;
@@ -126,6 +133,67 @@ void describe_as_mistral(const model_config& config, nlohmann::ordered_json& jso
   json["sliding_window"] = nullptr;
   if (config.sliding_window) json["sliding_window"] = *config.sliding_window;
   json.erase("auto_map");
+}
+
+// A GGUF file has the matrices of a mixture's experts as one tensor a projection.
+bool stacks_experts(const model_config& config, std::int64_t layer,
+                    const compress_options& options) {
+  return to_gguf(options) && config.is_mixture(layer);
+}
+
+// Tensors of the experts, which are not written one by one.
+void leave_out_experts(const model_config& config, std::int64_t layer,
+                       std::set<std::string, std::less<>>& names) {
+  for (const linear_module& m : linear_modules(config, layer)) {
+    if (m.place.expert == no_expert) continue;
+    names.insert({m.weight_name(), m.u_name(), m.v_name(), m.c_name(), m.z_name(), m.order_name()});
+  }
+}
+
+// All experts' matrices of one projection as their checkpoint has them, where they may be copied.
+bool copied_experts(checkpoint_writer& writer, const checkpoint& source, const std::string& name,
+                    const std::vector<linear_module>& modules, const compress_options& options) {
+  const tensor_view& first = source.at(modules.front().weight_name());
+  if (options.type && *options.type != first.type) return false;
+  std::vector<std::byte> bytes;
+  for (const linear_module& m : modules) {
+    const tensor_view& tensor = source.at(m.weight_name());
+    if (tensor.type != first.type) return false;
+    bytes.insert(bytes.end(), tensor.data, tensor.data + tensor.bytes());
+    source.release(m.weight_name());
+  }
+  tensor_view whole = first;
+  whole.name = name;
+  whole.shape.insert(whole.shape.begin(), std::ssize(modules));
+  whole.data = bytes.data();
+  writer.add(whole);
+  return true;
+}
+
+void write_experts(checkpoint_writer& writer, const language_model& model, std::int64_t layer,
+                   const layer_weights& weights, const compress_options& options) {
+  const auto all = linear_modules(model.config(), layer);
+  for (const projection kind : {projection::gate, projection::up, projection::down}) {
+    std::vector<linear_module> modules;
+    for (const linear_module& m : all) {
+      if (m.place.expert != no_expert && m.place.kind == kind) modules.push_back(m);
+    }
+    const std::string name = stacked_gguf_name(layer, name_of(kind));
+    const bool kept = !trains_dense(options) && std::ranges::none_of(modules, [&](const auto& m) {
+      return weights[m.place].factored();
+    });
+    if (kept && copied_experts(writer, model.source(), name, modules, options)) continue;
+    std::vector<float> values;
+    for (const linear_module& m : modules) {
+      const linear& l = weights[m.place];
+      const std::vector<float> matrix = l.factored() ? product_of(l) : l.dense.values();
+      values.insert(values.end(), matrix.begin(), matrix.end());
+    }
+    const linear_module& first = modules.front();
+    tensor_view stored = stored_matrix(model.source(), first);
+    stored.shape = {first.out, first.in};
+    writer.add(name, {std::ssize(modules), first.out, first.in}, values, type_of(stored, options));
+  }
 }
 
 // llama.cpp's numbers for the type of most matrices.
@@ -224,6 +292,8 @@ void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
   std::set<std::string, std::less<>> replaced;
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
     const auto modules = linear_modules(model.config(), layer);
+    if (stacks_experts(model.config(), layer, options))
+      leave_out_experts(model.config(), layer, replaced);
     if (std::ranges::all_of(ranks[layer], &ressvd::rank_choice::dense)) continue;
     for (std::size_t i = 0; i < modules.size(); ++i) {
       const linear_module& m = modules[i];
@@ -242,6 +312,11 @@ void write_kept_tensors(checkpoint_writer& writer, const language_model& model,
     }
   }
   write_others(writer, model, replaced, options);
+  for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
+    if (stacks_experts(model.config(), layer, options) &&
+        std::ranges::all_of(ranks[layer], &ressvd::rank_choice::dense))
+      write_experts(writer, model, layer, model.layer(layer), options);
+  }
 }
 
 void write_layer(checkpoint_writer& writer, const language_model& model, std::int64_t layer,
@@ -261,8 +336,11 @@ void write_layer(checkpoint_writer& writer, const language_model& model, std::in
           type_of(source.at(names[i]), options));
     }
   }
+  const bool stacked = stacks_experts(model.config(), layer, options);
+  if (stacked) write_experts(writer, model, layer, weights, options);
   for (const linear_module& module : linear_modules(model.config(), layer)) {
-    const linear& l = weights[module.kind];
+    const linear& l = weights[module.place];
+    if (stacked && module.place.expert != no_expert) continue;
     if (!l.factored() && (l.empty() || !trains_dense(options))) continue;
     const dtype type = type_of(stored_matrix(source, module), options);
     if (!l.factored()) {
@@ -331,9 +409,13 @@ void write_converted(checkpoint_writer& writer, const language_model& model,
   std::set<std::string, std::less<>> replaced;
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
     const layer_weights weights = model.layer(layer);
+    if (stacks_experts(model.config(), layer, options)) {
+      leave_out_experts(model.config(), layer, replaced);
+      write_experts(writer, model, layer, weights, options);
+    }
     for (const linear_module& m : linear_modules(model.config(), layer)) {
-      const linear& l = weights[m.kind];
-      if (!l.factored()) continue;
+      const linear& l = weights[m.place];
+      if (!l.factored() || replaced.contains(m.weight_name())) continue;
       replaced.insert({m.u_name(), m.v_name(), m.u_bias_name(), m.c_name(), m.z_name(),
                        m.order_name(), m.c_bias_name()});
       tensor_view stored = source.at(l.pivoted() ? m.z_name() : m.v_name());

@@ -69,16 +69,37 @@ struct checkpoint::contents {
     const model_config config = parse_config(file, config_text_of(content));
     for (stored_tensor& tensor : content.tensors) {
       if (tensor.name == rope_factors_name) continue;
-      std::string name = checkpoint_name(tensor.name);
+      std::string name = name_in(config, checkpoint_name(tensor.name));
       const std::optional<dtype> readable = parse_dtype(tensor.type);
       tensor_view view{name, readable.value_or(dtype::f32), std::move(tensor.shape),
                        tensor.data.data()};
       const std::int64_t heads = interleaved_heads(config, name);
       if (heads > 0 && view.rows() % heads == 0) view.interleaved = heads;
-      const auto added = tensors.try_emplace(
-          name, entry{0, std::move(tensor.type), readable, std::move(view), tensor.data});
-      if (!added.second) {
-        throw file_error(file, tensor.name, "stands beside tensor " + printable(name));
+      const auto add = [&](const std::string& under, entry added) {
+        if (!tensors.try_emplace(under, std::move(added)).second) {
+          throw file_error(file, tensor.name, "stands beside tensor " + printable(under));
+        }
+      };
+      entry whole{0, std::move(tensor.type), readable, std::move(view), tensor.data};
+      if (expert_part(config, name, 0).empty()) {
+        add(name, std::move(whole));
+        continue;
+      }
+      if (config.experts < 1 || whole.view.shape.size() != 3 ||
+          whole.view.rows() != config.experts) {
+        throw file_error(file, tensor.name,
+                         "shape " + to_string(whole.view.shape) + " is not that of " +
+                             std::to_string(config.experts) + " experts' matrices");
+      }
+      const std::size_t bytes = whole.data.size() / static_cast<std::size_t>(config.experts);
+      for (std::int64_t e = 0; e < config.experts; ++e) {
+        entry part = whole;
+        part.view.name = expert_part(config, name, e);
+        part.view.shape.erase(part.view.shape.begin());
+        part.data = whole.data.subspan(static_cast<std::size_t>(e) * bytes, bytes);
+        part.view.data = part.data.data();
+        const std::string under = part.view.name;
+        add(under, std::move(part));
       }
     }
   }

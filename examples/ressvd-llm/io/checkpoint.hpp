@@ -14,7 +14,8 @@ namespace ressvd_llm {
 
 // The tensors of a model directory: model.safetensors, or the shards that
 // model.safetensors.index.json names; or those of a GGUF file, under the names that they have in a
-// model directory. Matrices that Phi-3 stores as one appear as the rows of it that they are. Files
+// model directory. Matrices that Phi-3 or a GGUF file stores as one appear as the parts of it that
+// they are. Files
 // are mapped, never loaded whole, and everything about them is verified when they are opened:
 // header size and syntax, offsets inside the file without overlap or hole, shapes without overflow
 // and in agreement with the offsets, shards inside the directory. Copies share the mappings; const

@@ -19,6 +19,8 @@ namespace {
 
 constexpr std::uint64_t largest_config = 4'194'304;
 constexpr std::int64_t largest_extent = std::numeric_limits<std::int32_t>::max();
+// Far beyond any model: a layer's matrices are listed before the files are asked for them.
+constexpr std::int64_t most_experts = 4096;
 
 struct architecture {
   std::string_view name;
@@ -34,6 +36,8 @@ constexpr std::array architectures{
     architecture{"Gemma2ForCausalLM", model_family::gemma2},
     architecture{"Gemma3ForCausalLM", model_family::gemma3},
     architecture{"Phi3ForCausalLM", model_family::phi3},
+    architecture{"MixtralForCausalLM", model_family::mixtral},
+    architecture{"Qwen3MoeForCausalLM", model_family::qwen3_moe},
 };
 
 // One JSON object of the file with checked access. A key with the value null counts as absent.
@@ -219,12 +223,12 @@ rope_config read_rope(const json_object& json, const char* key, double theta) {
   return rope;
 }
 
-rope_config read_rope(const json_object& json) {
+rope_config read_rope(const json_object& json, double theta = 10000.0) {
   if (json.positive("partial_rotary_factor", 1.0) != 1.0) {
     json.unsupported("a partial rotary embedding");
   }
   return read_rope(json, json.has("rope_parameters") ? "rope_parameters" : "rope_scaling",
-                   json.positive("rope_theta", 10000.0));
+                   json.positive("rope_theta", theta));
 }
 
 // Which layers attend within a window only: the list of layer types where there is one, otherwise
@@ -251,8 +255,10 @@ std::vector<bool> read_windowed_layers(const json_object& json, const model_conf
     pattern = 2;
   } else if (config.family == model_family::gemma3) {
     pattern = json.extent("sliding_window_pattern", 6);
-  } else if (config.family == model_family::phi3) {
+  } else if (config.family == model_family::phi3 || config.family == model_family::mixtral) {
     full = json.has("sliding_window") ? 0 : config.layers;
+  } else if (config.family == model_family::qwen3_moe) {
+    full = json.flag("use_sliding_window", false) ? 0 : config.layers;
   } else if (config.family != model_family::mistral) {
     full = json.flag("use_sliding_window", false) ? json.count("max_window_layers", 28)
                                                   : config.layers;
@@ -328,6 +334,51 @@ void read_opt(const json_object& json, model_config& config) {
   config.qkv_bias = config.o_bias = config.mlp_bias = json.flag("enable_bias", true);
 }
 
+std::int64_t read_expert_count(const json_object& json) {
+  const char* const key = json.has("num_local_experts") ? "num_local_experts" : "num_experts";
+  const std::int64_t experts = json.extent(key);
+  if (experts > most_experts) {
+    json.fail(key, "is " + std::to_string(experts) + ", above " + std::to_string(most_experts));
+  }
+  return experts;
+}
+
+// Layers that mlp_only_layers names or decoder_sparse_step passes over.
+std::vector<bool> read_plain_layers(const json_object& json, std::int64_t layers) {
+  std::vector<bool> plain(static_cast<std::size_t>(layers), false);
+  const std::int64_t step = json.extent("decoder_sparse_step", 1);
+  for (std::int64_t layer = 0; layer < layers; ++layer)
+    plain[static_cast<std::size_t>(layer)] = (layer + 1) % step != 0;
+  if (!json.has("mlp_only_layers")) return plain;
+  const nlohmann::json& listed = json.required("mlp_only_layers");
+  if (!listed.is_array()) json.fail("mlp_only_layers", "is not a list of layers");
+  for (const nlohmann::json& item : listed) {
+    if (!item.is_number_integer()) json.fail("mlp_only_layers", "is not a list of layers");
+    const auto layer = item.get<std::int64_t>();
+    if (layer < 0 || layer >= layers) {
+      json.fail("mlp_only_layers", "has " + std::to_string(layer) + ", outside the " +
+                                       std::to_string(layers) + " layers");
+    }
+    plain[static_cast<std::size_t>(layer)] = true;
+  }
+  return plain;
+}
+
+void read_experts(const json_object& json, model_config& config) {
+  const bool mixtral = config.family == model_family::mixtral;
+  config.experts = read_expert_count(json);
+  config.experts_per_token = json.extent("num_experts_per_tok");
+  if (config.experts_per_token > config.experts) {
+    json.fail("num_experts_per_tok", "(" + std::to_string(config.experts_per_token) +
+                                         ") is above the number of experts (" +
+                                         std::to_string(config.experts) + ")");
+  }
+  config.expert_intermediate_size =
+      mixtral ? config.intermediate_size : json.extent("moe_intermediate_size");
+  config.normalised_experts = mixtral || json.flag("norm_topk_prob", false);
+  if (!mixtral) config.plain_layers = read_plain_layers(json, config.layers);
+}
+
 void read_llama_like(const json_object& json, model_config& config) {
   config.intermediate_size = json.extent("intermediate_size");
   config.kv_heads = config.family == model_family::llama || config.family == model_family::phi3
@@ -336,7 +387,7 @@ void read_llama_like(const json_object& json, model_config& config) {
   config.norm_eps = json.positive("rms_norm_eps");
   config.activation = read_activation(json, "hidden_act", "silu");
   config.tied_embeddings = json.flag("tie_word_embeddings", false);
-  config.rope = read_rope(json);
+  config.rope = read_rope(json, config.family == model_family::mixtral ? 1'000'000.0 : 10'000.0);
   switch (config.family) {
     case model_family::llama:
       config.qkv_bias = config.o_bias = json.flag("attention_bias", false);
@@ -345,9 +396,15 @@ void read_llama_like(const json_object& json, model_config& config) {
     case model_family::qwen2:
       config.qkv_bias = true;
       break;
+    case model_family::qwen3_moe:
+      read_experts(json, config);
+      [[fallthrough]];
     case model_family::qwen3:
       config.qkv_bias = config.o_bias = json.flag("attention_bias", false);
       config.qk_norm = true;
+      break;
+    case model_family::mixtral:
+      read_experts(json, config);
       break;
     case model_family::mistral:
     default:
@@ -458,6 +515,10 @@ std::string_view name_of(model_family family) {
       return "gemma3";
     case model_family::phi3:
       return "phi3";
+    case model_family::mixtral:
+      return "mixtral";
+    case model_family::qwen3_moe:
+      return "qwen3_moe";
   }
   return "";
 }

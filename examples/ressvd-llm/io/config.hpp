@@ -15,7 +15,18 @@
 
 namespace ressvd_llm {
 
-enum class model_family { llama, mistral, opt, qwen2, qwen3, gemma2, gemma3, phi3 };
+enum class model_family {
+  llama,
+  mistral,
+  opt,
+  qwen2,
+  qwen3,
+  gemma2,
+  gemma3,
+  phi3,
+  mixtral,
+  qwen3_moe
+};
 enum class activation_kind { silu, relu, gelu, gelu_tanh };
 enum class rope_scaling { none, linear, llama3, factors };
 
@@ -68,6 +79,11 @@ struct model_config {
   bool o_bias = false;            // so does the output projection
   bool mlp_bias = false;          // so do the matrices of the MLP
   bool qk_norm = false;           // RMS norm of every head of q and k before RoPE
+  std::int64_t experts = 0;       // of a layer with a mixture of them in place of its MLP; 0: none
+  std::int64_t experts_per_token = 0;
+  std::int64_t expert_intermediate_size = 0;
+  bool normalised_experts = false; // the weights of a token's experts add up to one
+  std::vector<bool> plain_layers;  // layers with an MLP nevertheless; empty: none
   activation_kind activation = activation_kind::silu;
   bool byte_tokens = false; // "tokenizer": "bytes"
   std::optional<std::int32_t> bos;
@@ -76,6 +92,10 @@ struct model_config {
   std::optional<compressed_info> compressed;
   std::filesystem::path file; // for messages
   std::string text;           // the file as it is; the equivalent config.json of a GGUF file
+
+  bool is_mixture(std::int64_t layer) const {
+    return experts > 0 && (plain_layers.empty() || !plain_layers[static_cast<std::size_t>(layer)]);
+  }
 };
 
 // Reads directory/config.json, or what a GGUF file says in its place. Throws file_error that names

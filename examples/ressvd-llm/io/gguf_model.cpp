@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include <nlohmann/json.hpp>
@@ -19,14 +20,26 @@ struct name_pair {
   std::string_view checkpoint;
 };
 
+constexpr std::string_view mixtral_router = "block_sparse_moe.gate";
+
 // Of a layer: what follows "blk.3." and "model.layers.3.", without ".weight" or ".bias".
 constexpr std::array layer_names{
-    name_pair{"attn_norm", "input_layernorm"},    name_pair{"attn_q", "self_attn.q_proj"},
-    name_pair{"attn_k", "self_attn.k_proj"},      name_pair{"attn_v", "self_attn.v_proj"},
-    name_pair{"attn_output", "self_attn.o_proj"}, name_pair{"attn_q_norm", "self_attn.q_norm"},
-    name_pair{"attn_k_norm", "self_attn.k_norm"}, name_pair{"ffn_norm", "post_attention_layernorm"},
-    name_pair{"ffn_gate", "mlp.gate_proj"},       name_pair{"ffn_up", "mlp.up_proj"},
+    name_pair{"attn_norm", "input_layernorm"},
+    name_pair{"attn_q", "self_attn.q_proj"},
+    name_pair{"attn_k", "self_attn.k_proj"},
+    name_pair{"attn_v", "self_attn.v_proj"},
+    name_pair{"attn_output", "self_attn.o_proj"},
+    name_pair{"attn_q_norm", "self_attn.q_norm"},
+    name_pair{"attn_k_norm", "self_attn.k_norm"},
+    name_pair{"ffn_norm", "post_attention_layernorm"},
+    name_pair{"ffn_gate", "mlp.gate_proj"},
+    name_pair{"ffn_up", "mlp.up_proj"},
     name_pair{"ffn_down", "mlp.down_proj"},
+    name_pair{"ffn_gate_inp", "mlp.gate"},
+    name_pair{"ffn_gate_inp", mixtral_router},
+    name_pair{"ffn_gate_exps", "mlp.experts.gate_proj"},
+    name_pair{"ffn_up_exps", "mlp.experts.up_proj"},
+    name_pair{"ffn_down_exps", "mlp.experts.down_proj"},
 };
 
 constexpr std::array outer_names{
@@ -79,6 +92,7 @@ constexpr std::array supported{
     architecture_names{"llama", "LlamaForCausalLM", "llama", model_family::llama},
     architecture_names{"qwen2", "Qwen2ForCausalLM", "qwen2", model_family::qwen2},
     architecture_names{"qwen3", "Qwen3ForCausalLM", "qwen3", model_family::qwen3},
+    architecture_names{"qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe", model_family::qwen3_moe},
 };
 
 const stored_tensor* find_tensor(const gguf_content& content, std::string_view name) {
@@ -104,13 +118,15 @@ class config_maker {
         std::find_if(supported.begin(), supported.end(),
                      [&](const architecture_names& a) { return a.gguf == name; });
     if (architecture == supported.end()) {
-      throw file_error(metadata_.file(), "architecture '" + printable(name) +
-                                             "' is not supported (llama, qwen2 and qwen3 are)");
+      throw file_error(metadata_.file(),
+                       "architecture '" + printable(name) +
+                           "' is not supported (llama, qwen2, qwen3 and qwen3moe are)");
     }
     prefix_ = name + ".";
     json_["architectures"] = {architecture->checkpoint};
     json_["model_type"] = architecture->model_type;
     set_sizes();
+    set_experts(architecture->family);
     set_attention(architecture->family);
     set_biases(architecture->family);
     set_rope();
@@ -165,10 +181,36 @@ class config_maker {
     json_["vocab_size"] = embedding->shape.front();
     json_["tie_word_embeddings"] = find_tensor(content_, "output.weight") == nullptr;
     json_["hidden_act"] = "silu";
-    refuse_unless("expert_count", 0);
     refuse_unless("logit_scale", 0);
     refuse_unless("embedding_scale", 0);
     refuse_unless("residual_scale", 0);
+  }
+
+  // llama.cpp takes the softmax of all experts, and makes the chosen ones' add up to one.
+  void set_experts(model_family family) {
+    const std::int64_t experts = integer("expert_count", 0);
+    if (family == model_family::qwen3_moe) {
+      json_["num_experts"] = integer("expert_count");
+      json_["moe_intermediate_size"] = integer("expert_feed_forward_length");
+      json_["norm_topk_prob"] = true;
+    } else if (experts == 0) {
+      return;
+    } else if (family == model_family::llama) {
+      json_["architectures"] = {"MixtralForCausalLM"};
+      json_["model_type"] = "mixtral";
+      json_["num_local_experts"] = experts;
+    } else {
+      unsupported(metadata_, "key '" + key("expert_count") + "'");
+    }
+    json_["num_experts_per_tok"] = integer("expert_used_count");
+    refuse_unless("expert_shared_count", 0);
+    refuse_unless("expert_weights_scale", 1);
+    refuse_unless("expert_gating_func", 1);
+    refuse_unless("expert_group_count", 0);
+    refuse_unless("leading_dense_block_count", 0);
+    refuse_unless("interleave_moe_layer_step", 1);
+    if (!metadata_.flag(key("expert_weights_norm")).value_or(true))
+      unsupported(metadata_, "key '" + key("expert_weights_norm") + "'");
   }
 
   void set_attention(model_family family) {
@@ -192,6 +234,7 @@ class config_maker {
     const std::int64_t window = integer("attention.sliding_window", 0);
     if (window == 0) return;
     json_["sliding_window"] = window;
+    if (json_.contains("num_local_experts")) return;
     if (family == model_family::llama) {
       json_["architectures"] = {"MistralForCausalLM"};
       json_["model_type"] = "mistral";
@@ -267,7 +310,7 @@ class config_maker {
 // Phi-3 without its fused matrices is one, too.
 bool is_llama_in_gguf(model_family family) {
   return family == model_family::llama || family == model_family::mistral ||
-         family == model_family::phi3;
+         family == model_family::phi3 || family == model_family::mixtral;
 }
 
 std::uint32_t as_u32(std::int64_t value) {
@@ -290,6 +333,33 @@ std::string gguf_name(std::string_view checkpoint_name) {
                  gguf_layers);
 }
 
+std::string name_in(const model_config& config, std::string_view name) {
+  constexpr std::string_view router = ".mlp.gate.weight";
+  if (config.family != model_family::mixtral || !name.ends_with(router)) return std::string(name);
+  return std::string(name.substr(0, name.size() - router.size() + 1)) +
+         std::string(mixtral_router) + ".weight";
+}
+
+std::string expert_part(const model_config& config, std::string_view whole, std::int64_t expert) {
+  constexpr std::string_view experts = ".mlp.experts.";
+  const std::size_t at = whole.find(experts);
+  if (at == std::string_view::npos) return {};
+  const std::string layer(whole.substr(0, at));
+  const std::string_view last = whole.substr(at + experts.size());
+  const std::size_t dot = last.find('.');
+  if (dot == std::string_view::npos) return {};
+  const std::string number = std::to_string(expert) + ".";
+  if (config.family != model_family::mixtral)
+    return layer + std::string(experts) + number + std::string(last);
+  const std::string name = last.starts_with("gate") ? "w1" : last.starts_with("up") ? "w3" : "w2";
+  return layer + ".block_sparse_moe.experts." + number + name + std::string(last.substr(dot));
+}
+
+std::string stacked_gguf_name(std::int64_t layer, std::string_view projection) {
+  return std::string(gguf_layers) + std::to_string(layer) + ".ffn_" + std::string(projection) +
+         "_exps.weight";
+}
+
 std::int64_t interleaved_heads(const model_config& config, std::string_view checkpoint_name) {
   if (!is_llama_in_gguf(config.family)) return 0;
   const std::string_view module = checkpoint_name.substr(0, checkpoint_name.rfind('.'));
@@ -306,7 +376,12 @@ std::string_view gguf_architecture(const model_config& config) {
   const auto* const found = std::find_if(supported.begin(), supported.end(),
                                          [&](const auto& a) { return a.family == family; });
   if (found == supported.end()) refuse("models of the family " + std::string(name_of(family)));
-  if (family == model_family::qwen3 && config.qkv_bias) refuse("Qwen3 with biases");
+  if ((family == model_family::qwen3 || family == model_family::qwen3_moe) && config.qkv_bias)
+    refuse("Qwen3 with biases");
+  if (config.experts > 0 && !config.normalised_experts)
+    refuse("experts whose weights do not add up to one (norm_topk_prob)");
+  if (std::ranges::any_of(config.plain_layers, std::identity()))
+    refuse("layers without experts among others (mlp_only_layers, decoder_sparse_step)");
   if (config.activation != activation_kind::silu) refuse("an activation other than SiLU");
   if (!config.full_attention.empty()) refuse("a mixture of full and sliding-window attention");
   return found->gguf;
@@ -325,6 +400,12 @@ gguf_pairs describe_for_gguf(const model_config& config) {
   pairs.u32(key("embedding_length"), as_u32(config.hidden_size));
   pairs.u32(key("feed_forward_length"), as_u32(config.intermediate_size));
   pairs.u32(key("vocab_size"), as_u32(config.vocab));
+  if (config.experts > 0) {
+    pairs.u32(key("expert_count"), as_u32(config.experts));
+    pairs.u32(key("expert_used_count"), as_u32(config.experts_per_token));
+  }
+  if (config.family == model_family::qwen3_moe)
+    pairs.u32(key("expert_feed_forward_length"), as_u32(config.expert_intermediate_size));
   pairs.u32(key("attention.head_count"), as_u32(config.heads));
   pairs.u32(key("attention.head_count_kv"), as_u32(config.kv_heads));
   pairs.u32(key("attention.key_length"), as_u32(config.head_dim));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a GGUF file says of a model, in the terms of a Hugging Face checkpoint, and back. The
-// architectures llama (Mistral's models are of it), qwen2 and qwen3.
+// architectures llama (Mistral's and Mixtral's models are of it), qwen2, qwen3 and qwen3moe.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,15 @@ std::string config_text_of(const gguf_content& content);
 // "blk.3.attn_q.weight" ↔ "model.layers.3.self_attn.q_proj.weight". A name of neither stays.
 std::string checkpoint_name(std::string_view gguf_name);
 std::string gguf_name(std::string_view checkpoint_name);
+
+// GGUF has the matrices of all experts as one tensor, experts × out × in. The part that is an
+// expert's, "model.layers.3.mlp.experts.7.up_proj.weight" or as Mixtral calls it, by the name that
+// checkpoint_name() gives the whole; empty for another tensor.
+std::string expert_part(const model_config& config, std::string_view whole, std::int64_t expert);
+// The name in a checkpoint of what checkpoint_name() calls `name`: Mixtral's router has another.
+std::string name_in(const model_config& config, std::string_view name);
+// "blk.3.ffn_up_exps.weight" of "up".
+std::string stacked_gguf_name(std::int64_t layer, std::string_view projection);
 
 // The head size where the file stores the tensor's rows with the halves of rotary heads interleaved
 // (q and k of llama), else 0. The name is the checkpoint's.

@@ -18,10 +18,6 @@ namespace ressvd_llm {
 
 namespace {
 
-constexpr std::array all_projections = {projection::q,   projection::k,    projection::v,
-                                        projection::o,   projection::gate, projection::up,
-                                        projection::down};
-
 constexpr std::int32_t no_label = -1;
 
 // Draws apart from those of texts sampled with the same seed.
@@ -31,18 +27,22 @@ constexpr std::uint64_t first_label_stream = std::uint64_t{1} << 63;
 std::int64_t backward_row_floats(const model_config& config) {
   const std::int64_t heads = (config.heads + config.kv_heads) * config.head_dim;
   const std::int64_t forward =
-      (config.post_norms ? 4 : 2) * config.hidden_size + 2 * heads + 2 * config.intermediate_size;
+      (config.post_norms ? 4 : 2) * config.hidden_size + 2 * heads + mlp_row_floats(config);
   const std::int64_t kept =
-      config.hidden_size + (config.qk_norm ? heads : 0) + config.intermediate_size;
-  const std::int64_t gradients = 4 * config.hidden_size + heads +
-                                 config.kv_heads * config.head_dim + 2 * config.intermediate_size;
+      config.hidden_size + (config.qk_norm ? heads : 0) + mlp_row_floats(config) / 2;
+  const std::int64_t gradients =
+      4 * config.hidden_size + heads + config.kv_heads * config.head_dim + mlp_row_floats(config);
   return forward + kept + gradients;
 }
 
-std::int64_t low_rank_floats(const layer_weights& weights) {
+std::int64_t low_rank_floats(const model_config& config, const layer_weights& weights) {
   std::int64_t sum = 0;
-  for (const linear& l : weights.linears)
-    if (l.factored()) sum += 2 * l.rank();
+  std::int64_t of_experts = 0;
+  for (const matrix_place& place : places_of(weights)) {
+    const linear& l = weights[place];
+    if (l.factored()) (place.expert == no_expert ? sum : of_experts) += 2 * l.rank();
+  }
+  if (of_experts > 0) sum += of_experts * config.experts_per_token / config.experts;
   return sum;
 }
 
@@ -89,13 +89,14 @@ std::uint64_t backward_buffers(const model_config& config, std::int64_t window_l
 
 layer_gradients zero_gradients(const layer_weights& weights, const gradient_choice& choice) {
   layer_gradients result;
+  result.linears.resize(weights.linears.size());
   const auto zeros = [](const weight_matrix& m) {
     return std::vector<float>(static_cast<std::size_t>(m.rows() * m.cols()));
   };
-  for (std::size_t i = 0; i < projection_count; ++i) {
+  for (std::size_t i = 0; i < weights.linears.size(); ++i) {
     const linear& l = weights.linears[i];
     linear_gradients& sums = result.linears[i];
-    if (choice.matrices[i])
+    if (i < choice.matrices.size() && choice.matrices[i])
       sums = {.dense = zeros(l.dense),
               .u = zeros(l.u),
               .v = zeros(l.v),
@@ -203,15 +204,16 @@ void cpu_backward::run(const layer_weights& weights, const float* hidden, std::i
   const std::int64_t windows = windows_of(tokens, window_length);
   const std::int64_t width = config_.hidden_size;
   forward_.reserve_positions(window_length);
-  const group_size group = choose_group(backward_row_floats(config_) + low_rank_floats(weights),
-                                        windows, window_length, thread_count(), options_);
+  const group_size group =
+      choose_group(backward_row_floats(config_) + low_rank_floats(config_, weights), windows,
+                   window_length, thread_count(), options_);
   const std::int64_t groups = (windows + group.windows - 1) / group.windows;
   const auto slots = static_cast<std::size_t>(group.at_a_time);
   if (workspaces_.size() < slots) workspaces_.resize(slots);
   for (workspace& work : workspaces_) {
     work.forward.kept = true;
-    work.forward.output =
-        at_output != nullptr || request.parameters != nullptr || config_.post_norms;
+    work.forward.output = at_output != nullptr || request.parameters != nullptr ||
+                          config_.post_norms || weights.experts() > 0;
   }
   const auto each = [](std::int64_t count, const auto& body) {
     if (count == 1)
@@ -277,34 +279,21 @@ void cpu_backward::run_back(const layer_weights& weights, const float* hidden, s
                             std::int64_t window_length, float* gradient, bool to_input,
                             const layer_gradients* wanted, workspace& work) const {
   const std::int64_t width = config_.hidden_size;
-  const std::int64_t inner = config_.intermediate_size;
-  const bool gated = !weights[projection::gate].empty();
-  for (const projection kind : all_projections)
-    if (const linear& l = weights[kind]; !l.empty())
-      work.outputs[static_cast<std::size_t>(kind)].reserve(tokens * l.out());
+  for (const projection kind : {projection::q, projection::k, projection::v, projection::o})
+    work.outputs[static_cast<std::size_t>(kind)].reserve(tokens * weights[kind].out());
   work.norm.reserve(tokens * width);
+  if (work.low_rank.size() < weights.linears.size()) work.low_rank.resize(weights.linears.size());
   const auto through = [&](projection kind, float* x) {
     weights[kind].apply_back_add(work.output(kind), tokens, x,
                                  work.low_rank[static_cast<std::size_t>(kind)]);
   };
 
-  // The MLP.
-  std::copy_n(gradient, tokens * width, work.output(projection::down));
-  if (!weights.mlp_post_norm.scale.empty())
-    normalise_back(weights.mlp_post_norm.scale, false, work.forward.mlp_output.data(), tokens,
-                   wanted != nullptr ? &wanted->mlp_post_norm : nullptr,
-                   work.output(projection::down), work.mlp_post_norm, work);
-  float* const activated = work.output(gated ? projection::gate : projection::up);
-  std::fill_n(activated, tokens * inner, 0.0f);
-  through(projection::down, activated);
-  for_each_aligned(tokens * inner, [&](std::int64_t at, std::int64_t count) {
-    activate_back(config_.activation, work.forward.inner_before.data() + at,
-                  gated ? work.forward.up.data() + at : nullptr, activated + at,
-                  gated ? work.output(projection::up) + at : nullptr, count);
-  });
   std::fill_n(work.norm.data(), tokens * width, 0.0f);
-  through(projection::up, work.norm.data());
-  if (gated) through(projection::gate, work.norm.data());
+  if (weights.experts() > 0) {
+    experts_back(weights, gradient, work);
+  } else {
+    mlp_back(weights, tokens, gradient, wanted, work);
+  }
   normalise_back(
       weights.mlp_norm.scale, !weights.mlp_norm.shift.empty(), work.forward.middle.data(), tokens,
       wanted != nullptr ? &wanted->mlp_norm : nullptr, work.norm.data(), work.mlp_norm, work);
@@ -332,6 +321,76 @@ void cpu_backward::run_back(const layer_weights& weights, const float* hidden, s
                  tokens, wanted != nullptr ? &wanted->attention_norm : nullptr, norm,
                  work.attention_norm, work);
   add(norm, tokens * width, gradient);
+}
+
+// Adds to work.norm the gradient at the norm's output.
+void cpu_backward::mlp_back(const layer_weights& weights, std::int64_t tokens,
+                            const float* gradient, const layer_gradients* wanted,
+                            workspace& work) const {
+  const std::int64_t width = config_.hidden_size;
+  const std::int64_t inner = config_.intermediate_size;
+  const bool gated = !weights[projection::gate].empty();
+  for (const projection kind : {projection::gate, projection::up, projection::down})
+    if (const linear& l = weights[kind]; !l.empty())
+      work.outputs[static_cast<std::size_t>(kind)].reserve(tokens * l.out());
+  const auto through = [&](projection kind, float* x) {
+    weights[kind].apply_back_add(work.output(kind), tokens, x,
+                                 work.low_rank[static_cast<std::size_t>(kind)]);
+  };
+  std::copy_n(gradient, tokens * width, work.output(projection::down));
+  if (!weights.mlp_post_norm.scale.empty())
+    normalise_back(weights.mlp_post_norm.scale, false, work.forward.mlp_output.data(), tokens,
+                   wanted != nullptr ? &wanted->mlp_post_norm : nullptr,
+                   work.output(projection::down), work.mlp_post_norm, work);
+  float* const activated = work.output(gated ? projection::gate : projection::up);
+  std::fill_n(activated, tokens * inner, 0.0f);
+  through(projection::down, activated);
+  for_each_aligned(tokens * inner, [&](std::int64_t at, std::int64_t count) {
+    activate_back(config_.activation, work.forward.inner_before.data() + at,
+                  gated ? work.forward.up.data() + at : nullptr, activated + at,
+                  gated ? work.output(projection::up) + at : nullptr, count);
+  });
+  through(projection::up, work.norm.data());
+  if (gated) through(projection::gate, work.norm.data());
+}
+
+// The same for a mixture.
+void cpu_backward::experts_back(const layer_weights& weights, const float* gradient,
+                                workspace& work) const {
+  const std::int64_t width = config_.hidden_size;
+  const std::int64_t inner = config_.expert_intermediate_size;
+  const routing& routes = work.forward.routes;
+  const std::int64_t rows = routes.row_count();
+  for (const projection kind : {projection::gate, projection::up})
+    work.outputs[static_cast<std::size_t>(kind)].reserve(rows * inner);
+  work.outputs[static_cast<std::size_t>(projection::down)].reserve(rows * width);
+  work.expert_input.reserve(rows * width);
+  work.expert_weights.reserve(rows);
+  const auto through = [&](projection kind, float* x) {
+    for (std::int64_t e = 0; e < routes.experts(); ++e) {
+      const matrix_place place(kind, e);
+      const linear& l = weights[place];
+      if (routes.count(e) == 0) continue;
+      l.apply_back_add(work.output(kind) + routes.first(e) * l.out(), routes.count(e),
+                       x + routes.first(e) * l.in(), work.low_rank[place.index()]);
+    }
+  };
+  add_rows_back(routes, work.forward.expert_output.data(), gradient, width,
+                work.output(projection::down), work.expert_weights.data());
+  float* const activated = work.output(projection::gate);
+  std::fill_n(activated, rows * inner, 0.0f);
+  through(projection::down, activated);
+  for_each_aligned(rows * inner, [&](std::int64_t at, std::int64_t count) {
+    activate_back(config_.activation, work.forward.inner_before.data() + at,
+                  work.forward.up.data() + at, activated + at, work.output(projection::up) + at,
+                  count);
+  });
+  std::fill_n(work.expert_input.data(), rows * width, 0.0f);
+  through(projection::up, work.expert_input.data());
+  through(projection::gate, work.expert_input.data());
+  add_rows(routes, work.expert_input.data(), width, false, work.norm.data());
+  route_back(config_, routes, weights.router, work.expert_weights.data(), work.router,
+             work.norm.data());
 }
 
 void cpu_backward::attend_back_all(std::int64_t tokens, std::int64_t window_length,
@@ -421,47 +480,58 @@ void cpu_backward::normalise_back(const std::vector<float>& scale, bool centred,
   });
 }
 
-const float* cpu_backward::input_of(projection kind, bool gated, const workspace& work) {
+linear_observation cpu_backward::observation_of(const layer_weights& weights,
+                                                const matrix_place& place, std::int64_t tokens,
+                                                const workspace& work) {
   const layer_buffers& forward = work.forward;
-  switch (kind) {
-    case projection::q:
-    case projection::k:
-    case projection::v:
-      return forward.attention_input.data();
-    case projection::o:
-      return forward.heads.data();
-    case projection::gate:
-    case projection::up:
-      return forward.mlp_input.data();
-    case projection::down:
-      break;
-  }
-  return (gated ? forward.gate : forward.up).data();
+  const bool gated = weights.experts() > 0 || !weights[projection::gate].empty();
+  const bool shared = place.expert == no_expert;
+  const auto input = [&] {
+    switch (place.kind) {
+      case projection::q:
+      case projection::k:
+      case projection::v:
+        return forward.attention_input.data();
+      case projection::o:
+        return forward.heads.data();
+      case projection::gate:
+      case projection::up:
+        return (shared ? forward.mlp_input : forward.expert_input).data();
+      case projection::down:
+        break;
+    }
+    return (gated ? forward.gate : forward.up).data();
+  };
+  const linear& l = weights[place];
+  const std::int64_t first = shared ? 0 : forward.routes.first(place.expert);
+  return {.place = place,
+          .tokens = shared ? tokens : forward.routes.count(place.expert),
+          .x = input() + first * l.in(),
+          .in = l.in(),
+          .g = work.output(place.kind) + first * l.out(),
+          .out = l.out()};
 }
 
 void cpu_backward::observe(const layer_weights& weights, std::int64_t tokens, const workspace& work,
                            const gradient_observer& observer) const {
-  for (const projection kind : all_projections) {
-    const linear& l = weights[kind];
-    if (l.empty()) continue;
-    observer({.kind = kind,
-              .tokens = tokens,
-              .x = input_of(kind, !weights[projection::gate].empty(), work),
-              .in = l.in(),
-              .g = work.output(kind),
-              .out = l.out()});
+  for (const matrix_place& place : places_of(weights)) {
+    const linear_observation seen = observation_of(weights, place, tokens, work);
+    if (seen.tokens > 0) observer(seen);
   }
 }
 
-void cpu_backward::add_parameters(const layer_weights& weights, std::int64_t tokens,
+void cpu_backward::add_parameters(const layer_weights& weights, std::int64_t all_tokens,
                                   const workspace& work, layer_gradients& sums) const {
-  for (const projection kind : all_projections) {
-    const linear& l = weights[kind];
-    linear_gradients& to = sums[kind];
-    const float* const x = input_of(kind, !weights[projection::gate].empty(), work);
-    const float* const g = work.output(kind);
-    const float* const low = work.forward.low_rank[static_cast<std::size_t>(kind)].data();
-    const float* const low_g = work.low_rank[static_cast<std::size_t>(kind)].data();
+  for (const matrix_place& place : places_of(weights)) {
+    const linear& l = weights[place];
+    linear_gradients& to = sums[place];
+    const linear_observation seen = observation_of(weights, place, all_tokens, work);
+    const std::int64_t tokens = seen.tokens;
+    if (tokens == 0) continue;
+    const float* const x = seen.x;
+    const float* const g = seen.g;
+    const float* const low = work.forward.low_rank[place.index()].data();
+    const float* const low_g = work.low_rank[place.index()].data();
     if (!to.dense.empty()) add_outer_products(g, l.out(), x, l.in(), tokens, to.dense.data());
     if (!to.u.empty()) add_outer_products(g, l.out(), low, l.rank(), tokens, to.u.data());
     if (!to.v.empty()) add_outer_products(low_g, l.rank(), x, l.in(), tokens, to.v.data());

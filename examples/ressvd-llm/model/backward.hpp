@@ -39,15 +39,16 @@ struct loss_result {
 // A linear layer's input x (tokens × in) and the loss's gradient g at its output (tokens × out),
 // row-major.
 struct linear_observation {
-  projection kind = projection::q;
-  std::int64_t tokens = 0;
+  matrix_place place;
+  std::int64_t tokens = 0; // an expert's own
   const float* x = nullptr;
   std::int64_t in = 0;
   const float* g = nullptr;
   std::int64_t out = 0;
 };
 
-// Called with every linear layer; the arrays are valid during the call only.
+// Called with every linear layer that tokens went through; the arrays are valid during the call
+// only.
 using gradient_observer = std::function<void(const linear_observation&)>;
 
 // Called with a layer's output at the tokens [first, first + tokens), whole windows, tokens ×
@@ -70,7 +71,8 @@ struct norm_gradients {
 };
 
 struct layer_gradients {
-  std::array<linear_gradients, projection_count> linears;
+  std::vector<linear_gradients> linears = // by matrix_place::index
+      std::vector<linear_gradients>(projection_count);
   norm_gradients attention_norm;
   norm_gradients mlp_norm;
   norm_gradients attention_post_norm;
@@ -78,14 +80,15 @@ struct layer_gradients {
   norm_gradients q_norm; // without shift
   norm_gradients k_norm;
 
-  linear_gradients& operator[](projection kind) { return linears[static_cast<std::size_t>(kind)]; }
-  const linear_gradients& operator[](projection kind) const {
-    return linears[static_cast<std::size_t>(kind)];
+  linear_gradients& operator[](const matrix_place& place) { return linears[place.index()]; }
+  const linear_gradients& operator[](const matrix_place& place) const {
+    return linears[place.index()];
   }
 };
 
 struct gradient_choice {
-  std::array<bool, projection_count> matrices{}; // the dense matrix, or all parts of a factored one
+  // The dense matrix, or all parts of a factored one; by matrix_place::index, and none beyond.
+  std::vector<bool> matrices = std::vector<bool>(projection_count, false);
   bool biases = false;
   bool norms = false;
 };
@@ -135,8 +138,11 @@ class cpu_backward {
     layer_buffers forward;
     float_buffer state; // the layer's input, then its output, then the gradient there
     float_buffer norm;  // of either norm's output
-    std::array<float_buffer, projection_count> outputs;
-    std::array<float_buffer, projection_count> low_rank;
+    std::array<float_buffer, projection_count> outputs; // of the experts by their rows
+    std::vector<float_buffer> low_rank;                 // by matrix_place::index
+    float_buffer expert_input;
+    float_buffer expert_weights; // of the rows
+    float_buffer router;
     std::vector<norm_statistics> statistics;
     norm_sums attention_norm;
     norm_sums mlp_norm;
@@ -165,6 +171,9 @@ class cpu_backward {
   void run_back(const layer_weights& weights, const float* hidden, std::int64_t tokens,
                 std::int64_t window_length, float* gradient, bool to_input,
                 const layer_gradients* wanted, workspace& work) const;
+  void mlp_back(const layer_weights& weights, std::int64_t tokens, const float* gradient,
+                const layer_gradients* wanted, workspace& work) const;
+  void experts_back(const layer_weights& weights, const float* gradient, workspace& work) const;
   void attend_back_all(std::int64_t tokens, std::int64_t window_length,
                        const layer_weights& weights, workspace& work) const;
   void turn_back(std::int64_t tokens, std::int64_t window_length, const layer_weights& weights,
@@ -176,7 +185,8 @@ class cpu_backward {
                const gradient_observer& observer) const;
   void add_parameters(const layer_weights& weights, std::int64_t tokens, const workspace& work,
                       layer_gradients& sums) const;
-  static const float* input_of(projection kind, bool gated, const workspace& work);
+  static linear_observation observation_of(const layer_weights& weights, const matrix_place& place,
+                                           std::int64_t tokens, const workspace& work);
 
   model_config config_;
   forward_options options_;

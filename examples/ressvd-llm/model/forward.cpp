@@ -24,7 +24,7 @@ constexpr std::int64_t opt_position_offset = 2;
 // Floats of the buffers a token.
 std::int64_t row_floats(const model_config& config) {
   return (config.post_norms ? 4 : 2) * config.hidden_size +
-         2 * (config.heads + config.kv_heads) * config.head_dim + 2 * config.intermediate_size;
+         2 * (config.heads + config.kv_heads) * config.head_dim + mlp_row_floats(config);
 }
 
 rope_table local_rope(model_config config) {
@@ -33,6 +33,13 @@ rope_table local_rope(model_config config) {
 }
 
 } // namespace
+
+std::int64_t mlp_row_floats(const model_config& config) {
+  const std::int64_t plain = 2 * config.intermediate_size;
+  if (config.experts == 0) return plain;
+  const std::int64_t row = 2 * (config.expert_intermediate_size + config.hidden_size);
+  return std::max(plain, config.experts_per_token * row) + config.experts;
+}
 
 std::uint64_t forward_buffers(const model_config& config, std::int64_t window_length,
                               std::int64_t threads, const forward_options& options) {
@@ -107,7 +114,6 @@ void cpu_forward::layer(const layer_weights& weights, float* hidden, std::int64_
   const group_size group =
       choose_group(row_floats(config_), windows, window_length, thread_count(), options_);
   const std::int64_t groups = (windows + group.windows - 1) / group.windows;
-  const bool gated = !weights[projection::gate].empty();
   const auto run_group = [&](std::int64_t index, layer_buffers& work) {
     const std::int64_t start = index * group.windows;
     run(weights, hidden + start * window_length * config_.hidden_size,
@@ -133,7 +139,7 @@ void cpu_forward::layer(const layer_weights& weights, float* hidden, std::int64_
     if (observer == nullptr) continue;
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t start = (first + i) * group.windows;
-      observe(workspaces_[static_cast<std::size_t>(i)], gated,
+      observe(weights, workspaces_[static_cast<std::size_t>(i)], start * window_length,
               std::min(group.windows, windows - start) * window_length, *observer);
     }
   }
@@ -163,7 +169,8 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
   work.v.reserve(tokens * kv_width);
   work.heads.reserve(tokens * q_width);
   work.mlp_input.reserve(tokens * width);
-  work.up.reserve(tokens * inner);
+  if (work.kept && work.low_rank.size() < weights.linears.size())
+    work.low_rank.resize(weights.linears.size());
 
   const auto low_rank = [&work](projection kind) {
     return work.kept ? &work.low_rank[static_cast<std::size_t>(kind)] : nullptr;
@@ -222,6 +229,8 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
   keep(hidden, width, work.middle);
 
   normalise(weights.mlp_norm, hidden, tokens, work.mlp_input.data());
+  if (weights.experts() > 0) return run_experts(weights, hidden, tokens, work);
+  work.up.reserve(tokens * inner);
   apply(projection::up, work.mlp_input, work.up);
   const bool gated = !weights[projection::gate].empty();
   if (gated) {
@@ -236,6 +245,42 @@ void cpu_forward::run(const layer_weights& weights, float* hidden, std::int64_t 
              elements);
   });
   if (work.output) add_output(projection::down, activated, weights.mlp_post_norm, work.mlp_output);
+}
+
+void cpu_forward::run_experts(const layer_weights& weights, float* hidden, std::int64_t tokens,
+                              layer_buffers& work) const {
+  const std::int64_t width = config_.hidden_size;
+  const std::int64_t inner = config_.expert_intermediate_size;
+  const routing& routes = work.routes;
+  route(config_, weights.router, work.mlp_input.data(), tokens, work.routes);
+  const std::int64_t rows = routes.row_count();
+  work.expert_input.reserve(rows * width);
+  work.up.reserve(rows * inner);
+  work.gate.reserve(rows * inner);
+  gather_rows(routes, work.mlp_input.data(), width, work.expert_input.data());
+  const auto apply = [&](projection kind, const float_buffer& x, float_buffer& y) {
+    for (std::int64_t e = 0; e < routes.experts(); ++e) {
+      const matrix_place place(kind, e);
+      const linear& l = weights[place];
+      if (routes.count(e) == 0) continue;
+      l.apply(x.data() + routes.first(e) * l.in(), routes.count(e),
+              y.data() + routes.first(e) * l.out(),
+              work.kept ? &work.low_rank[place.index()] : nullptr);
+    }
+  };
+  apply(projection::up, work.expert_input, work.up);
+  apply(projection::gate, work.expert_input, work.gate);
+  if (work.kept) {
+    work.inner_before.reserve(rows * inner);
+    std::copy_n(work.gate.data(), rows * inner, work.inner_before.data());
+  }
+  for_each_aligned(rows * inner, [&](std::int64_t at, std::int64_t elements) {
+    activate(config_.activation, work.up.data() + at, work.gate.data() + at, elements);
+  });
+  if (!work.output) return;
+  work.expert_output.reserve(rows * width);
+  apply(projection::down, work.gate, work.expert_output);
+  add_rows(routes, work.expert_output.data(), width, true, hidden);
 }
 
 void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::int64_t first,
@@ -277,14 +322,39 @@ void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::in
   });
 }
 
-void cpu_forward::observe(const layer_buffers& work, bool gated, std::int64_t tokens,
+void cpu_forward::observe(const layer_weights& weights, const layer_buffers& work,
+                          std::int64_t first, std::int64_t tokens,
                           const input_observer& observer) const {
   const std::int64_t q_width = config_.heads * config_.head_dim;
-  observer(input_group::attention, work.attention_input.data(), tokens, config_.hidden_size);
-  observer(input_group::attention_output, work.heads.data(), tokens, q_width);
-  observer(input_group::mlp, work.mlp_input.data(), tokens, config_.hidden_size);
-  observer(input_group::mlp_output, (gated ? work.gate : work.up).data(), tokens,
-           config_.intermediate_size);
+  const std::int64_t width = config_.hidden_size;
+  observer({input_group::attention, work.attention_input.data(), tokens, width});
+  observer({input_group::attention_output, work.heads.data(), tokens, q_width});
+  if (weights.experts() == 0) {
+    const bool gated = !weights[projection::gate].empty();
+    observer({input_group::mlp, work.mlp_input.data(), tokens, width});
+    observer({input_group::mlp_output, (gated ? work.gate : work.up).data(), tokens,
+              config_.intermediate_size});
+    return;
+  }
+  const routing& routes = work.routes;
+  const std::int64_t inner = config_.expert_intermediate_size;
+  for (std::int64_t e = 0; e < routes.experts(); ++e) {
+    if (routes.count(e) == 0) continue;
+    std::vector<std::int64_t> positions(routes.token.begin() + routes.first(e),
+                                        routes.token.begin() + routes.first(e + 1));
+    for (std::int64_t& position : positions)
+      position += first;
+    observer({{input_group::mlp, e},
+              work.expert_input.data() + routes.first(e) * width,
+              routes.count(e),
+              width,
+              positions});
+    observer({{input_group::mlp_output, e},
+              work.gate.data() + routes.first(e) * inner,
+              routes.count(e),
+              inner,
+              positions});
+  }
 }
 
 void cpu_forward::normalise(const norm_weights& norm, const float* x, std::int64_t tokens,

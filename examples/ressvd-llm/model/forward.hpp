@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -12,13 +11,22 @@
 #include "model/attention.hpp"
 #include "model/buffer.hpp"
 #include "model/layer.hpp"
+#include "model/mixture.hpp"
 
 namespace ressvd_llm {
 
-// Called with the input of every group of linear layers: x is tokens × features, row-major, and
-// valid during the call only.
-using input_observer = std::function<void(input_group group, const float* x, std::int64_t tokens,
-                                          std::int64_t features)>;
+// An input of linear layers: x is tokens × features, row-major.
+struct input_observation {
+  layer_input input;
+  const float* x = nullptr;
+  std::int64_t tokens = 0;
+  std::int64_t features = 0;
+  // An expert's tokens, as numbered in the call of layer(), ascending; otherwise empty.
+  std::span<const std::int64_t> positions = {};
+};
+
+// Called with every input that has tokens; the arrays are valid during the call only.
+using input_observer = std::function<void(const input_observation&)>;
 
 // Where a model's forward pass runs. Hidden states are row-major, tokens × hidden_size, in memory
 // of the caller; tokens = windows × window_length, and every window is a sequence of its own that
@@ -34,8 +42,8 @@ class forward_engine {
                      std::int64_t window_length, float* hidden) = 0;
 
   // One layer, in place. The observer, if any, is called on this thread, with windows in order
-  // and one or more whole windows a call; the groups of those windows follow each other in the
-  // order of input_group. Equal calls see equal pieces.
+  // and one or more whole windows a call; the inputs of those windows follow each other in the
+  // order of linear_modules. Equal calls see equal pieces.
   virtual void layer(const layer_weights& weights, float* hidden, std::int64_t tokens,
                      std::int64_t window_length, const input_observer* observer) = 0;
 
@@ -77,6 +85,11 @@ struct layer_buffers {
   float_buffer attention_output; // of o and down, where a norm follows
   float_buffer mlp_output;
 
+  // Of a mixture, whose gate and up are of the experts' rows, too.
+  routing routes;
+  float_buffer expert_input;
+  float_buffer expert_output;
+
   // Whether the layer's output is wanted, or only these buffers.
   bool output = true;
 
@@ -84,9 +97,9 @@ struct layer_buffers {
   bool kept = false;
   float_buffer q_before; // before the norm, if there is one
   float_buffer k_before;
-  float_buffer middle;       // the hidden state between attention and MLP
-  float_buffer inner_before; // gate, or up without one, before the activation
-  std::array<float_buffer, projection_count> low_rank; // Vx or Zx of factored matrices
+  float_buffer middle;                // the hidden state between attention and MLP
+  float_buffer inner_before;          // gate, or up without one, before the activation
+  std::vector<float_buffer> low_rank; // Vx or Zx of factored matrices, by matrix_place::index
 };
 
 // The forward pass in float32 on the CPU, on the program's threads. One object is used by one
@@ -114,6 +127,8 @@ class cpu_forward final : public forward_engine {
 
   void run(const layer_weights& weights, float* hidden, std::int64_t sequences, std::int64_t count,
            std::int64_t first, layer_cache* cache, layer_buffers& work) const;
+  void run_experts(const layer_weights& weights, float* hidden, std::int64_t tokens,
+                   layer_buffers& work) const;
   void attend_all(std::int64_t sequences, std::int64_t count, std::int64_t first,
                   std::int64_t window, const layer_cache* cache, layer_buffers& work) const;
   void add_normalised(const norm_weights& norm, const float* x, std::int64_t tokens,
@@ -121,8 +136,8 @@ class cpu_forward final : public forward_engine {
   void reserve_positions(std::int64_t count);
   const rope_table& rope_of(const layer_weights& weights) const;
   std::int64_t window_of(const layer_weights& weights) const;
-  void observe(const layer_buffers& work, bool gated, std::int64_t tokens,
-               const input_observer& observer) const;
+  void observe(const layer_weights& weights, const layer_buffers& work, std::int64_t first,
+               std::int64_t tokens, const input_observer& observer) const;
   void normalise(const norm_weights& norm, const float* x, std::int64_t tokens, float* y) const;
 
   model_config config_;
@@ -131,6 +146,9 @@ class cpu_forward final : public forward_engine {
   std::optional<rope_table> local_rope_;
   std::vector<layer_buffers> workspaces_;
 };
+
+// Floats of the buffers of a layer's MLP or experts a token.
+std::int64_t mlp_row_floats(const model_config& config);
 
 // Bytes of the buffers that a pass over windows of this length takes with `threads` threads.
 std::uint64_t forward_buffers(const model_config& config, std::int64_t window_length,

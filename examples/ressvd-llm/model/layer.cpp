@@ -23,6 +23,15 @@ std::string layer_prefix(const model_config& config, std::int64_t layer) {
   return (is_opt(config) ? "model.decoder.layers." : "model.layers.") + std::to_string(layer) + ".";
 }
 
+std::string mixture_prefix(const model_config& config, std::int64_t layer) {
+  return layer_prefix(config, layer) +
+         (config.family == model_family::mixtral ? "block_sparse_moe." : "mlp.");
+}
+
+std::string router_name(const model_config& config, std::int64_t layer) {
+  return mixture_prefix(config, layer) + "gate.weight";
+}
+
 // "a.q_proj" → "a.q_u_proj", "a.fc1" → "a.fc1_u".
 std::string factor_prefix(const std::string& prefix, std::string_view factor) {
   constexpr std::string_view suffix = "_proj";
@@ -121,6 +130,16 @@ std::string_view name_of(input_group group) {
   return names[static_cast<std::size_t>(group)];
 }
 
+std::string name_of(const matrix_place& place) {
+  std::string name(name_of(place.kind));
+  return place.expert == no_expert ? name : name + " of expert " + std::to_string(place.expert);
+}
+
+std::string name_of(const layer_input& input) {
+  std::string name(name_of(input.group));
+  return input.expert == no_expert ? name : name + " of expert " + std::to_string(input.expert);
+}
+
 std::string linear_module::weight_name() const {
   return prefix + ".weight";
 }
@@ -149,6 +168,30 @@ std::string linear_module::c_bias_name() const {
   return factor_prefix(prefix, "c") + ".bias";
 }
 
+namespace {
+
+void add_experts(const model_config& config, std::int64_t layer,
+                 std::vector<linear_module>& modules) {
+  using enum input_group;
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t inner = config.expert_intermediate_size;
+  const bool mixtral = config.family == model_family::mixtral;
+  for (std::int64_t e = 0; e < config.experts; ++e) {
+    const std::string start = mixture_prefix(config, layer) + "experts." + std::to_string(e) + ".";
+    modules.push_back(
+        {start + (mixtral ? "w1" : "gate_proj"), {projection::gate, e}, {mlp, e}, inner, hidden});
+    modules.push_back(
+        {start + (mixtral ? "w3" : "up_proj"), {projection::up, e}, {mlp, e}, inner, hidden});
+    modules.push_back({start + (mixtral ? "w2" : "down_proj"),
+                       {projection::down, e},
+                       {mlp_output, e},
+                       hidden,
+                       inner});
+  }
+}
+
+} // namespace
+
 std::vector<linear_module> linear_modules(const model_config& config, std::int64_t layer) {
   const std::string start = layer_prefix(config, layer);
   const std::int64_t hidden = config.hidden_size;
@@ -162,7 +205,9 @@ std::vector<linear_module> linear_modules(const model_config& config, std::int64
       {start + "self_attn.v_proj", projection::v, attention, kv_width, hidden, config.qkv_bias},
       {start + (is_opt(config) ? "self_attn.out_proj" : "self_attn.o_proj"), projection::o,
        attention_output, hidden, q_width, config.o_bias}};
-  if (is_opt(config)) {
+  if (config.is_mixture(layer)) {
+    add_experts(config, layer, result);
+  } else if (is_opt(config)) {
     result.push_back({start + "fc1", projection::up, mlp, inner, hidden, config.mlp_bias});
     result.push_back({start + "fc2", projection::down, mlp_output, hidden, inner, config.mlp_bias});
   } else {
@@ -218,6 +263,21 @@ std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_modul
   return rank;
 }
 
+std::int64_t largest_layer(const model_config& config) {
+  std::int64_t largest = 0;
+  std::int64_t most = 0;
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    std::int64_t parameters = 0;
+    for (const linear_module& module : linear_modules(config, layer))
+      parameters += module.out * module.in;
+    if (parameters > most) {
+      most = parameters;
+      largest = layer;
+    }
+  }
+  return largest;
+}
+
 std::vector<std::string> parameter_names(const checkpoint& source, const model_config& config) {
   std::set<std::string> orders;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
@@ -246,6 +306,8 @@ void require_matrices(const checkpoint& source, const model_config& config) {
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     for (const linear_module& module : linear_modules(config, layer))
       rank_of(source, module);
+    if (config.is_mixture(layer))
+      require_shape(source, router_name(config, layer), {config.experts, config.hidden_size});
   }
 }
 
@@ -285,6 +347,20 @@ norm_names names_of_norms(const model_config& config, std::int64_t layer) {
 
 } // namespace
 
+std::vector<matrix_place> places_of(const layer_weights& weights) {
+  std::vector<matrix_place> places;
+  const auto add = [&](const matrix_place& place) {
+    if (!weights[place].empty()) places.push_back(place);
+  };
+  for (const projection kind : {projection::q, projection::k, projection::v, projection::o})
+    add(kind);
+  for (std::int64_t e = weights.experts() > 0 ? 0 : no_expert; e < weights.experts(); ++e) {
+    for (const projection kind : {projection::gate, projection::up, projection::down})
+      add({kind, e});
+  }
+  return places;
+}
+
 std::vector<std::vector<float>*> norm_scales(layer_weights& weights) {
   return scales_of(weights);
 }
@@ -306,8 +382,14 @@ std::vector<std::string> norm_scale_names(const model_config& config, std::int64
 layer_weights load_layer(const checkpoint& source, const model_config& config, std::int64_t layer,
                          weight_storage storage) {
   layer_weights result;
-  for (const linear_module& module : linear_modules(config, layer))
-    result[module.kind] = load_linear(source, module, storage);
+  const auto modules = linear_modules(config, layer);
+  result.linears.resize(std::max(projection_count, modules.back().place.index() + 1));
+  for (const linear_module& module : modules)
+    result[module.place] = load_linear(source, module, storage);
+  if (config.is_mixture(layer)) {
+    result.router = load_matrix(source, router_name(config, layer), config.experts,
+                                config.hidden_size, weight_storage::float32);
+  }
   const norm_names norms = names_of_norms(config, layer);
   result.attention_norm = load_norm(source, config, norms.attention);
   result.mlp_norm = load_norm(source, config, norms.mlp);

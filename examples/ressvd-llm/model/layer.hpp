@@ -27,11 +27,47 @@ inline constexpr std::size_t input_group_count = 4;
 std::string_view name_of(projection kind);   // "q", "gate"
 std::string_view name_of(input_group group); // "attention", "mlp_output"
 
+// For a matrix or an input that is no expert's.
+inline constexpr std::int64_t no_expert = -1;
+
+// A linear layer's place in its transformer layer: gate, up and down may be an expert's.
+struct matrix_place {
+  matrix_place(projection of = projection::q, std::int64_t by = no_expert) : kind(of), expert(by) {}
+
+  // Those of the experts follow the others.
+  std::size_t index() const {
+    const auto number = static_cast<std::size_t>(kind);
+    return expert == no_expert ? number : number + 3 * (static_cast<std::size_t>(expert) + 1);
+  }
+  friend bool operator==(const matrix_place&, const matrix_place&) = default;
+
+  projection kind;
+  std::int64_t expert;
+};
+
+// What the projections of a group read: the expert's tokens where they are an expert's.
+struct layer_input {
+  layer_input(input_group of = input_group::attention, std::int64_t by = no_expert)
+      : group(of), expert(by) {}
+
+  std::size_t index() const {
+    const auto number = static_cast<std::size_t>(group);
+    return expert == no_expert ? number : number + 2 * (static_cast<std::size_t>(expert) + 1);
+  }
+  friend bool operator==(const layer_input&, const layer_input&) = default;
+
+  input_group group;
+  std::int64_t expert;
+};
+
+std::string name_of(const matrix_place& place); // "q", "gate of expert 3"
+std::string name_of(const layer_input& input);  // "mlp_output", "mlp of expert 3"
+
 // A compressible matrix of a layer, as the checkpoint names it.
 struct linear_module {
   std::string prefix; // "model.layers.3.self_attn.q_proj"
-  projection kind = projection::q;
-  input_group group = input_group::attention;
+  matrix_place place;
+  layer_input input;
   std::int64_t out = 0;
   std::int64_t in = 0;
   bool has_bias = false;
@@ -47,7 +83,7 @@ struct linear_module {
   std::string c_bias_name() const; // "….q_c_proj.bias", pivoted
 };
 
-// All of them in the order in which the forward pass reaches them; a group's modules are
+// All of them in the order in which the forward pass reaches them; the modules of an input are
 // consecutive.
 std::vector<linear_module> linear_modules(const model_config& config, std::int64_t layer);
 
@@ -58,7 +94,8 @@ struct norm_weights {
 };
 
 struct layer_weights {
-  std::array<linear, projection_count> linears;
+  std::vector<linear> linears = std::vector<linear>(projection_count); // by matrix_place::index
+  weight_matrix router;             // experts × hidden, or empty
   norm_weights attention_norm;      // before q, k, v
   norm_weights mlp_norm;            // before gate, up
   norm_weights attention_post_norm; // of what o gives, or empty
@@ -67,11 +104,13 @@ struct layer_weights {
   std::vector<float> k_norm;
   bool full_attention = false; // although the config has a sliding window
 
-  linear& operator[](projection kind) { return linears[static_cast<std::size_t>(kind)]; }
-  const linear& operator[](projection kind) const {
-    return linears[static_cast<std::size_t>(kind)];
-  }
+  std::int64_t experts() const { return router.rows(); }
+  linear& operator[](const matrix_place& place) { return linears[place.index()]; }
+  const linear& operator[](const matrix_place& place) const { return linears[place.index()]; }
 };
+
+// The places of the matrices that are there, in the order of linear_modules.
+std::vector<matrix_place> places_of(const layer_weights& weights);
 
 // The scales of a layer's norms: before attention, before the MLP and, where they are, of q and k.
 std::vector<std::vector<float>*> norm_scales(layer_weights& weights);
@@ -91,6 +130,9 @@ std::optional<std::int64_t> rank_of(const checkpoint& source, const linear_modul
 
 // Whether the checkpoint has any part of the matrix's pivoted form.
 bool is_pivoted(const checkpoint& source, const linear_module& module);
+
+// The layer with the most parameters in its matrices.
+std::int64_t largest_layer(const model_config& config);
 
 // The names of the tensors that count as parameters: all but the orders of pivoted matrices.
 std::vector<std::string> parameter_names(const checkpoint& source, const model_config& config);

@@ -363,7 +363,7 @@ TEST_CASE("The ratio may count the parameters that stay", "[compress]") {
 std::vector<float> matrix_of(const std::filesystem::path& directory, std::int64_t layer,
                              const linear_module& m) {
   const language_model model = language_model::open(directory);
-  const linear& l = model.layer(layer)[m.kind];
+  const linear& l = model.layer(layer)[m.place];
   std::vector<float> x(static_cast<std::size_t>(m.in * m.in), 0.0f);
   for (std::int64_t i = 0; i < m.in; ++i)
     x[static_cast<std::size_t>(i * m.in + i)] = 1;
@@ -393,9 +393,9 @@ TEST_CASE("An update on inputs that are still the original's changes nothing", "
   for (const linear_module& m : linear_modules(f.config, layer)) {
     const double difference =
         relative_difference(matrix_of(plain, layer, m), matrix_of(o.output, layer, m));
-    INFO(name_of(m.kind));
+    INFO(name_of(m.place));
     // Solving with V·G·Vᵀ costs its condition number times double's eps.
-    if (same.contains(m.kind)) {
+    if (same.contains(m.place.kind)) {
       CHECK(difference < 1e-4);
     } else {
       changed = changed || difference > 1e-3;
@@ -423,11 +423,11 @@ TEST_CASE("A new truncation for inputs that are still the original's changes not
   const std::set<projection> same{projection::q, projection::k, projection::v};
   bool changed = false;
   for (const linear_module& m : linear_modules(f.config, layer)) {
-    INFO(name_of(m.kind));
+    INFO(name_of(m.place));
     const double difference =
         relative_difference(matrix_of(plain, layer, m), matrix_of(o.output, layer, m));
     // W' = W·G·G⁻¹ costs the condition number times double's eps.
-    if (same.contains(m.kind)) {
+    if (same.contains(m.place.kind)) {
       CHECK(difference < 1e-4);
     } else {
       changed = changed || difference > 1e-3;

@@ -70,7 +70,7 @@ language_model applied(const std::filesystem::path& base, const adapter& a) {
       const auto u = a.values(gguf_name(m.weight_name()) + ".lora_b");
       const auto rank = static_cast<std::int64_t>(v.size()) / m.in;
       const std::int64_t heads = interleaved_heads(model.config(), m.weight_name());
-      linear& l = weights[m.kind];
+      linear& l = weights[m.place];
       std::vector<float> w = l.dense.values();
       for (std::int64_t i = 0; i < m.out; ++i) {
         for (std::int64_t j = 0; j < m.in; ++j) {
@@ -109,8 +109,8 @@ TEST_CASE("A correction of full rank gives the original's matrices back", "[corr
     for (std::int64_t layer = 0; layer < f.config.layers; ++layer) {
       for (const linear_module& m : linear_modules(f.config, layer)) {
         INFO(m.prefix);
-        CHECK(testing::relative_error(corrected.layer(layer)[m.kind].dense.values(),
-                                      original.layer(layer)[m.kind].dense.values()) < 1e-5);
+        CHECK(testing::relative_error(corrected.layer(layer)[m.place].dense.values(),
+                                      original.layer(layer)[m.place].dense.values()) < 1e-5);
       }
     }
     REQUIRE(report.matrices.size() == 14);

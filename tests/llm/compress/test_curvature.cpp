@@ -42,14 +42,14 @@ language_model deep_model(const fixture& f, std::int64_t layers) {
 
 // Every layer's gradients at the outputs of its matrices, and the inputs, token by token.
 struct layer_record {
-  std::map<projection, std::vector<float>> x;
-  std::map<projection, std::vector<float>> g;
+  std::map<std::size_t, std::vector<float>> x; // by matrix_place::index
+  std::map<std::size_t, std::vector<float>> g;
 };
 
 gradient_observer recorder(layer_record& record) {
   return [&record](const linear_observation& seen) {
-    auto& x = record.x[seen.kind];
-    auto& g = record.g[seen.kind];
+    auto& x = record.x[seen.place.index()];
+    auto& g = record.g[seen.place.index()];
     x.insert(x.end(), seen.x, seen.x + seen.tokens * seen.in);
     g.insert(g.end(), seen.g, seen.g + seen.tokens * seen.out);
   };
@@ -169,12 +169,14 @@ TEST_CASE("the curvature of every matrix is the sum over its tokens", "[curvatur
         CHECK(m.outputs.features == modules[i].out);
         CHECK(m.outputs.tokens == samples.tokens());
         const layer_record& record = expected[static_cast<std::size_t>(layer)];
-        const std::vector<float>& g = record.g.at(modules[i].kind);
-        const std::vector<float>& x = record.x.at(modules[i].kind);
+        const std::vector<float>& g = record.g.at(modules[i].place.index());
+        const std::vector<float>& x = record.x.at(modules[i].place.index());
         CHECK(relative_error(m.outputs.gram, gram_of(g, modules[i].out)) < testing::rounding);
         // Σ_j of the mean squares of the gradients g·xᵀ, entry by entry.
         std::vector<double> rows(static_cast<std::size_t>(modules[i].out));
-        for (std::int64_t t = 0; t < samples.tokens(); ++t)
+        const std::int64_t tokens = static_cast<std::int64_t>(g.size()) / modules[i].out;
+        CHECK((tokens == samples.tokens() || modules[i].place.expert != no_expert));
+        for (std::int64_t t = 0; t < tokens; ++t)
           for (std::int64_t r = 0; r < modules[i].out; ++r)
             for (std::int64_t c = 0; c < modules[i].in; ++c) {
               const double entry =

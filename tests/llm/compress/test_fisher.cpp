@@ -124,7 +124,7 @@ TEST_CASE("fwsvd without a file takes the gradients of its samples", "[fisher]")
         std::vector<std::vector<float>> sums(modules.size());
         const gradient_observer observer = [&](const linear_observation& seen) {
           for (std::size_t i = 0; i < modules.size(); ++i) {
-            if (modules[i].kind != seen.kind) continue;
+            if (modules[i].place != seen.place) continue;
             sums[i].resize(static_cast<std::size_t>(seen.out * seen.in));
             for (std::int64_t t = 0; t < seen.tokens; ++t)
               for (std::int64_t a = 0; a < seen.out; ++a)

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "compress/compress.hpp"
 #include "compress/write_checkpoint.hpp"
 #include "io/checkpoint_writer.hpp"
@@ -24,8 +26,8 @@ using testing::fixture;
 using testing::relative_error;
 using testing::short_compression;
 
-const std::vector<std::string> gguf_families = {"llama",   "llama3", "llama_linear",
-                                                "mistral", "qwen2",  "qwen3"};
+const std::vector<std::string> gguf_families = {"llama", "llama3", "llama_linear", "mistral",
+                                                "qwen2", "qwen3",  "mixtral"};
 
 std::vector<float> logits_from(const std::filesystem::path& model, const fixture& f) {
   return testing::run(language_model::open(model), f.tokens, f.window());
@@ -71,6 +73,128 @@ TEST_CASE("A GGUF output has the logits of the dense output", "[gguf]") {
     CHECK(config.compressed->ratio == report.achieved_ratio);
     CHECK(checkpoint::open(o.output).names() == checkpoint::open(dense.output).names());
   }
+}
+
+TEST_CASE("A mixture goes into a GGUF file, out of it and on as it is", "[gguf][mixture]") {
+  const fixture f("mixtral");
+  const temporary_directory dir;
+  auto o = to_gguf_file(f.directory, dir / "first.gguf");
+  o.ratio = 0;
+  o.type = dtype::q8_0;
+  compress(o);
+  CHECK(relative_error(logits_from(o.output, f), logits_from(f.directory, f)) < 0.05);
+  const mapped_file before(o.output);
+  const gguf_content first = read_gguf(o.output, before.bytes());
+  CHECK(first.metadata.text("general.architecture") == "llama");
+  CHECK(first.metadata.integer("llama.expert_count") == 4);
+  CHECK(first.metadata.integer("llama.expert_used_count") == 2);
+  const auto tensor = [](const gguf_content& content, const std::string& name) {
+    return *std::ranges::find(content.tensors, name, &stored_tensor::name);
+  };
+  CHECK(tensor(first, "blk.1.ffn_up_exps.weight").shape == std::vector<std::int64_t>{4, 24, 32});
+  CHECK(tensor(first, "blk.1.ffn_up_exps.weight").type == "Q8_0");
+  CHECK(tensor(first, "blk.1.ffn_down_exps.weight").type == "F16"); // rows of 24
+  CHECK(tensor(first, "blk.1.ffn_gate_inp.weight").type == "F32");
+  // Without a change the same bytes; some of a layer's experts compressed leaves the others.
+  o.model = o.output;
+  o.type.reset();
+  o.output = dir / "second.gguf";
+  compress(o);
+  const mapped_file after(o.output);
+  const gguf_content second = read_gguf(o.output, after.bytes());
+  REQUIRE(first.tensors.size() == second.tensors.size());
+  for (const stored_tensor& a : first.tensors) {
+    INFO(a.name);
+    const stored_tensor b = tensor(second, a.name);
+    CHECK((a.type == b.type && a.shape == b.shape && std::ranges::equal(a.data, b.data)));
+  }
+  o.ratio = 0.3;
+  o.output = dir / "third.gguf";
+  o.type = dtype::f32;
+  o.allocation = allocation::fisher;
+  o.method = "kfac-svd";
+  compress(o);
+  auto dense = o;
+  dense.format = output_format::dense;
+  dense.output = dir / "dense";
+  compress(dense);
+  CHECK(relative_error(logits_from(o.output, f), logits_from(dense.output, f)) == 0);
+}
+
+TEST_CASE("A mixture of Qwen3 in GGUF has the logits of its directory", "[gguf][mixture]") {
+  // Mixtral's tensors under the names of Qwen3-MoE, and norms of q and k.
+  const fixture f("mixtral");
+  const temporary_directory dir;
+  const auto model = dir / "qwen3_moe";
+  {
+    checkpoint_writer writer(model, f.directory);
+    const checkpoint source = checkpoint::open(f.directory);
+    const auto replace = [](std::string text, const std::string& from, const std::string& to) {
+      const std::size_t at = text.find(from);
+      return at == std::string::npos ? text : text.replace(at, from.size(), to);
+    };
+    for (const std::string& name : source.names()) {
+      tensor_view tensor = source.at(name);
+      tensor.name = replace(name, "block_sparse_moe", "mlp");
+      tensor.name = replace(tensor.name, ".w1.", ".gate_proj.");
+      tensor.name = replace(tensor.name, ".w2.", ".down_proj.");
+      tensor.name = replace(tensor.name, ".w3.", ".up_proj.");
+      writer.add(tensor);
+    }
+    for (std::int64_t layer = 0; layer < f.config.layers; ++layer)
+      for (const char* const part : {"q", "k"})
+        writer.add("model.layers." + std::to_string(layer) + ".self_attn." + part + "_norm.weight",
+                   {f.config.head_dim}, testing::random_values(f.config.head_dim, 3), dtype::f32);
+    auto config = nlohmann::ordered_json::parse(f.config.text);
+    config["architectures"] = {"Qwen3MoeForCausalLM"};
+    config["model_type"] = "qwen3_moe";
+    config["moe_intermediate_size"] = config["intermediate_size"];
+    config["norm_topk_prob"] = true;
+    writer.add_file("config.json", config.dump());
+    writer.commit();
+  }
+  auto o = to_gguf_file(model, dir / "out.gguf");
+  compress(o);
+  CHECK(read_config(o.output).family == model_family::qwen3_moe);
+  auto dense = short_compression(model, dir / "dense");
+  dense.format = output_format::dense;
+  compress(dense);
+  CHECK(relative_error(logits_from(o.output, f), logits_from(dense.output, f)) == 0);
+}
+
+TEST_CASE("Mixtures that GGUF does not have, and files that contradict themselves, are refused",
+          "[gguf][mixture]") {
+  const temporary_directory dir;
+  const fixture qwen("qwen3_moe");
+  CHECK_THROWS_WITH(compress(to_gguf_file(qwen.directory, dir / "qwen.gguf")),
+                    contains_text("norm_topk_prob"));
+  const fixture f("mixtral");
+  auto o = to_gguf_file(f.directory, dir / "whole.gguf");
+  o.ratio = 0;
+  compress(o);
+  const mapped_file file(o.output);
+  const gguf_content content = read_gguf(o.output, file.bytes());
+  const auto rewritten = [&](const model_config& config, bool flat, const std::string& name) {
+    checkpoint_writer writer(dir / name, o.output, {.gguf = true});
+    for (const stored_tensor& tensor : content.tensors) {
+      tensor_view view{tensor.name, *parse_dtype(tensor.type), tensor.shape, tensor.data.data()};
+      if (flat && view.shape.size() == 3)
+        view.shape = {view.shape[0] * view.shape[1], view.shape[2]};
+      writer.add(view);
+    }
+    writer.describe(describe_for_gguf(config));
+    writer.commit();
+    return dir / name;
+  };
+  model_config fewer = f.config;
+  fewer.experts = 3;
+  CHECK_THROWS_WITH(checkpoint::open(rewritten(fewer, false, "fewer.gguf")),
+                    contains_text("is not that of 3 experts' matrices"));
+  CHECK_THROWS_WITH(checkpoint::open(rewritten(f.config, true, "flat.gguf")),
+                    contains_text("is not that of 4 experts' matrices"));
+  model_config none = f.config;
+  none.experts = 0;
+  CHECK_THROWS(language_model::open(rewritten(none, false, "none.gguf")));
 }
 
 TEST_CASE("Ratio 0 from GGUF to GGUF keeps every tensor and pair as it is", "[gguf]") {

@@ -77,19 +77,18 @@ gram_tensors grams_of(const compress_options& options) {
   gram_tensors tensors;
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
     using accumulator = ressvd::gram_accumulator<ressvd::eigen_backend<double>>;
-    std::array<std::optional<accumulator>, input_group_count> sums;
-    const input_observer observer = [&](input_group group, const float* x, std::int64_t tokens,
-                                        std::int64_t features) {
-      auto& gram = sums[static_cast<std::size_t>(group)];
+    std::map<std::size_t, std::optional<accumulator>> sums; // by layer_input::index
+    const input_observer observer = [&](const input_observation& seen) {
+      auto& gram = sums[seen.input.index()];
       if (!gram) {
-        gram.emplace(ressvd::eigen_backend<double>(), features,
+        gram.emplace(ressvd::eigen_backend<double>(), seen.features,
                      ressvd::gram_options{.channel_means = true});
       }
-      gram->add(ressvd::row_major(x, tokens, features));
+      gram->add(ressvd::row_major(seen.x, seen.tokens, seen.features));
     };
     passes.run_original(layer, hidden, samples.length, &observer);
     for (const linear_module& m : linear_modules(model.config(), layer)) {
-      auto& gram = sums[static_cast<std::size_t>(m.group)];
+      auto& gram = sums[m.input.index()];
       if (!gram) continue; // its first matrix has them
       ressvd::gram_state state = gram->state();
       for (double& magnitude : state.abs_sum)
@@ -111,7 +110,7 @@ std::string weights_of(const std::filesystem::path& directory) {
 } // namespace
 
 TEST_CASE("Grams from a file do what the samples behind them do", "[compress][grams]") {
-  for (const std::string family : {"llama3", "opt"}) {
+  for (const std::string family : {"llama3", "opt", "mixtral"}) {
     const fixture f(family);
     const temporary_directory dir;
     auto o = one_sample_set(f.directory, dir / "direct");

@@ -38,6 +38,18 @@ json of(const char* architecture) {
   return config;
 }
 
+json mixture(const char* architecture) {
+  json config = of(architecture);
+  config["num_experts_per_tok"] = 2;
+  if (std::string(architecture) == "MixtralForCausalLM") {
+    config["num_local_experts"] = 8;
+  } else {
+    config["num_experts"] = 6;
+    config["moe_intermediate_size"] = 24;
+  }
+  return config;
+}
+
 json opt() {
   return {{"architectures", {"OPTForCausalLM"}},
           {"hidden_size", 64},
@@ -297,11 +309,13 @@ TEST_CASE("Phi-3's windows and rotations are read", "[config]") {
 }
 
 TEST_CASE("what is not supported is named", "[config]") {
-  CHECK_THAT(refusal(of("MixtralForCausalLM")),
-             contains_text("config.json: architecture 'MixtralForCausalLM' is not supported "
-                           "(LlamaForCausalLM, MistralForCausalLM, OPTForCausalLM, "
-                           "Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, "
-                           "Gemma3ForCausalLM, Phi3ForCausalLM are)"));
+  CHECK_THAT(
+      refusal(of("Qwen2MoeForCausalLM")),
+      contains_text("config.json: architecture 'Qwen2MoeForCausalLM' is not supported "
+                    "(LlamaForCausalLM, MistralForCausalLM, OPTForCausalLM, "
+                    "Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, "
+                    "Gemma3ForCausalLM, Phi3ForCausalLM, MixtralForCausalLM, Qwen3MoeForCausalLM "
+                    "are)"));
   CHECK_THAT(refusal(with(llama(), "hidden_act", "gelu_fast")),
              contains_text("activation 'gelu_fast' is not supported"));
   CHECK_THAT(refusal(with(llama(), "quantization_config", {{"bits", 4}})),
@@ -439,4 +453,56 @@ TEST_CASE("weights of integers are refused", "[config]") {
     CHECK_THAT(refusal(with(llama(), "dtype", type)),
                contains_text(std::string("element type '") + type + "' is not supported"));
   }
+}
+
+TEST_CASE("config.json says which layers are mixtures of which experts", "[config]") {
+  const model_config mixtral = parsed(mixture("MixtralForCausalLM"));
+  CHECK(mixtral.family == model_family::mixtral);
+  CHECK(mixtral.experts == 8);
+  CHECK(mixtral.experts_per_token == 2);
+  CHECK(mixtral.expert_intermediate_size == 96);
+  CHECK(mixtral.normalised_experts);
+  CHECK_FALSE(mixtral.qk_norm);
+  CHECK_FALSE(mixtral.sliding_window);
+  CHECK(mixtral.rope.theta == 1e6);
+  for (std::int64_t layer = 0; layer < mixtral.layers; ++layer)
+    CHECK(mixtral.is_mixture(layer));
+  CHECK(parsed(with(mixture("MixtralForCausalLM"), "sliding_window", 32)).sliding_window == 32);
+
+  json qwen = mixture("Qwen3MoeForCausalLM");
+  model_config config = parsed(qwen);
+  CHECK(config.family == model_family::qwen3_moe);
+  CHECK(config.experts == 6);
+  CHECK(config.expert_intermediate_size == 24);
+  CHECK(config.head_dim == 8);
+  CHECK(config.qk_norm);
+  CHECK_FALSE(config.normalised_experts);
+  CHECK(parsed(with(qwen, "norm_topk_prob", true)).normalised_experts);
+  qwen["decoder_sparse_step"] = 2;
+  qwen["mlp_only_layers"] = {3};
+  config = parsed(qwen);
+  CHECK_FALSE(config.is_mixture(0));
+  CHECK(config.is_mixture(1));
+  CHECK_FALSE(config.is_mixture(2));
+  CHECK_FALSE(config.is_mixture(3));
+  qwen.erase("num_experts");
+  CHECK(parsed(with(qwen, "num_local_experts", 5)).experts == 5);
+  CHECK_FALSE(parsed(llama()).is_mixture(0));
+}
+
+TEST_CASE("impossible mixtures are refused", "[config]") {
+  const json mixtral = mixture("MixtralForCausalLM");
+  const json qwen = mixture("Qwen3MoeForCausalLM");
+  CHECK_THAT(refusal(with(mixtral, "num_local_experts", 0)), contains_text("num_local_experts"));
+  CHECK_THAT(refusal(with(mixtral, "num_local_experts", 2147483647)), contains_text("above 4096"));
+  CHECK_THAT(refusal(with(mixtral, "num_experts_per_tok", 9)),
+             contains_text("above the number of experts (8)"));
+  CHECK_THAT(refusal(with(mixtral, "num_experts_per_tok", nullptr)),
+             contains_text("num_experts_per_tok"));
+  CHECK_THAT(refusal(with(qwen, "moe_intermediate_size", -1)),
+             contains_text("moe_intermediate_size"));
+  CHECK_THAT(refusal(with(qwen, "mlp_only_layers", {4})), contains_text("outside the 4 layers"));
+  CHECK_THAT(refusal(with(qwen, "mlp_only_layers", {"a"})), contains_text("not a list of layers"));
+  CHECK_THAT(refusal(with(qwen, "mlp_only_layers", 2)), contains_text("not a list of layers"));
+  CHECK_THAT(refusal(with(qwen, "decoder_sparse_step", 0)), contains_text("decoder_sparse_step"));
 }

@@ -297,6 +297,23 @@ TEST_CASE("names of GGUF and of checkpoints are each other's", "[gguf]") {
   }
 }
 
+TEST_CASE("the tensor of all experts has a part of each, by their checkpoint's names", "[gguf]") {
+  using ressvd_llm::expert_part;
+  ressvd_llm::model_config config;
+  config.family = ressvd_llm::model_family::qwen3_moe;
+  const std::string whole = ressvd_llm::checkpoint_name("blk.3.ffn_up_exps.weight");
+  CHECK(expert_part(config, whole, 7) == "model.layers.3.mlp.experts.7.up_proj.weight");
+  config.family = ressvd_llm::model_family::mixtral;
+  CHECK(expert_part(config, whole, 7) == "model.layers.3.block_sparse_moe.experts.7.w3.weight");
+  CHECK(ressvd_llm::name_in(config, ressvd_llm::checkpoint_name("blk.3.ffn_gate_inp.weight")) ==
+        "model.layers.3.block_sparse_moe.gate.weight");
+  CHECK(ressvd_llm::gguf_name("model.layers.3.block_sparse_moe.gate.weight") ==
+        "blk.3.ffn_gate_inp.weight");
+  CHECK(ressvd_llm::stacked_gguf_name(3, "up") == "blk.3.ffn_up_exps.weight");
+  for (const char* const other : {"", "a.mlp.experts.", "a.mlp.experts.up_proj", "blk.3.ffn_up"})
+    CHECK(expert_part(config, other, 7).empty());
+}
+
 TEST_CASE("the tokenizer of a GGUF file is read", "[gguf]") {
   const auto tokenizer_in = [](const std::string& name) {
     const ressvd_llm::mapped_file file(gguf_fixture(name));

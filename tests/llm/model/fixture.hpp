@@ -25,7 +25,7 @@ inline constexpr double rounding = 1e-5;
 
 inline const std::vector<std::string> families = {"llama",  "llama3", "llama_linear", "mistral",
                                                   "opt",    "qwen2",  "qwen3",        "gemma2",
-                                                  "gemma3", "phi3"};
+                                                  "gemma3", "phi3",   "mixtral",      "qwen3_moe"};
 
 // A small random model and the logits another implementation computed for two windows.
 struct fixture {

@@ -22,9 +22,6 @@ using namespace ressvd_llm::testing;
 
 namespace {
 
-constexpr std::array kinds = {projection::q,    projection::k,  projection::v,   projection::o,
-                              projection::gate, projection::up, projection::down};
-
 // Central differences with steps h and h/2 along a unit vector, extrapolated. What is left of the
 // truncation is of order h⁴ and below this part of the gradient's norm, and the losses, about 400
 // nats in sum, are rounded by some 2e-5, which the division by h makes 1e-3.
@@ -68,15 +65,14 @@ struct pass {
   loss_result loss;
   std::vector<std::vector<float>> inputs;    // hidden states before each layer, then the last
   std::vector<std::vector<float>> gradients; // at them
-  std::vector<std::map<projection, std::vector<float>>> x;
-  std::vector<std::map<projection, std::vector<float>>> g;
+  std::vector<std::map<std::size_t, std::vector<float>>> x; // by matrix_place::index
+  std::vector<std::map<std::size_t, std::vector<float>>> g;
   std::vector<layer_gradients> parameters;
 };
 
-gradient_choice everything() {
-  gradient_choice choice{.matrices = {}, .biases = true, .norms = true};
-  choice.matrices.fill(true);
-  return choice;
+gradient_choice everything(const layer_weights& weights) {
+  return {
+      .matrices = std::vector<bool>(weights.linears.size(), true), .biases = true, .norms = true};
 }
 
 pass run_pass(const language_model& model, const std::vector<std::int32_t>& texts,
@@ -103,15 +99,15 @@ pass run_pass(const language_model& model, const std::vector<std::int32_t>& text
   for (std::size_t layer = layers; layer-- > 0;) {
     const layer_weights& weights = model.layer(static_cast<std::int64_t>(layer));
     const gradient_observer observer = [&](const linear_observation& seen) {
-      CHECK(seen.in == weights[seen.kind].in());
-      CHECK(seen.out == weights[seen.kind].out());
-      CHECK(seen.tokens % window == 0);
-      auto& x = result.x[layer][seen.kind];
-      auto& g = result.g[layer][seen.kind];
+      CHECK(seen.in == weights[seen.place].in());
+      CHECK(seen.out == weights[seen.place].out());
+      CHECK((seen.place.expert != no_expert || seen.tokens % window == 0));
+      auto& x = result.x[layer][seen.place.index()];
+      auto& g = result.g[layer][seen.place.index()];
       x.insert(x.end(), seen.x, seen.x + seen.tokens * seen.in);
       g.insert(g.end(), seen.g, seen.g + seen.tokens * seen.out);
     };
-    layer_gradients sums = zero_gradients(weights, everything());
+    layer_gradients sums = zero_gradients(weights, everything(weights));
     backward.layer(weights, result.inputs[layer].data(), tokens, window, hidden.data(),
                    {.observer = &observer, .parameters = &sums});
     result.gradients[layer] = hidden;
@@ -211,13 +207,12 @@ low_rank_models make_low_rank(const fixture& f, bool pivoted) {
   for (std::int64_t layer = 0; layer < f.config.layers; ++layer) {
     layer_weights factored = result.dense.layer(layer);
     layer_weights dense = factored;
-    for (const projection kind : kinds) {
+    for (const matrix_place& kind : places_of(factored)) {
       const linear& original = result.dense.layer(layer)[kind];
-      if (original.empty()) continue;
       const std::int64_t out = original.out();
       const std::int64_t in = original.in();
       const std::int64_t rank = std::min(out, in) / 2;
-      const auto seed = static_cast<unsigned>(layer * 100 + static_cast<int>(kind));
+      const auto seed = static_cast<unsigned>(layer * 100) + static_cast<unsigned>(kind.index());
       const auto matrix = [&](std::int64_t rows, std::int64_t cols, unsigned number) {
         // As large as in the fixtures, and for C of order 1 in sum.
         std::vector<float> values = random_values(rows * cols, seed + number);
@@ -323,7 +318,12 @@ TEST_CASE("gradients agree with another implementation in every family") {
         REQUIRE(layers[layer].size() == p.g[layer].size());
         for (const auto& [key, summary] : layers[layer].items()) {
           CAPTURE(layer, key);
-          check(summary, p.g[layer].at(names.at(key)));
+          const std::size_t dot = key.find('.'); // behind the number of an expert
+          const matrix_place place =
+              dot == std::string::npos
+                  ? matrix_place(names.at(key))
+                  : matrix_place(names.at(key.substr(dot + 1)), std::stoll(key));
+          check(summary, p.g[layer].at(place.index()));
         }
       }
     }
@@ -352,8 +352,9 @@ TEST_CASE("the gradients of parameters are the slopes of the loss") {
     const fixture f(name);
     const language_model model = smooth_model(f);
     const pass p = run_pass(model, f.tokens, f.window());
-    const std::int64_t layer = 0;
-    const layer_gradients& sums = p.parameters[0];
+    const std::int64_t layer = f.config.experts > 0 ? 1 : 0; // a mixture, where there is one
+    const auto at = static_cast<std::size_t>(layer);
+    const layer_gradients& sums = p.parameters[at];
     const auto check = [&](const std::vector<float>& gradient, const auto& change) {
       if (gradient.empty()) return;
       check_gradient(gradient, [&](double step, const std::vector<float>& d) {
@@ -361,10 +362,10 @@ TEST_CASE("the gradients of parameters are the slopes of the loss") {
         layer_weights weights = model.layer(layer);
         change(weights, step, d);
         changed.replace_layer(layer, std::move(weights));
-        return loss_from(changed, f.tokens, f.window(), layer, p.inputs[0]);
+        return loss_from(changed, f.tokens, f.window(), layer, p.inputs[at]);
       });
     };
-    for (const projection kind : kinds) {
+    for (const matrix_place& kind : places_of(model.layer(layer))) {
       CAPTURE(name_of(kind));
       check(sums[kind].dense, [&](layer_weights& w, double step, const std::vector<float>& d) {
         const linear& l = w[kind];
@@ -454,32 +455,44 @@ TEST_CASE("an observer sees the modules in order, with the inputs of the forward
     cpu_forward forward(f.config);
     forward.embed(model.outer(), f.tokens, window, hidden.data());
     const std::vector<float> before = hidden;
-    std::array<std::vector<float>, input_group_count> inputs;
-    const input_observer input = [&](input_group group, const float* x, std::int64_t count,
-                                     std::int64_t features) {
-      auto& to = inputs[static_cast<std::size_t>(group)];
-      to.insert(to.end(), x, x + count * features);
+    std::map<std::size_t, std::vector<float>> inputs; // by layer_input::index
+    const input_observer input = [&](const input_observation& seen) {
+      auto& to = inputs[seen.input.index()];
+      to.insert(to.end(), seen.x, seen.x + seen.tokens * seen.features);
     };
     forward.layer(model.layer(0), hidden.data(), tokens, window, &input);
 
     const std::vector<linear_module> modules = linear_modules(f.config, 0);
-    std::size_t calls = 0;
-    std::int64_t first = 0;
+    std::vector<std::int64_t> reached(modules.size(), 0); // tokens
+    std::int64_t groups = 0;
+    std::size_t next = 0;
     const gradient_observer observer = [&](const linear_observation& seen) {
-      const linear_module& module = modules[calls % modules.size()];
-      CHECK(seen.kind == module.kind);
-      const auto& x = inputs[static_cast<std::size_t>(module.group)];
+      if (seen.place == modules.front().place) {
+        ++groups;
+        next = 0;
+      }
+      // An expert that no token went to is passed over.
+      while (next < modules.size() && modules[next].place != seen.place) {
+        CHECK(modules[next].place.expert != no_expert);
+        ++next;
+      }
+      REQUIRE(next < modules.size());
+      const auto& x = inputs[modules[next].input.index()];
       const std::span<const float> piece =
-          std::span(x).subspan(static_cast<std::size_t>(first * seen.in),
+          std::span(x).subspan(static_cast<std::size_t>(reached[next] * seen.in),
                                static_cast<std::size_t>(seen.tokens * seen.in));
       CHECK(relative_error({seen.x, piece.size()}, piece) < rounding);
-      if (++calls % modules.size() == 0) first += seen.tokens;
+      reached[next] += seen.tokens;
+      ++next;
     };
     cpu_backward(f.config, {.private_tokens = 24})
         .layer(model.layer(0), before.data(), tokens, window, hidden.data(),
                {.observer = &observer});
-    CHECK(first == tokens);
-    CHECK(calls == 4 * modules.size()); // of three windows, and one
+    CHECK(groups == 4); // of three windows, and one
+    for (std::size_t i = 0; i < modules.size(); ++i)
+      CHECK(reached[i] * modules[i].in ==
+            static_cast<std::int64_t>(inputs[modules[i].input.index()].size()));
+    CHECK(reached[0] == tokens);
   }
 }
 
@@ -488,12 +501,13 @@ TEST_CASE("a linear layer's gradients are those of its matrix, input by input") 
     CAPTURE(name);
     const fixture f(name);
     const pass p = run_pass(language_model::open(f.directory), f.tokens, f.window());
-    const auto tokens = static_cast<std::int64_t>(f.tokens.size());
+    const language_model model = language_model::open(f.directory);
     for (std::size_t layer = 0; layer < p.g.size(); ++layer)
-      for (const auto& [kind, g] : p.g[layer]) {
-        const std::int64_t out = static_cast<std::int64_t>(g.size()) / tokens;
-        CHECK(relative_error(p.parameters[layer][kind].dense,
-                             product(transposed(g, tokens, out), p.x[layer].at(kind), tokens)) <
+      for (const auto& [index, g] : p.g[layer]) {
+        const std::int64_t out = model.layer(static_cast<std::int64_t>(layer)).linears[index].out();
+        const std::int64_t tokens = static_cast<std::int64_t>(g.size()) / out;
+        CHECK(relative_error(p.parameters[layer].linears[index].dense,
+                             product(transposed(g, tokens, out), p.x[layer].at(index), tokens)) <
               rounding);
       }
   }
@@ -511,12 +525,12 @@ TEST_CASE("factored matrices have the gradients of their product") {
       const double close = 10 * rounding;
       for (std::size_t layer = 0; layer < dense.g.size(); ++layer) {
         CHECK(relative_error(factored.gradients[layer], dense.gradients[layer]) < close);
-        for (const auto& [kind, g] : dense.g[layer]) {
-          CAPTURE(layer, name_of(kind));
-          CHECK(relative_error(factored.g[layer].at(kind), g) < close);
-          const linear& l = models.factored.layer(static_cast<std::int64_t>(layer))[kind];
-          const linear_gradients& sums = factored.parameters[layer][kind];
-          const std::vector<float>& whole = dense.parameters[layer][kind].dense;
+        for (const auto& [index, g] : dense.g[layer]) {
+          CAPTURE(layer, index);
+          CHECK(relative_error(factored.g[layer].at(index), g) < close);
+          const linear& l = models.factored.layer(static_cast<std::int64_t>(layer)).linears[index];
+          const linear_gradients& sums = factored.parameters[layer].linears[index];
+          const std::vector<float>& whole = dense.parameters[layer].linears[index].dense;
           CHECK(sums.dense.empty());
           const std::int64_t r = l.rank();
           if (pivoted) {
@@ -536,8 +550,8 @@ TEST_CASE("factored matrices have the gradients of their product") {
                                                  l.out())) < close);
           }
           // Without positions in it, no bias of k changes the probabilities.
-          if (!l.bias.empty() && !(name == "opt" && kind == projection::k))
-            CHECK(relative_error(sums.bias, dense.parameters[layer][kind].bias) < close);
+          if (!l.bias.empty() && !(name == "opt" && index == matrix_place(projection::k).index()))
+            CHECK(relative_error(sums.bias, dense.parameters[layer].linears[index].bias) < close);
         }
       }
     }
@@ -629,7 +643,7 @@ TEST_CASE("a layer's output, the loss's gradient there and those of parameters c
       return dot(difference, difference) / 2;
     };
     const layer_weights& weights = models.factored.layer(0);
-    layer_gradients sums = zero_gradients(weights, everything());
+    layer_gradients sums = zero_gradients(weights, everything(weights));
     cpu_backward backward(f.config, {.private_tokens = 29});
     backward.layer(weights, p.inputs[0].data(), tokens, window, against_target, nullptr,
                    {.parameters = &sums});
@@ -658,7 +672,7 @@ TEST_CASE("a layer's output, the loss's gradient there and those of parameters c
     }
 
     // Asking for the gradient at the input changes nothing; only what is chosen is summed.
-    layer_gradients again = zero_gradients(weights, everything());
+    layer_gradients again = zero_gradients(weights, everything(weights));
     std::vector<float> unused(p.inputs[0].size());
     next = 0;
     backward.layer(weights, p.inputs[0].data(), tokens, window, against_target, unused.data(),

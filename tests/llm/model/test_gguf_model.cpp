@@ -142,7 +142,23 @@ TEST_CASE("what a GGUF file asks for and the program has not is refused by name"
   refused(config_refusal("llama", u32("split.count", 3)), "is one of 3 parts of a model");
   refused(config_refusal("llama", text("llama.rope.scaling.type", "yarn")),
           "rotary embedding of type 'yarn' is not supported");
-  refused(config_refusal("llama", u32("llama.expert_count", 8)), "key 'llama.expert_count'");
+  refused(config_refusal("llama", u32("llama.expert_count", 8)),
+          "key 'llama.expert_used_count' is missing");
+  refused(config_refusal("qwen2", u32("qwen2.expert_count", 8)), "key 'qwen2.expert_count'");
+  const auto experts = [](const char* key, std::uint32_t value) {
+    return [=](gguf_pairs& pairs) {
+      pairs.u32("llama.expert_count", 8);
+      pairs.u32("llama.expert_used_count", 2);
+      if (key != nullptr) pairs.u32(key, value);
+    };
+  };
+  refused(config_refusal("llama", experts("llama.expert_shared_count", 1)),
+          "key 'llama.expert_shared_count'");
+  refused(config_refusal("llama", experts("llama.expert_gating_func", 2)),
+          "key 'llama.expert_gating_func'");
+  // Of experts whose tensors are not there.
+  refused(config_refusal("llama", experts(nullptr, 0)),
+          "model.layers.0.block_sparse_moe.experts.0.w1.weight");
   refused(
       config_refusal("llama", u32("llama.rope.dimension_count", 4), {"llama.rope.dimension_count"}),
       "a rotary embedding of 4 of 8 elements");
