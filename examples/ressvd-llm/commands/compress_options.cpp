@@ -123,6 +123,8 @@ constexpr std::array rules{
     option_rule{"--refine-rate", "--refine", by_refinement},
     option_rule{"--refine-decay", "--refine", by_refinement},
     option_rule{"--refine-anchor", "--refine", by_refinement},
+    option_rule{"--refine-curvature", "--refine", by_refinement},
+    option_rule{"--refine-patience", "--refine", by_refinement},
     option_rule{"--refine-dense", "--refine", by_refinement},
     option_rule{"--refine-norms", "--refine", by_refinement},
     option_rule{"--samples", "what needs samples beside --grams", draws_samples},
@@ -130,13 +132,17 @@ constexpr std::array rules{
     option_rule{"--calibration", "what needs samples beside --grams", draws_samples},
     option_rule{"--kernel-cache", "--backend cuda",
                 [](const compress_line& l) { return l.options.backend == backend_choice::cuda; }},
+    option_rule{
+        "--self-samples", "--calibration FILE",
+        [](const compress_line& l) { return !l.options.calibration.empty() && draws_samples(l); }},
     option_rule{"--windows", "--calibration FILE",
                 [](const compress_line& l) { return !l.options.calibration.empty(); }},
     option_rule{"--seed", "the model's own samples, --windows random, drawn labels and --refine",
                 [](const compress_line& l) {
                   return refines(l.options) || samples_of_curvature(l.options) > 0 ||
-                         (draws_samples(l) && (l.options.calibration.empty() ||
-                                               l.options.windows == window_choice::random));
+                         (draws_samples(l) &&
+                          (l.options.calibration.empty() || l.options.self_samples > 0 ||
+                           l.options.windows == window_choice::random));
                 }}};
 
 // Method, allocation and fit as options would state them.
@@ -408,6 +414,19 @@ void add_refine_options(CLI::App& command, compress_line& line) {
       ->capture_default_str()
       ->group(group);
   command
+      .add_option(
+          "--refine-curvature", o.curvature,
+          "Share of the error that is weighted by the loss's curvature at the block's output")
+      ->check(number(0, 1))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--refine-patience", o.patience,
+                  "Epochs without a smaller held-out error that end a block; 0: all are run")
+      ->check(whole_number(0))
+      ->capture_default_str()
+      ->group(group);
+  command
       .add_flag("--refine-dense", o.dense,
                 "Train what stayed dense in blocks with compressed matrices, too")
       ->group(group);
@@ -429,6 +448,12 @@ void add_sample_options(CLI::App& command, compress_line& line) {
       ->group(group);
   command.add_option("--samples", o.samples, "Calibration samples")
       ->check(whole_number(1))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--self-samples", o.self_samples,
+                  "Samples that the model writes itself, beside --samples of a calibration file")
+      ->check(whole_number(0))
       ->capture_default_str()
       ->group(group);
   command.add_option("--seqlen", o.seqlen, "Tokens of a sample, at most the model's context")
@@ -515,7 +540,7 @@ void resolve(const CLI::App& command, compress_line& line) {
       if (!given("--output-power")) o.output_power = base->output_power;
     }
     if (base->retruncate && retruncates(o) && !o.update) o.retruncate = true;
-    if (!given("--refine") && o.samples > 1) o.refine.epochs = base->refine;
+    if (!given("--refine") && all_samples(o) > 1) o.refine.epochs = base->refine;
   } else if (o.method == "adasvd") {
     o.allocation = allocation::importance;
   }

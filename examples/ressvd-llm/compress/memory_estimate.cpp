@@ -58,12 +58,13 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
   const std::int64_t row = config.hidden_size + 2 * config.heads * config.head_dim +
                            2 * config.kv_heads * config.head_dim + 2 * config.intermediate_size;
   estimate.forward = bytes(chunk * row, 4);
-  if (options.calibration.empty()) {
+  const std::int64_t written =
+      options.calibration.empty() ? samples + options.heldout_samples : options.self_samples;
+  if (written > 0) {
     const std::uint64_t sequence =
         bytes(2 * config.layers * window_length * config.kv_heads * config.head_dim, 4);
-    estimate.sampling =
-        (std::min)(static_cast<std::uint64_t>(samples + options.heldout_samples) * sequence,
-                   (std::max)(sample_options{}.memory_limit, sequence));
+    estimate.sampling = (std::min)(static_cast<std::uint64_t>(written) * sequence,
+                                   (std::max)(sample_options{}.memory_limit, sequence));
   }
   if (const std::int64_t windows = samples_of_curvature(options); windows > 0) {
     estimate.curvature = estimate_curvature_memory(config, windows, window_length,
@@ -86,16 +87,21 @@ std::uint64_t estimate_refinement_memory(const refine_options& options, const mo
   std::int64_t area = 0;
   for (const linear_module& module : linear_modules(config, 0))
     area += module.out * module.in;
-  // Before and after the block, in both models, the target where it is mixed, and two of a batch.
+  // Before and after the block, in both models, the target where it is mixed, that of the held-out
+  // windows, and two of a batch, whose vectors grow by doubling.
   const std::int64_t copies = options.anchor > 0 ? 4 : 3;
+  const std::int64_t heldout = (std::max)(windows / 10, std::int64_t{2});
   const std::int64_t batch = (std::min)(windows, options.batch);
   const std::uint64_t states =
-      bytes((copies * windows + 2 * batch) * window_length * config.hidden_size, 4);
-  // Closed form, values, gradients, two means of them, best values, and a centre or a copy.
-  const std::uint64_t parameters = bytes(7 * area, 4);
+      bytes((copies * windows + heldout + 4 * batch) * window_length * config.hidden_size, 4);
+  // Closed form, values, gradients, two means of them, best values and those that follow them, and
+  // a centre.
+  const std::uint64_t parameters = bytes(8 * area, 4);
+  const std::uint64_t metrics =
+      options.curvature > 0 ? bytes(config.layers * config.hidden_size * config.hidden_size, 4) : 0;
   // A forward pass of its own, and that within the backward one.
   const std::int64_t threads = thread_count();
-  return states + parameters + 2 * forward_buffers(config, window_length, threads) +
+  return states + parameters + metrics + 2 * forward_buffers(config, window_length, threads) +
          backward_buffers(config, window_length, threads);
 }
 

@@ -142,10 +142,12 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   without_effect({"--beta", "0.1"});
   without_effect({"--method", "svd-llm", "--update-target", "0.5"});
   without_effect({"--method", "svd-llm", "--update", "--ridge", "0.5"});
-  for (const char* option :
-       {"--refine-samples", "--refine-batch", "--refine-rate", "--refine-decay"})
+  for (const char* option : {"--refine-samples", "--refine-batch", "--refine-rate",
+                             "--refine-decay", "--refine-patience"})
     without_effect({"--method", "svd-llm", option, "2"});
   without_effect({"--method", "svd-llm", "--refine-anchor", "0.5"});
+  without_effect({"--method", "svd-llm", "--refine-curvature", "0.5"});
+  without_effect({"--self-samples", "3"});
   without_effect({"--method", "svd-llm", "--alpha", "0.5"});
   without_effect({"--method", "svd-llm", "--fisher", "file"});
   without_effect({"--method", "svd-llm", "--iterations", "1"});
