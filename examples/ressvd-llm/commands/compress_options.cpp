@@ -21,14 +21,14 @@ namespace ressvd_llm {
 namespace {
 
 constexpr std::array presets{
-    preset{"best", "kfac-svd", allocation::fisher, true, 0.6, 0.25, 8,
+    preset{"best", "kfac-svd", allocation::fisher, true, 0.6, 0.25, true, 4,
            "the closest to the original (docs/results.md); --preset fast takes a fraction of the "
            "time"},
-    preset{"fast", "kfac-svd", allocation::fisher, false, 0.6, 0.25, 0,
+    preset{"fast", "kfac-svd", allocation::fisher, false, 0.6, 0.25, false, 0,
            "without fits; --preset best is closer to the original"},
-    preset{"ressvd", "ressvd", allocation::last_layers, false, 1, 1, 0,
+    preset{"ressvd", "ressvd", allocation::last_layers, false, 1, 1, false, 0,
            "as in arXiv 2505.20112 with --form pair"},
-    preset{"svd-llm", "svd-llm", allocation::uniform, false, 1, 1, 0,
+    preset{"svd-llm", "svd-llm", allocation::uniform, false, 1, 1, false, 0,
            "as in arXiv 2403.07378 with --form pair"}};
 
 bool retruncates(const compress_options& o) {
@@ -153,6 +153,7 @@ std::string stated(const compress_options& o) {
                 : std::string(" --allocation ") + name_of(o.allocation);
   if (o.retruncate) text += " --retruncate";
   if (o.update) text += " --update";
+  if (o.self_samples > 0) text += " --self-samples " + std::to_string(o.self_samples);
   if (refines(o)) text += " --refine " + std::to_string(o.refine.epochs);
   return text;
 }
@@ -390,8 +391,10 @@ void add_refine_options(CLI::App& command, compress_line& line) {
       ->capture_default_str()
       ->group(group);
   command
-      .add_option("--refine-samples", o.samples,
-                  "Samples for it, a tenth of which is held out (default: half of --samples)")
+      .add_option(
+          "--refine-samples", o.samples,
+          "Samples for it, a tenth of which is held out (default: half of them all, at least "
+          "128)")
       ->check(whole_number(2))
       ->group(group);
   command.add_option("--refine-batch", o.batch, "Samples of a step")
@@ -532,6 +535,8 @@ void resolve(const CLI::App& command, compress_line& line) {
 
   if (line.calibration != "self") o.calibration = line.calibration;
   if (line.power != "auto") o.power = parse_power(line.power);
+  const std::int64_t own =
+      base != nullptr && base->self_samples && !o.calibration.empty() ? o.samples : 0;
   if (base != nullptr) {
     if (!method_given) o.method = base->method;
     o.allocation = base->allocation;
@@ -540,6 +545,7 @@ void resolve(const CLI::App& command, compress_line& line) {
       if (!given("--output-power")) o.output_power = base->output_power;
     }
     if (base->retruncate && retruncates(o) && !o.update) o.retruncate = true;
+    if (!given("--self-samples")) o.self_samples = own;
     if (!given("--refine") && all_samples(o) > 1) o.refine.epochs = base->refine;
   } else if (o.method == "adasvd") {
     o.allocation = allocation::importance;
@@ -565,7 +571,7 @@ void resolve(const CLI::App& command, compress_line& line) {
   if (base == nullptr) return;
   const bool changed = o.method != base->method || o.allocation != base->allocation ||
                        o.last_layers || o.retruncate != base->retruncate || o.update ||
-                       o.refine.epochs != base->refine;
+                       o.self_samples != own || o.refine.epochs != base->refine;
   line.choice = "preset " + std::string(base->name) + (changed ? ", changed: " : ": ") +
                 line.choice + (changed ? "" : ", " + std::string(base->reason));
 }

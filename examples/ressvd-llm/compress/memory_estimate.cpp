@@ -34,9 +34,11 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
   estimate.hidden_states = bytes((std::max)(calibration, search) * window, 4);
 
   std::int64_t layer = 0;
+  std::int64_t squares = 0;
   std::array<std::int64_t, input_group_count> inputs{};
   for (const linear_module& module : linear_modules(config, 0)) {
     layer += module.out * module.in;
+    squares += module.out * module.out;
     inputs[static_cast<std::size_t>(module.group)] = module.in;
     const std::int64_t area = module.out * module.in;
     const std::int64_t side = (std::min)(module.out, module.in);
@@ -70,9 +72,15 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
     estimate.curvature = estimate_curvature_memory(config, windows, window_length,
                                                    weights_in_memory, model_parameters);
   }
+  if (refits(options)) {
+    // Vectors that grow by doubling.
+    estimate.refit = bytes(2 * chunk * (config.hidden_size + 2 * widest), 4);
+    if (needs_curvature(options)) estimate.refit += bytes(squares, 8);
+  }
   if (const std::int64_t windows = samples_of_refinement(options); windows > 0) {
-    const std::uint64_t refit =
-        refits(options) ? estimate.hidden_states + estimate.grams + estimate.factoring : 0;
+    const std::uint64_t refit = refits(options) ? estimate.hidden_states + estimate.grams +
+                                                      estimate.factoring + estimate.refit
+                                                : 0;
     estimate.refinement =
         refit + estimate_refinement_memory(options.refine, config, windows, window_length);
   }

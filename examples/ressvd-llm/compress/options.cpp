@@ -64,15 +64,13 @@ std::int64_t samples_of_curvature(const compress_options& o) {
   // More change the perplexities by less than 0.3 % (docs/results.md), and each costs as much as
   // five that only pass forwards.
   constexpr std::int64_t few = 32;
-  return (std::min)(all_samples(o),
-                    o.curvature_samples.value_or((std::max)(few, all_samples(o) / 4)));
+  return (std::min)(all_samples(o), o.curvature_samples.value_or((std::max)(few, o.samples / 4)));
 }
 
 std::int64_t samples_of_refinement(const compress_options& o) {
   if (!refines(o)) return 0;
-  const std::int64_t half =
-      (std::max)(all_samples(o) / 2, (std::min)(all_samples(o), std::int64_t{2}));
-  return (std::min)(all_samples(o), o.refine.samples.value_or(half));
+  constexpr std::int64_t few = 128;
+  return (std::min)(all_samples(o), o.refine.samples.value_or((std::max)(few, all_samples(o) / 2)));
 }
 
 std::int64_t samples_needed(const compress_options& o) {

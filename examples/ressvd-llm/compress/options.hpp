@@ -31,7 +31,7 @@ enum class window_choice { random, first };
 // Gradient steps on the factors of one block after the other, see compress/block_refinement.hpp.
 struct refine_options {
   std::int64_t epochs = 0;                  // 0: none
-  std::optional<std::int64_t> samples = {}; // absent: half of the calibration samples
+  std::optional<std::int64_t> samples = {}; // absent: half of the calibration samples, 128 at least
   std::int64_t batch = 8;                   // windows of a step
   double rate = 1e-3;                       // the highest
   double decay = 0;                         // towards the closed form

@@ -40,7 +40,7 @@ using ressvd::factored_form;
 compress_options refined_compression(const fs::path& model, const fs::path& output) {
   compress_options o = testing::short_compression(model, output);
   o.samples = 96;
-  o.refine = {.epochs = 4, .batch = 4, .rate = 5e-3};
+  o.refine = {.epochs = 4, .samples = 48, .batch = 4, .rate = 5e-3};
   return o;
 }
 
@@ -312,7 +312,7 @@ TEST_CASE("where training does not help the closed form is kept and the report s
     INFO("rate " << rate);
     o.output = directory / "refined";
     fs::remove_all(o.output);
-    o.refine = {.epochs = 6, .batch = 2, .rate = rate};
+    o.refine = {.epochs = 6, .samples = 12, .batch = 2, .rate = rate};
     const compression_report report = compress(o);
     for (const refined_block& block : report.refinement->blocks) {
       CHECK(block.epochs == 0);
@@ -362,7 +362,7 @@ TEST_CASE("a rate that is too high is halved until steps help", "[refine]") {
   bool halved = false;
   for (const double rate : {0.1, 0.2, 0.4}) {
     fs::remove_all(o.output);
-    o.refine = {.epochs = 20, .batch = 4, .rate = rate};
+    o.refine = {.epochs = 20, .samples = 48, .batch = 4, .rate = rate};
     const compression_report report = compress(o);
     for (const refined_block& block : report.refinement->blocks)
       halved = halved || (block.halvings > 0 && block.epochs > 0);
@@ -575,7 +575,8 @@ TEST_CASE("samples that the model writes are mixed in evenly", "[samples]") {
   }
   // Of a part the share is the same, and the run's report and key have the number.
   o.refine = {.epochs = 1, .batch = 4, .rate = 1e-3};
-  CHECK(samples_of_refinement(o) == 7);
+  CHECK(samples_of_refinement(o) == 14);
+  o.refine.samples = 7;
   const compression_report report = compress(o);
   CHECK(report.samples.count == 14);
   CHECK(report.samples.self == 5);
@@ -607,7 +608,7 @@ TEST_CASE("an anchor and a decay change what is aimed at", "[refine]") {
     }
     return tensors_of(o.output);
   };
-  const refine_options usual{.epochs = 4, .batch = 4, .rate = 5e-3};
+  const refine_options usual{.epochs = 4, .samples = 48, .batch = 4, .rate = 5e-3};
   const tensors closed = refined("closed", {});
   const tensors free = refined("free", usual);
   refine_options pulled = usual;
