@@ -331,15 +331,15 @@ TEST_CASE("a block ends where its error has not fallen for some epochs", "[refin
   compress_options o = testing::short_compression(f.directory, directory / "out");
   compress(o);
   const language_model model = language_model::open(o.output);
-  const hidden_states input = random_values(6 * 8 * f.config.hidden_size, 3);
+  const hidden_states input = random_values(24 * 8 * f.config.hidden_size, 3);
   hidden_states target = input;
-  cpu_forward(f.config).layer(language_model::open(f.directory).layer(0), target.data(), 6 * 8, 8,
+  cpu_forward(f.config).layer(language_model::open(f.directory).layer(0), target.data(), 24 * 8, 8,
                               nullptr);
   const auto refined = [&](double rate, std::int64_t patience) {
     layer_weights weights = model.layer(0);
     block_refinement refinement(f.config,
-                                {.epochs = 9, .batch = 2, .rate = rate, .patience = patience}, 1);
-    return refinement.refine(0, weights, {input, target, 8, 4}, [] {});
+                                {.epochs = 9, .batch = 4, .rate = rate, .patience = patience}, 1);
+    return refinement.refine(0, weights, {input, target, 8, 20}, [] {});
   };
   // Nothing moves at rate 0.
   CHECK(refined(0, 0).trained_epochs == 9);
@@ -347,11 +347,11 @@ TEST_CASE("a block ends where its error has not fallen for some epochs", "[refin
     CHECK(refined(0, patience).trained_epochs == patience);
     CHECK(refined(0, patience).epochs == 0);
     // The best state counts from where it is.
-    const refined_block some = refined(0.02, patience);
+    const refined_block some = refined(0.001, patience);
     CHECK(some.epochs > 0);
     CHECK(some.trained_epochs <= some.epochs + patience);
   }
-  CHECK(refined(0.02, 9).epochs == refined(0.02, 0).epochs);
+  CHECK(refined(0.001, 9).epochs == refined(0.001, 0).epochs);
 }
 
 TEST_CASE("a rate that is too high is halved until steps help", "[refine]") {
