@@ -21,14 +21,14 @@ namespace ressvd_llm {
 namespace {
 
 constexpr std::array presets{
-    preset{"best", "kfac-svd", allocation::fisher, true, 0.6, 0.25, 8,
+    preset{"best", "kfac-svd", allocation::fisher, true, 0.6, 0.25, true, 4,
            "the closest to the original (docs/results.md); --preset fast takes a fraction of the "
            "time"},
-    preset{"fast", "kfac-svd", allocation::fisher, false, 0.6, 0.25, 0,
+    preset{"fast", "kfac-svd", allocation::fisher, false, 0.6, 0.25, false, 0,
            "without fits; --preset best is closer to the original"},
-    preset{"ressvd", "ressvd", allocation::last_layers, false, 1, 1, 0,
+    preset{"ressvd", "ressvd", allocation::last_layers, false, 1, 1, false, 0,
            "as in arXiv 2505.20112 with --form pair"},
-    preset{"svd-llm", "svd-llm", allocation::uniform, false, 1, 1, 0,
+    preset{"svd-llm", "svd-llm", allocation::uniform, false, 1, 1, false, 0,
            "as in arXiv 2403.07378 with --form pair"}};
 
 bool retruncates(const compress_options& o) {
@@ -131,6 +131,8 @@ constexpr std::array rules{
     option_rule{"--refine-rate", "--refine", by_refinement},
     option_rule{"--refine-decay", "--refine", by_refinement},
     option_rule{"--refine-anchor", "--refine", by_refinement},
+    option_rule{"--refine-curvature", "--refine", by_refinement},
+    option_rule{"--refine-patience", "--refine", by_refinement},
     option_rule{"--refine-dense", "--refine", by_refinement},
     option_rule{"--refine-norms", "--refine", by_refinement},
     option_rule{"--samples", "what needs samples beside --grams", draws_samples},
@@ -138,13 +140,17 @@ constexpr std::array rules{
     option_rule{"--calibration", "what needs samples beside --grams", draws_samples},
     option_rule{"--kernel-cache", "--backend cuda",
                 [](const compress_line& l) { return l.options.backend == backend_choice::cuda; }},
+    option_rule{
+        "--self-samples", "--calibration FILE",
+        [](const compress_line& l) { return !l.options.calibration.empty() && draws_samples(l); }},
     option_rule{"--windows", "--calibration FILE",
                 [](const compress_line& l) { return !l.options.calibration.empty(); }},
     option_rule{"--seed", "the model's own samples, --windows random, drawn labels and --refine",
                 [](const compress_line& l) {
                   return refines(l.options) || samples_of_curvature(l.options) > 0 ||
-                         (draws_samples(l) && (l.options.calibration.empty() ||
-                                               l.options.windows == window_choice::random));
+                         (draws_samples(l) &&
+                          (l.options.calibration.empty() || l.options.self_samples > 0 ||
+                           l.options.windows == window_choice::random));
                 }}};
 
 // Method, allocation and fit as options would state them.
@@ -155,6 +161,7 @@ std::string stated(const compress_options& o) {
                 : std::string(" --allocation ") + name_of(o.allocation);
   if (o.retruncate) text += " --retruncate";
   if (o.update) text += " --update";
+  if (o.self_samples > 0) text += " --self-samples " + std::to_string(o.self_samples);
   if (refines(o)) text += " --refine " + std::to_string(o.refine.epochs);
   return text;
 }
@@ -392,8 +399,10 @@ void add_refine_options(CLI::App& command, compress_line& line) {
       ->capture_default_str()
       ->group(group);
   command
-      .add_option("--refine-samples", o.samples,
-                  "Samples for it, a tenth of which is held out (default: half of --samples)")
+      .add_option(
+          "--refine-samples", o.samples,
+          "Samples for it, a tenth of which is held out (default: half of them all, at least "
+          "128)")
       ->check(whole_number(2))
       ->group(group);
   command.add_option("--refine-batch", o.batch, "Samples of a step")
@@ -413,6 +422,19 @@ void add_refine_options(CLI::App& command, compress_line& line) {
                   "Share of the original block's output for the compressed model's own states in "
                   "the target")
       ->check(number(0, 1))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option(
+          "--refine-curvature", o.curvature,
+          "Share of the error that is weighted by the loss's curvature at the block's output")
+      ->check(number(0, 1))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--refine-patience", o.patience,
+                  "Epochs without a smaller held-out error that end a block; 0: all are run")
+      ->check(whole_number(0))
       ->capture_default_str()
       ->group(group);
   command
@@ -437,6 +459,12 @@ void add_sample_options(CLI::App& command, compress_line& line) {
       ->group(group);
   command.add_option("--samples", o.samples, "Calibration samples")
       ->check(whole_number(1))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--self-samples", o.self_samples,
+                  "Samples that the model writes itself, beside --samples of a calibration file")
+      ->check(whole_number(0))
       ->capture_default_str()
       ->group(group);
   command.add_option("--seqlen", o.seqlen, "Tokens of a sample, at most the model's context")
@@ -515,6 +543,8 @@ void resolve(const CLI::App& command, compress_line& line) {
 
   if (line.calibration != "self") o.calibration = line.calibration;
   if (line.power != "auto") o.power = parse_power(line.power);
+  const std::int64_t own =
+      base != nullptr && base->self_samples && !o.calibration.empty() ? o.samples : 0;
   if (base != nullptr) {
     if (!method_given) o.method = base->method;
     o.allocation = base->allocation;
@@ -523,7 +553,8 @@ void resolve(const CLI::App& command, compress_line& line) {
       if (!given("--output-power")) o.output_power = base->output_power;
     }
     if (base->retruncate && retruncates(o) && !o.update) o.retruncate = true;
-    if (!given("--refine") && o.samples > 1) o.refine.epochs = base->refine;
+    if (!given("--self-samples")) o.self_samples = own;
+    if (!given("--refine") && all_samples(o) > 1) o.refine.epochs = base->refine;
   } else if (o.method == "adasvd") {
     o.allocation = allocation::importance;
   }
@@ -548,7 +579,7 @@ void resolve(const CLI::App& command, compress_line& line) {
   if (base == nullptr) return;
   const bool changed = o.method != base->method || o.allocation != base->allocation ||
                        o.last_layers || o.retruncate != base->retruncate || o.update ||
-                       o.refine.epochs != base->refine;
+                       o.self_samples != own || o.refine.epochs != base->refine;
   line.choice = "preset " + std::string(base->name) + (changed ? ", changed: " : ": ") +
                 line.choice + (changed ? "" : ", " + std::string(base->reason));
 }

@@ -25,8 +25,9 @@ struct preset {
   bool retruncate = false;
   double input_power = 1; // kfac-svd
   double output_power = 1;
-  std::int64_t refine = 0; // epochs
-  std::string_view reason; // why one would take it
+  bool self_samples = false; // as many as of a calibration file
+  std::int64_t refine = 0;   // epochs
+  std::string_view reason;   // why one would take it
 };
 
 struct compress_line {

@@ -47,7 +47,7 @@ void add_refine(CLI::App& app) {
   const auto line = std::make_shared<refine_line>();
   compress_options& o = line->line.options;
   o.method = "svd";
-  o.refine.epochs = 8;
+  o.refine.epochs = 4;
   CLI::App* const command = app.add_subcommand(
       "refine", "Train the factors of a compressed checkpoint on the original's blocks");
   command->add_option("MODEL", o.model, "The original: model directory or GGUF file")->required();

@@ -337,7 +337,8 @@ sample_set write_output(checkpoint_writer& writer, const language_model& model,
 
   report.samples = {.count = samples.calibration.count(),
                     .length = samples.calibration.length,
-                    .source = options.calibration.empty() ? "self" : options.calibration.string()};
+                    .source = options.calibration.empty() ? "self" : options.calibration.string(),
+                    .self = samples_needed(options) * options.self_samples / all_samples(options)};
   report.choice = std::move(selection.how);
   report.fallbacks = engine->fallbacks();
   return std::move(samples.heldout);

@@ -183,8 +183,13 @@ ordered_json to_json(const refined_block& b) {
     return ordered_json{{"training", number_or_null(e.training)},
                         {"heldout", number_or_null(e.heldout)}};
   };
-  return {{"layer", b.layer},    {"before", error(b.before)}, {"after", error(b.after)},
-          {"epochs", b.epochs},  {"halvings", b.halvings},    {"rate", b.rate},
+  return {{"layer", b.layer},
+          {"before", error(b.before)},
+          {"after", error(b.after)},
+          {"epochs", b.epochs},
+          {"trained_epochs", b.trained_epochs},
+          {"halvings", b.halvings},
+          {"rate", b.rate},
           {"seconds", b.seconds}};
 }
 
@@ -192,8 +197,14 @@ refined_block refined_block_from_json(const json& j) {
   const auto error = [](const json& e) {
     return block_error{number_or_infinity(e.at("training")), number_or_infinity(e.at("heldout"))};
   };
-  return {j.at("layer"),    error(j.at("before")), error(j.at("after")), j.at("epochs"),
-          j.at("halvings"), j.at("rate"),          j.at("seconds")};
+  return {j.at("layer"),
+          error(j.at("before")),
+          error(j.at("after")),
+          j.at("epochs"),
+          j.value("trained_epochs", j.at("epochs").get<std::int64_t>()),
+          j.at("halvings"),
+          j.at("rate"),
+          j.at("seconds")};
 }
 
 ordered_json to_json(const refinement_report& r) {
@@ -206,15 +217,17 @@ ordered_json to_json(const refinement_report& r) {
 }
 
 ordered_json to_json(const compression_report& r) {
-  ordered_json j{
-      {"program", r.program},
-      {"model", r.model},
-      {"output", r.output},
-      {"options", ordered_json::parse(r.options)},
-      {"samples",
-       {{"count", r.samples.count}, {"length", r.samples.length}, {"source", r.samples.source}}},
-      {"requested_ratio", r.requested_ratio},
-      {"achieved_ratio", r.achieved_ratio}};
+  ordered_json j{{"program", r.program},
+                 {"model", r.model},
+                 {"output", r.output},
+                 {"options", ordered_json::parse(r.options)},
+                 {"samples",
+                  {{"count", r.samples.count},
+                   {"length", r.samples.length},
+                   {"source", r.samples.source},
+                   {"self", r.samples.self}}},
+                 {"requested_ratio", r.requested_ratio},
+                 {"achieved_ratio", r.achieved_ratio}};
   if (r.shortfall) j["ratio_shortfall"] = *r.shortfall;
   j["allocation"] = to_json(r.choice);
   if (r.power) j["power"] = *r.power;
@@ -260,7 +273,7 @@ compression_report compression_report_from_json(const json& j) {
   r.options = options.dump();
   if (j.contains("samples")) {
     const json& s = j["samples"];
-    r.samples = {s.at("count"), s.at("length"), s.at("source")};
+    r.samples = {s.at("count"), s.at("length"), s.at("source"), s.value("self", std::int64_t{0})};
   }
   r.requested_ratio = j.at("requested_ratio");
   r.achieved_ratio = j.value("achieved_ratio", r.requested_ratio);

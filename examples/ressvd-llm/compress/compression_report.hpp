@@ -108,9 +108,10 @@ struct refined_block {
   std::int64_t layer = 0;
   block_error before; // of the closed form
   block_error after;
-  std::int64_t epochs = 0;   // before the state that was kept; 0: it is the closed form
-  std::int64_t halvings = 0; // of the rate, each after steps that were undone
-  double rate = 0;           // the highest in the end
+  std::int64_t epochs = 0;         // before the state that was kept; 0: it is the closed form
+  std::int64_t trained_epochs = 0; // that were run to their end
+  std::int64_t halvings = 0;       // of the rate, each after steps that were undone
+  double rate = 0;                 // the highest in the end
   double seconds = 0;
 };
 
@@ -156,6 +157,7 @@ struct compression_report {
     std::int64_t count = 0;
     std::int64_t length = 0;
     std::string source;
+    std::int64_t self = 0; // of them written by the model, beside those of a file
   } samples;
   double requested_ratio = 0;
   double achieved_ratio = 0;       // of the layers' matrix parameters

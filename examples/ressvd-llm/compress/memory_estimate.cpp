@@ -34,10 +34,12 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
   estimate.hidden_states = bytes((std::max)(calibration, search) * window, 4);
 
   std::int64_t layer = 0;
+  std::int64_t squares = 0;
   std::int64_t widest = 0;
   std::optional<layer_input> last;
   for (const linear_module& module : linear_modules(config, largest_layer(config))) {
     layer += module.out * module.in;
+    squares += module.out * module.out;
     if (last != module.input) estimate.grams += bytes(module.in * module.in, 8);
     last = module.input;
     widest = (std::max)(widest, module.in);
@@ -56,20 +58,27 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
   const std::int64_t row = config.hidden_size + 2 * config.heads * config.head_dim +
                            2 * config.kv_heads * config.head_dim + mlp_row_floats(config);
   estimate.forward = bytes(chunk * row, 4);
-  if (options.calibration.empty()) {
+  const std::int64_t written =
+      options.calibration.empty() ? samples + options.heldout_samples : options.self_samples;
+  if (written > 0) {
     const std::uint64_t sequence =
         bytes(2 * config.layers * window_length * config.kv_heads * config.head_dim, 4);
-    estimate.sampling =
-        (std::min)(static_cast<std::uint64_t>(samples + options.heldout_samples) * sequence,
-                   (std::max)(sample_options{}.memory_limit, sequence));
+    estimate.sampling = (std::min)(static_cast<std::uint64_t>(written) * sequence,
+                                   (std::max)(sample_options{}.memory_limit, sequence));
   }
   if (const std::int64_t windows = samples_of_curvature(options); windows > 0) {
     estimate.curvature = estimate_curvature_memory(config, windows, window_length,
                                                    weights_in_memory, model_parameters);
   }
+  if (refits(options)) {
+    // Vectors that grow by doubling.
+    estimate.refit = bytes(2 * chunk * (config.hidden_size + 2 * widest), 4);
+    if (needs_curvature(options)) estimate.refit += bytes(squares, 8);
+  }
   if (const std::int64_t windows = samples_of_refinement(options); windows > 0) {
-    const std::uint64_t refit =
-        refits(options) ? estimate.hidden_states + estimate.grams + estimate.factoring : 0;
+    const std::uint64_t refit = refits(options) ? estimate.hidden_states + estimate.grams +
+                                                      estimate.factoring + estimate.refit
+                                                : 0;
     estimate.refinement =
         refit + estimate_refinement_memory(options.refine, config, windows, window_length);
   }
@@ -84,16 +93,21 @@ std::uint64_t estimate_refinement_memory(const refine_options& options, const mo
   std::int64_t area = 0;
   for (const linear_module& module : linear_modules(config, largest_layer(config)))
     area += module.out * module.in;
-  // Before and after the block, in both models, the target where it is mixed, and two of a batch.
+  // Before and after the block, in both models, the target where it is mixed, that of the held-out
+  // windows, and two of a batch, whose vectors grow by doubling.
   const std::int64_t copies = options.anchor > 0 ? 4 : 3;
+  const std::int64_t heldout = (std::max)(windows / 10, std::int64_t{2});
   const std::int64_t batch = (std::min)(windows, options.batch);
   const std::uint64_t states =
-      bytes((copies * windows + 2 * batch) * window_length * config.hidden_size, 4);
-  // Closed form, values, gradients, two means of them, best values, and a centre or a copy.
-  const std::uint64_t parameters = bytes(7 * area, 4);
+      bytes((copies * windows + heldout + 4 * batch) * window_length * config.hidden_size, 4);
+  // Closed form, values, gradients, two means of them, best values and those that follow them, and
+  // a centre.
+  const std::uint64_t parameters = bytes(8 * area, 4);
+  const std::uint64_t metrics =
+      options.curvature > 0 ? bytes(config.layers * config.hidden_size * config.hidden_size, 4) : 0;
   // A forward pass of its own, and that within the backward one.
   const std::int64_t threads = thread_count();
-  return states + parameters + 2 * forward_buffers(config, window_length, threads) +
+  return states + parameters + metrics + 2 * forward_buffers(config, window_length, threads) +
          backward_buffers(config, window_length, threads);
 }
 

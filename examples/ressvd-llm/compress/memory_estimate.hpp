@@ -18,13 +18,15 @@ struct memory_estimate {
   std::uint64_t forward = 0;       // scratch of the forward pass
   std::uint64_t sampling = 0;      // keys and values while the model writes its samples
   std::uint64_t curvature = 0;     // all that gathering it takes, weights included
+  std::uint64_t refit = 0;         // inputs side by side in both models, and a layer's curvature
   std::uint64_t refinement = 0;    // of one block, with the states before and after it
 
   // Sampling and gradients are over when the rest begins.
   std::uint64_t total() const {
     return (std::max)(
         curvature,
-        weights + forward + (std::max)({sampling, hidden_states + grams + factoring, refinement}));
+        weights + forward +
+            (std::max)({sampling, hidden_states + grams + factoring + refit, refinement}));
   }
 };
 

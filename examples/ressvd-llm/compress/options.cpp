@@ -46,13 +46,13 @@ std::int64_t samples_beside_grams(const compress_options& o) {
     case allocation::uniform:
       break;
     case allocation::last_layers:
-      return o.last_layers ? 0 : (std::min)(o.samples, o.search_samples);
+      return o.last_layers ? 0 : (std::min)(all_samples(o), o.search_samples);
     case allocation::importance:
-      return o.samples;
+      return all_samples(o);
     case allocation::sensitivity:
-      return (std::min)(o.samples, o.probe_samples);
+      return (std::min)(all_samples(o), o.probe_samples);
     case allocation::fisher:
-      return (std::min)(o.samples, o.search_samples);
+      return (std::min)(all_samples(o), o.search_samples);
   }
   return 0;
 }
@@ -64,17 +64,17 @@ std::int64_t samples_of_curvature(const compress_options& o) {
   // More change the perplexities by less than 0.3 % (docs/results.md), and each costs as much as
   // five that only pass forwards.
   constexpr std::int64_t few = 32;
-  return (std::min)(o.samples, o.curvature_samples.value_or((std::max)(few, o.samples / 4)));
+  return (std::min)(all_samples(o), o.curvature_samples.value_or((std::max)(few, o.samples / 4)));
 }
 
 std::int64_t samples_of_refinement(const compress_options& o) {
   if (!refines(o)) return 0;
-  const std::int64_t half = (std::max)(o.samples / 2, (std::min)(o.samples, std::int64_t{2}));
-  return (std::min)(o.samples, o.refine.samples.value_or(half));
+  constexpr std::int64_t few = 128;
+  return (std::min)(all_samples(o), o.refine.samples.value_or((std::max)(few, all_samples(o) / 2)));
 }
 
 std::int64_t samples_needed(const compress_options& o) {
-  if (o.grams.empty() || refits(o)) return o.samples;
+  if (o.grams.empty() || refits(o)) return all_samples(o);
   return (std::max)({samples_beside_grams(o), samples_of_curvature(o), samples_of_refinement(o)});
 }
 
@@ -126,9 +126,12 @@ std::string fingerprint(const compress_options& o) {
     fields["refine_rate"] = o.refine.rate;
     fields["refine_decay"] = o.refine.decay;
     fields["refine_anchor"] = o.refine.anchor;
+    fields["refine_curvature"] = o.refine.curvature;
+    fields["refine_patience"] = o.refine.patience;
     fields["refine_dense"] = o.refine.dense;
     fields["refine_norms"] = o.refine.norms;
   }
+  if (o.self_samples > 0) fields["self_samples"] = o.self_samples;
   if (o.minimum_retention) fields["minimum_retention"] = *o.minimum_retention;
   if (o.type) fields["type"] = std::string(name_of(*o.type));
   if (!o.fisher.empty()) fields["fisher"] = o.fisher.string();

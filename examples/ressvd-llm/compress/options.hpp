@@ -31,11 +31,13 @@ enum class window_choice { random, first };
 // Gradient steps on the factors of one block after the other, see compress/block_refinement.hpp.
 struct refine_options {
   std::int64_t epochs = 0;                  // 0: none
-  std::optional<std::int64_t> samples = {}; // absent: half of the calibration samples
+  std::optional<std::int64_t> samples = {}; // absent: half of the calibration samples, 128 at least
   std::int64_t batch = 8;                   // windows of a step
   double rate = 1e-3;                       // the highest
   double decay = 0;                         // towards the closed form
   double anchor = 0;                        // share of the original block on the compressed prefix
+  double curvature = 0;                     // share of the error that the loss's curvature weighs
+  std::int64_t patience = 0;                // epochs without a better state; 0: all are run
   bool dense = false;                       // matrices that stayed dense too
   bool norms = false;                       // scales of norms too
 };
@@ -73,7 +75,8 @@ struct compress_options {
   std::filesystem::path calibration; // empty: the model's own samples
   window_choice windows = window_choice::random;
   std::int64_t samples = 256;
-  std::int64_t seqlen = 2048; // at most the model's context
+  std::int64_t self_samples = 0; // that the model writes, mixed in among those of a file
+  std::int64_t seqlen = 2048;    // at most the model's context
   std::int64_t search_samples = 16;
   std::int64_t heldout_samples = 16;
   std::int64_t probe_samples = 8;
@@ -119,6 +122,11 @@ inline bool needs_curvature(const compress_options& o) {
 
 inline double target_mix(const compress_options& o) {
   return o.update_target.value_or(o.retruncate ? 0.5 : 0.0);
+}
+
+// Those of a file and those that the model writes.
+inline std::int64_t all_samples(const compress_options& o) {
+  return o.samples + o.self_samples;
 }
 
 // How many calibration samples pass through the model. If Grams come from a file, these are the

@@ -91,8 +91,8 @@ std::string options_of(const refine_run& options) {
 // Samples for the refinement alone.
 compress_options run_of(const refine_run& options) {
   compress_options run = options.run;
-  run.samples = samples_of_refinement(run);
-  run.refine.samples = run.samples;
+  run.refine.samples = samples_of_refinement(run);
+  if (run.calibration.empty()) run.samples = *run.refine.samples;
   run.allocation = allocation::uniform;
   run.method = "svd";
   return run;
@@ -112,7 +112,7 @@ calibration_samples samples_of_run(checkpoint_writer& writer, const compress_opt
                                    const std::string& fields, const language_model& model) {
   const auto file = writer.scratch() / "samples.json";
   if (writer.resumed_state()) return load_samples(file, model.config());
-  calibration_samples samples = make_samples(run, model);
+  calibration_samples samples = make_samples(run, model, samples_of_refinement(run));
   save_samples(file, samples);
   writer.mark(run_state{.options = fields}.to_text());
   return samples;
@@ -199,7 +199,8 @@ refine_report refine(const refine_run& options) {
   const language_model original = language_model::open(run.model);
   const language_model compressed = language_model::open(options.compressed);
   require_compressed_of(original, compressed, run.model.string(), name);
-  if (run.samples < 2)
+  const std::int64_t windows = samples_of_refinement(run);
+  if (windows < 2)
     throw usage_error("refinement needs at least 2 samples: one to train on, one to judge by");
 
   checkpoint_writer writer(run.output, options.compressed, {.resume = run.resume});
@@ -216,7 +217,7 @@ refine_report refine(const refine_run& options) {
   report.memory_estimate =
       peak_memory() + bytes_in_memory(original) + bytes_in_memory(compressed) +
       forward_buffers(original.config(), length, thread_count()) +
-      estimate_refinement_memory(run.refine, original.config(), run.samples, length);
+      estimate_refinement_memory(run.refine, original.config(), windows, length);
   std::fprintf(stderr, "estimated peak memory: %.0f MiB\n",
                static_cast<double>(report.memory_estimate) / (1 << 20));
   // Twice while it is put together, and factors in float32 for --resume.

@@ -80,6 +80,28 @@ calibration_samples cut_file(const compress_options& options, const language_mod
   return samples;
 }
 
+sample_set write_samples(const language_model& model, const sample_options& options) {
+  if (options.count == 0) return {options.length, {}};
+  fraction_progress bar("sampling");
+  sample_options shown = options;
+  shown.progress = std::ref(bar);
+  return {options.length, sample_texts(model, shown)};
+}
+
+// The first `count` of all windows of a text and `self` ones of the model's, of which `own` holds
+// the first: in their order, and of either kind an equal share as far as one goes.
+sample_set mixed(const sample_set& text, const sample_set& own, std::int64_t self,
+                 std::int64_t count) {
+  const std::int64_t all = text.count() + self;
+  sample_set result{text.length, {}};
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t before = i * self / all;
+    const bool next_own = (i + 1) * self / all > before;
+    append(result, next_own ? own.ids : text.ids, (next_own ? before : i - before) * text.length);
+  }
+  return result;
+}
+
 } // namespace
 
 sample_set sample_set::first(std::int64_t windows) const {
@@ -89,25 +111,29 @@ sample_set sample_set::first(std::int64_t windows) const {
   return part;
 }
 
-calibration_samples make_samples(const compress_options& options, const language_model& model) {
+calibration_samples make_samples(const compress_options& options, const language_model& model,
+                                 std::int64_t needed) {
   const std::int64_t length = (std::min)(options.seqlen, model.config().max_positions);
-  const std::int64_t needed = samples_needed(options);
   if (!options.calibration.empty()) {
     calibration_samples samples = cut_file(options, model, length);
-    samples.calibration = samples.calibration.first(needed);
+    const sample_set own =
+        write_samples(model, {.count = needed * options.self_samples / all_samples(options),
+                              .length = length,
+                              .sampling = {.seed = options.seed}});
+    samples.calibration = mixed(samples.calibration, own, options.self_samples, needed);
     return samples;
   }
-  const std::int64_t count = needed + options.heldout_samples;
-  if (count == 0) return {{length, {}}, {length, {}}};
-  fraction_progress bar("sampling");
   // The held-out samples do not depend on how many of those before them are needed.
-  const auto ids = sample_texts(model, {.count = count,
-                                        .first = options.samples - needed,
-                                        .length = length,
-                                        .sampling = {.seed = options.seed},
-                                        .progress = std::ref(bar)});
-  const auto split = ids.begin() + needed * length;
-  return {{length, {ids.begin(), split}}, {length, {split, ids.end()}}};
+  const sample_set all = write_samples(model, {.count = needed + options.heldout_samples,
+                                               .first = options.samples - needed,
+                                               .length = length,
+                                               .sampling = {.seed = options.seed}});
+  const auto split = all.ids.begin() + needed * length;
+  return {{length, {all.ids.begin(), split}}, {length, {split, all.ids.end()}}};
+}
+
+calibration_samples make_samples(const compress_options& options, const language_model& model) {
+  return make_samples(options, model, samples_needed(options));
 }
 
 void save_samples(const std::filesystem::path& file, const calibration_samples& samples) {

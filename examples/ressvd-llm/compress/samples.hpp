@@ -33,8 +33,12 @@ struct calibration_samples {
 // cut from a file at random starts (or its first windows). Held-out windows are drawn after the
 // calibration ones; those of a file come from its last tenth, which calibration leaves alone, or,
 // with its first windows in use, from what follows them.
+// options.self_samples windows that the model writes are spread evenly among those of a file.
 // Throws file_error when the file is too short.
 calibration_samples make_samples(const compress_options& options, const language_model& model);
+// Only the first `needed` ones of a calibration with a file; the last ones of the model's own.
+calibration_samples make_samples(const compress_options& options, const language_model& model,
+                                 std::int64_t needed);
 
 // For a resumed run: the samples in a file of their own, and read back. Throws file_error for ids
 // that the model does not have.

@@ -76,10 +76,25 @@ TEST_CASE("the default is the preset best, and every run says what it chose and 
     CHECK(result.status == 0);
     CHECK(result.err.substr(0, result.err.find('\n')).starts_with(line));
   };
-  const std::string best = "--method kfac-svd --allocation fisher --retruncate --refine 8";
+  const std::string best = "--method kfac-svd --allocation fisher --retruncate --refine 4";
   said({}, "preset best: " + best + ", the closest to the original");
   check_choice(c, "kfac-svd", "fisher", true);
   CHECK(c.options()["output_power"] == 0.25);
+  // A text gets as many samples of the model's own beside it.
+  const std::string text = (c.directory() / "text.u16").string();
+  std::string ids;
+  for (int i = 0; i < 1000; ++i)
+    ids += {static_cast<char>(i * i % 31), '\0'};
+  llm_test::write(text, ids);
+  const std::string mixed =
+      "--method kfac-svd --allocation fisher --retruncate --self-samples 8 --refine 4";
+  said({"--calibration", text}, "preset best: " + mixed + ", the closest");
+  CHECK(c.report()["samples"]["count"] == 16);
+  CHECK(c.report()["samples"]["self"] == 8);
+  said({"--calibration", text, "--self-samples", "0"}, "preset best, changed: " + best);
+  CHECK(c.report()["samples"]["count"] == 8);
+  said({"--preset", "fast", "--calibration", text, "--self-samples", "3"},
+       "preset fast, changed: --method kfac-svd --allocation fisher --self-samples 3");
   said({"--preset", "fast"}, "preset fast: --method kfac-svd --allocation fisher, ");
   check_choice(c, "kfac-svd", "fisher", false);
   said({"--preset", "ressvd"},
@@ -133,7 +148,7 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   };
   refused({"--allocation", "sensitivity", "--last-layers", "3"},
           "--last-layers has no effect with --method kfac-svd --allocation sensitivity "
-          "--retruncate --refine 8; it goes with --allocation last-layers");
+          "--retruncate --refine 4; it goes with --allocation last-layers");
   without_effect({"--allocation", "uniform", "--last-layers", "5"});
   without_effect({"--allocation", "importance", "--last-layers", "5"});
   without_effect({"--allocation", "importance", "--last-layers", "all"});
@@ -142,10 +157,12 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   without_effect({"--beta", "0.1"});
   without_effect({"--method", "svd-llm", "--update-target", "0.5"});
   without_effect({"--method", "svd-llm", "--update", "--ridge", "0.5"});
-  for (const char* option :
-       {"--refine-samples", "--refine-batch", "--refine-rate", "--refine-decay"})
+  for (const char* option : {"--refine-samples", "--refine-batch", "--refine-rate",
+                             "--refine-decay", "--refine-patience"})
     without_effect({"--method", "svd-llm", option, "2"});
   without_effect({"--method", "svd-llm", "--refine-anchor", "0.5"});
+  without_effect({"--method", "svd-llm", "--refine-curvature", "0.5"});
+  without_effect({"--self-samples", "3"});
   without_effect({"--method", "svd-llm", "--alpha", "0.5"});
   without_effect({"--method", "svd-llm", "--fisher", "file"});
   without_effect({"--method", "svd-llm", "--iterations", "1"});

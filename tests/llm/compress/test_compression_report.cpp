@@ -21,7 +21,7 @@ compression_report whole_report() {
   r.method = "tempered";
   r.allocation = "sensitivity";
   r.options = R"({"allocation":"sensitivity","method":"tempered","ratio":0.4})";
-  r.samples = {.count = 3, .length = 16, .source = "self"};
+  r.samples = {.count = 3, .length = 16, .source = "text.txt", .self = 1};
   r.requested_ratio = 0.4;
   r.achieved_ratio = 0.41;
   r.choice = {.last_layers = 2,
@@ -43,8 +43,8 @@ compression_report whole_report() {
                  factors_report{3, 3, std::nullopt, std::nullopt, std::nullopt, singular, 4, 0.5}}};
   r.refinement = refinement_report{7,
                                    2,
-                                   {{0, {0.5, 0.4}, {0.3, 0.2}, 3, 1, 5e-4, 1.25},
-                                    {1, {0.7, 0.6}, {0.7, 0.6}, 0, 4, 1e-4, 2.5}}};
+                                   {{0, {0.5, 0.4}, {0.3, 0.2}, 3, 4, 1, 5e-4, 1.25},
+                                    {1, {0.7, 0.6}, {0.7, 0.6}, 0, 2, 4, 1e-4, 2.5}}};
   r.heldout = {4, 64, 20.5, 21.5, 0.125};
   r.seconds = {{"factoring", 1.5}, {"sampling", 0.5}};
   r.memory = {.program = 10, .estimate = 20, .peak = 30};
@@ -98,8 +98,9 @@ TEST_CASE("the keys of a report are those that files already have", "[report]") 
                                               "whitening", "numerical_rank", "seconds"});
   CHECK(json["matrices"][0]["rank"].is_null());
   CHECK(keys_of(json["refinement"]) == names{"training_windows", "heldout_windows", "blocks"});
-  CHECK(keys_of(json["refinement"]["blocks"][0]) ==
-        names{"layer", "before", "after", "epochs", "halvings", "rate", "seconds"});
+  CHECK(keys_of(json["refinement"]["blocks"][0]) == names{"layer", "before", "after", "epochs",
+                                                          "trained_epochs", "halvings", "rate",
+                                                          "seconds"});
   CHECK(keys_of(json["heldout"]) ==
         names{"windows", "tokens", "original_perplexity", "compressed_perplexity", "divergence"});
 }

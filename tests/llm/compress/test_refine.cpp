@@ -15,6 +15,7 @@
 
 #include "compress/block_refinement.hpp"
 #include "compress/compress.hpp"
+#include "compress/error_metric.hpp"
 #include "compress/samples.hpp"
 #include "io/checkpoint.hpp"
 #include "io/error.hpp"
@@ -39,7 +40,7 @@ using ressvd::factored_form;
 compress_options refined_compression(const fs::path& model, const fs::path& output) {
   compress_options o = testing::short_compression(model, output);
   o.samples = 96;
-  o.refine = {.epochs = 4, .batch = 4, .rate = 5e-3};
+  o.refine = {.epochs = 4, .samples = 48, .batch = 4, .rate = 5e-3};
   return o;
 }
 
@@ -131,6 +132,52 @@ TEST_CASE("the objective's gradient at the output is that of the squared error",
                    static_cast<double>(gradient[i])) < 1e-5);
   }
   CHECK(loss > 0);
+}
+
+TEST_CASE("the same in a metric", "[refine]") {
+  constexpr std::int64_t width = 5;
+  constexpr std::int64_t tokens = 8;
+  const std::vector<float> root = random_values(width * width, 3);
+  std::vector<float> values(root.size());
+  for (std::int64_t i = 0; i < width; ++i)
+    for (std::int64_t j = 0; j < width; ++j)
+      for (std::int64_t k = 0; k < width; ++k)
+        values[static_cast<std::size_t>(i * width + j)] +=
+            root[static_cast<std::size_t>(i * width + k)] *
+            root[static_cast<std::size_t>(j * width + k)];
+  const weight_matrix metric(width, width, values);
+  const std::vector<float> target = random_values(tokens * width, 1);
+  const std::vector<float> output = random_values(tokens * width, 2);
+  const auto loss_at = [&](std::vector<float> x, const weight_matrix& m) {
+    return squared_error_gradient(target.data(), tokens * width, m, 0.25, x.data());
+  };
+  CHECK(loss_at(target, metric) == 0);
+  std::vector<float> gradient = output;
+  const double loss =
+      squared_error_gradient(target.data(), tokens * width, metric, 0.25, gradient.data());
+  for (std::size_t i = 0; i < output.size(); i += 3) {
+    constexpr float h = 0x1p-6f;
+    std::vector<float> up = output;
+    std::vector<float> down = output;
+    up[i] += h;
+    down[i] -= h;
+    CHECK(std::abs((loss_at(up, metric) - loss_at(down, metric)) / (2 * static_cast<double>(h)) -
+                   static_cast<double>(gradient[i])) < 1e-4);
+  }
+  const window_errors errors = errors_of(output, target, 4 * width, metric);
+  REQUIRE(errors.differences.size() == 2);
+  CHECK(std::abs(0.25 * (errors.differences[0] + errors.differences[1]) - loss) < 1e-5 * loss);
+  const window_errors from_zero =
+      errors_of(target, std::vector<float>(target.size()), 4 * width, metric);
+  CHECK(std::abs(errors.targets[1] - from_zero.differences[1]) < 1e-5 * errors.targets[1]);
+
+  std::vector<float> ones(width * width);
+  for (std::size_t i = 0; i < ones.size(); i += width + 1)
+    ones[i] = 1;
+  const weight_matrix identity(width, width, ones);
+  CHECK(std::abs(loss_at(output, identity) - loss_at(output, {})) < 1e-6);
+  CHECK(std::abs(errors_of(output, target, width, identity).relative(1, 7) -
+                 errors_of(output, target, width).relative(1, 7)) < 1e-6);
 }
 
 TEST_CASE("a block's errors are those of its windows", "[refine]") {
@@ -265,7 +312,7 @@ TEST_CASE("where training does not help the closed form is kept and the report s
     INFO("rate " << rate);
     o.output = directory / "refined";
     fs::remove_all(o.output);
-    o.refine = {.epochs = 6, .batch = 2, .rate = rate};
+    o.refine = {.epochs = 6, .samples = 12, .batch = 2, .rate = rate};
     const compression_report report = compress(o);
     for (const refined_block& block : report.refinement->blocks) {
       CHECK(block.epochs == 0);
@@ -278,6 +325,35 @@ TEST_CASE("where training does not help the closed form is kept and the report s
   }
 }
 
+TEST_CASE("a block ends where its error has not fallen for some epochs", "[refine]") {
+  const fixture f("llama");
+  const temporary_directory directory;
+  compress_options o = testing::short_compression(f.directory, directory / "out");
+  compress(o);
+  const language_model model = language_model::open(o.output);
+  const hidden_states input = random_values(24 * 8 * f.config.hidden_size, 3);
+  hidden_states target = input;
+  cpu_forward(f.config).layer(language_model::open(f.directory).layer(0), target.data(), 24 * 8, 8,
+                              nullptr);
+  const auto refined = [&](double rate, std::int64_t patience) {
+    layer_weights weights = model.layer(0);
+    block_refinement refinement(f.config,
+                                {.epochs = 9, .batch = 4, .rate = rate, .patience = patience}, 1);
+    return refinement.refine(0, weights, {input, target, 8, 20}, [] {});
+  };
+  // Nothing moves at rate 0.
+  CHECK(refined(0, 0).trained_epochs == 9);
+  for (const std::int64_t patience : {1, 2, 5}) {
+    CHECK(refined(0, patience).trained_epochs == patience);
+    CHECK(refined(0, patience).epochs == 0);
+    // The best state counts from where it is.
+    const refined_block some = refined(0.001, patience);
+    CHECK(some.epochs > 0);
+    CHECK(some.trained_epochs <= some.epochs + patience);
+  }
+  CHECK(refined(0.001, 9).epochs == refined(0.001, 0).epochs);
+}
+
 TEST_CASE("a rate that is too high is halved until steps help", "[refine]") {
   const fixture f("llama");
   const temporary_directory directory;
@@ -286,7 +362,7 @@ TEST_CASE("a rate that is too high is halved until steps help", "[refine]") {
   bool halved = false;
   for (const double rate : {0.1, 0.2, 0.4}) {
     fs::remove_all(o.output);
-    o.refine = {.epochs = 20, .batch = 4, .rate = rate};
+    o.refine = {.epochs = 20, .samples = 48, .batch = 4, .rate = rate};
     const compression_report report = compress(o);
     for (const refined_block& block : report.refinement->blocks)
       halved = halved || (block.halvings > 0 && block.epochs > 0);
@@ -415,6 +491,109 @@ TEST_CASE("what is trained in float32 is rounded to the output's type", "[refine
   }
 }
 
+TEST_CASE("the curvature at the outputs changes what is aimed at", "[refine]") {
+  const fixture f("gemma2");
+  const temporary_directory directory;
+  const auto refined = [&](const char* name, double curvature) {
+    compress_options o = refined_compression(f.directory, directory / name);
+    o.refine.curvature = curvature;
+    const compression_report report = compress(o);
+    const auto [before, after] = training_errors(*report.refinement);
+    CHECK(after < 0.9 * before);
+    require_heldout_never_rises(*report.refinement);
+    return tensors_of(o.output);
+  };
+  const tensors plain = refined("plain", 0);
+  CHECK(!changed(plain, refined("half", 0.5)).empty());
+  CHECK(!changed(plain, refined("whole", 1)).empty());
+}
+
+TEST_CASE("the metric of a layer's output is the mean square of the gradients there", "[refine]") {
+  const fixture f("llama3");
+  const language_model model = language_model::open(f.directory);
+  model_passes passes(model);
+  const sample_set samples{.length = 20, .ids = f.tokens};
+  const std::int64_t width = f.config.hidden_size;
+  hidden_states gradient = passes.final_original(samples);
+  cpu_backward(f.config).loss(model.outer(), samples.ids, samples.length,
+                              {.source = label_source::drawn, .seed = 5}, gradient.data());
+  std::vector<double> h(static_cast<std::size_t>(width * width));
+  double trace = 0;
+  for (std::int64_t t = 0; t < samples.tokens(); ++t) {
+    const float* g = gradient.data() + t * width;
+    for (std::int64_t i = 0; i < width; ++i) {
+      trace += static_cast<double>(g[i]) * static_cast<double>(g[i]);
+      for (std::int64_t j = 0; j < width; ++j)
+        h[static_cast<std::size_t>(i * width + j)] +=
+            static_cast<double>(g[i]) * static_cast<double>(g[j]);
+    }
+  }
+  for (const double share : {0.0, 0.25, 1.0}) {
+    const auto metrics = error_metrics(passes, samples, 5, share);
+    REQUIRE(std::ssize(metrics) == f.config.layers);
+    const std::vector<float> last = metrics.back().values();
+    for (std::int64_t i = 0; i < width; ++i) {
+      for (std::int64_t j = 0; j < width; ++j) {
+        const auto at = static_cast<std::size_t>(i * width + j);
+        const double expected =
+            share * h[at] * static_cast<double>(width) / trace + (i == j ? 1 - share : 0);
+        CHECK(std::abs(static_cast<double>(last[at]) - expected) < 1e-4);
+        CHECK(last[at] == last[static_cast<std::size_t>(j * width + i)]);
+      }
+    }
+  }
+}
+
+TEST_CASE("samples that the model writes are mixed in evenly", "[samples]") {
+  const fixture f("llama");
+  const language_model model = language_model::open(f.directory);
+  const temporary_directory directory;
+  compress_options o = testing::short_compression(f.directory, directory / "out");
+  o.samples = 9;
+  const auto windows_of = [&](const compress_options& options) {
+    const sample_set set = make_samples(options, model).calibration;
+    std::vector<std::vector<std::int32_t>> windows;
+    for (std::int64_t i = 0; i < set.count(); ++i)
+      windows.emplace_back(set.ids.begin() + i * set.length,
+                           set.ids.begin() + (i + 1) * set.length);
+    return windows;
+  };
+  const auto own = windows_of(o);
+  o.calibration = directory / "text.u16";
+  write_random_tokens(o.calibration, f.config.vocab, 4000);
+  const auto text = windows_of(o);
+  o.self_samples = 5;
+  const auto mixed = windows_of(o);
+  REQUIRE(mixed.size() == 14);
+  std::size_t written = 0;
+  for (std::size_t i = 0; i < mixed.size(); ++i) {
+    if (written < 5 && mixed[i] == own[written])
+      ++written;
+    else
+      CHECK(mixed[i] == text[i - written]);
+    CHECK(written == (i + 1) * 5 / 14);
+  }
+  // Of a part the share is the same, and the run's report and key have the number.
+  o.refine = {.epochs = 1, .batch = 4, .rate = 1e-3};
+  CHECK(samples_of_refinement(o) == 14);
+  o.refine.samples = 7;
+  const compression_report report = compress(o);
+  CHECK(report.samples.count == 14);
+  CHECK(report.samples.self == 5);
+  CHECK(report.refinement->training_windows + report.refinement->heldout_windows == 7);
+  CHECK(nlohmann::json::parse(report.options)["self_samples"] == 5);
+
+  // Refining afterwards sees the same windows.
+  const tensors at_once = tensors_of(o.output);
+  const refine_options refine_as = o.refine;
+  o.output = directory / "compressed";
+  o.refine = {};
+  compress(o);
+  o.refine = refine_as;
+  refine(run_after(o, directory / "refined"));
+  CHECK(changed(tensors_of(directory / "refined"), at_once).empty());
+}
+
 TEST_CASE("an anchor and a decay change what is aimed at", "[refine]") {
   const fixture f("llama");
   const temporary_directory directory;
@@ -429,7 +608,7 @@ TEST_CASE("an anchor and a decay change what is aimed at", "[refine]") {
     }
     return tensors_of(o.output);
   };
-  const refine_options usual{.epochs = 4, .batch = 4, .rate = 5e-3};
+  const refine_options usual{.epochs = 4, .samples = 48, .batch = 4, .rate = 5e-3};
   const tensors closed = refined("closed", {});
   const tensors free = refined("free", usual);
   refine_options pulled = usual;

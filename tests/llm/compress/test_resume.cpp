@@ -58,8 +58,14 @@ std::vector<compress_options> slow_runs(const fs::path& model, const fs::path& o
   runs[5].refine = {.epochs = 2, .batch = 2, .rate = 5e-3};
   runs[6] = runs[3];
   runs[6].rank_multiple = 4;
-  runs[6].refine = {
-      .epochs = 2, .samples = 9, .batch = 4, .rate = 5e-3, .dense = true, .norms = true};
+  runs[6].refine = {.epochs = 3,
+                    .samples = 9,
+                    .batch = 4,
+                    .rate = 5e-3,
+                    .curvature = 0.5,
+                    .patience = 1,
+                    .dense = true,
+                    .norms = true};
   return runs;
 }
 
