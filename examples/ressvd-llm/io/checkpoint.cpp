@@ -93,13 +93,13 @@ struct checkpoint::contents {
       }
       const std::size_t bytes = whole.data.size() / static_cast<std::size_t>(config.experts);
       for (std::int64_t e = 0; e < config.experts; ++e) {
-        entry one = whole;
-        one.view.name = expert_part(config, name, e);
-        one.view.shape.erase(one.view.shape.begin());
-        one.data = whole.data.subspan(static_cast<std::size_t>(e) * bytes, bytes);
-        one.view.data = one.data.data();
-        const std::string under = one.view.name;
-        add(under, std::move(one));
+        entry own = whole;
+        own.view.name = expert_part(config, name, e);
+        own.view.shape.erase(own.view.shape.begin());
+        own.data = whole.data.subspan(static_cast<std::size_t>(e) * bytes, bytes);
+        own.view.data = own.data.data();
+        const std::string under = own.view.name;
+        add(under, std::move(own));
       }
     }
   }
