@@ -131,7 +131,6 @@ constexpr std::array rules{
     option_rule{"--refine-rate", "--refine", by_refinement},
     option_rule{"--refine-decay", "--refine", by_refinement},
     option_rule{"--refine-anchor", "--refine", by_refinement},
-    option_rule{"--refine-curvature", "--refine", by_refinement},
     option_rule{"--refine-patience", "--refine", by_refinement},
     option_rule{"--refine-dense", "--refine", by_refinement},
     option_rule{"--refine-norms", "--refine", by_refinement},
@@ -421,13 +420,6 @@ void add_refine_options(CLI::App& command, compress_line& line) {
       .add_option("--refine-anchor", o.anchor,
                   "Share of the original block's output for the compressed model's own states in "
                   "the target")
-      ->check(number(0, 1))
-      ->capture_default_str()
-      ->group(group);
-  command
-      .add_option(
-          "--refine-curvature", o.curvature,
-          "Share of the error that is weighted by the loss's curvature at the block's output")
       ->check(number(0, 1))
       ->capture_default_str()
       ->group(group);

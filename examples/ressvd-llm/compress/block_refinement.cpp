@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <functional>
 #include <memory>
 #include <numeric>
 #include <utility>
@@ -91,46 +90,6 @@ double squared_error_gradient(const float* target, std::int64_t count, double sc
     const double d = static_cast<double>(output[i]) - static_cast<double>(target[i]);
     sum += d * d;
     output[i] = static_cast<float>(2 * scale * d);
-  }
-  return scale * sum;
-}
-
-window_errors errors_of(const hidden_states& output, const hidden_states& target,
-                        std::int64_t window_size, const weight_matrix& metric) {
-  if (metric.empty()) return errors_of(output, target, window_size);
-  const auto size = static_cast<std::size_t>(window_size);
-  const std::int64_t tokens = window_size / metric.rows();
-  std::vector<float> difference(size);
-  std::vector<float> product(size);
-  const auto square = [&](const float* values) {
-    std::ranges::fill(product, 0.0f);
-    multiply_add(values, tokens, metric, product.data());
-    return std::inner_product(product.begin(), product.end(), values, 0.0, std::plus<>(),
-                              [](double a, double b) { return a * b; });
-  };
-  window_errors errors;
-  for (std::size_t first = 0; first < output.size(); first += size) {
-    for (std::size_t i = 0; i < size; ++i)
-      difference[i] = output[first + i] - target[first + i];
-    errors.differences.push_back(square(difference.data()));
-    errors.targets.push_back(square(target.data() + first));
-  }
-  return errors;
-}
-
-double squared_error_gradient(const float* target, std::int64_t count, const weight_matrix& metric,
-                              double scale, float* output) {
-  if (metric.empty()) return squared_error_gradient(target, count, scale, output);
-  std::vector<float> difference(output, output + count);
-  for (std::int64_t i = 0; i < count; ++i)
-    difference[static_cast<std::size_t>(i)] -= target[i];
-  std::fill_n(output, count, 0.0f);
-  multiply_add(difference.data(), count / metric.rows(), metric, output);
-  double sum = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    sum += static_cast<double>(output[i]) *
-           static_cast<double>(difference[static_cast<std::size_t>(i)]);
-    output[i] = static_cast<float>(2 * scale * static_cast<double>(output[i]));
   }
   return scale * sum;
 }
@@ -233,7 +192,7 @@ refined_block block_refinement::refine(std::int64_t layer, layer_weights& weight
 
   hidden_states outputs = samples.input;
   forward_.layer(weights, outputs.data(), windows * length, length, nullptr);
-  const window_errors closed = errors_of(outputs, samples.target, size, samples.metric);
+  const window_errors closed = errors_of(outputs, samples.target, size);
   refined_block report{.layer = layer,
                        .before = {closed.relative(0, training), closed.relative(training, windows)},
                        .after = {},
@@ -262,7 +221,7 @@ refined_block block_refinement::refine(std::int64_t layer, layer_weights& weight
   const auto heldout_error = [&] {
     outputs.assign(samples.input.begin() + training * size, samples.input.end());
     forward_.layer(block.weights, outputs.data(), (windows - training) * length, length, nullptr);
-    return errors_of(outputs, heldout_target, size, samples.metric).relative(0, windows - training);
+    return errors_of(outputs, heldout_target, size).relative(0, windows - training);
   };
 
   const std::int64_t all = steps(training);
@@ -288,7 +247,7 @@ refined_block block_refinement::refine(std::int64_t layer, layer_weights& weight
     backward_.layer(block.weights, x.data(), std::ssize(batch) * length, length,
                     [&](std::int64_t first, std::int64_t tokens, float* output) {
                       loss += squared_error_gradient(target.data() + first * width, tokens * width,
-                                                     samples.metric, 1 / squares, output);
+                                                     1 / squares, output);
                     },
                     nullptr, {.parameters = &block.gradients});
     if (!(loss <= rising * before / squares)) return false;

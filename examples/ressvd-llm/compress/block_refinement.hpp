@@ -29,7 +29,6 @@ struct block_samples {
   const hidden_states& target;
   std::int64_t window_length = 0;
   std::int64_t training_windows = 0;
-  weight_matrix metric = {}; // of the error, see error_metric; empty: the identity
 };
 
 // One thread at a time may use it.
@@ -67,17 +66,8 @@ struct window_errors {
 window_errors errors_of(const hidden_states& output, const hidden_states& target,
                         std::int64_t window_size);
 
-// The same of (o − t)ᵀM(o − t) and tᵀMt, for the symmetric metric M of a position's states; without
-// one as above.
-window_errors errors_of(const hidden_states& output, const hidden_states& target,
-                        std::int64_t window_size, const weight_matrix& metric);
-
 // In place of outputs the loss's gradient there, 2(o − t)·scale; returns Σ(o − t)²·scale.
 double squared_error_gradient(const float* target, std::int64_t count, double scale, float* output);
-
-// The same for (o − t)ᵀM(o − t).
-double squared_error_gradient(const float* target, std::int64_t count, const weight_matrix& metric,
-                              double scale, float* output);
 
 // The factors of pairs and the like as float32 values that can be changed in place, pairs with
 // equal norms of U's columns and V's rows.

@@ -90,7 +90,6 @@ loss_result pass_gradients(
                        gradient.data(), {.observer = observer});
         done = true;
       };
-      if (options.at_output) options.at_output(layer, gradient);
       visit(layer, back);
       if (!done) back(nullptr);
       inputs.pop_back();

@@ -22,8 +22,6 @@ struct gradient_pass_options {
   label_options labels = {};
   std::int64_t first_layer = 0; // no gradients are needed in layers before it
   std::function<layer_weights(std::int64_t)> layer = {}; // absent: the original's
-  // Called with the gradients at a layer's output, before the layer is visited.
-  std::function<void(std::int64_t layer, const hidden_states& gradient)> at_output = {};
 };
 
 // One layer's backward pass, with an observer of its gradients or none.

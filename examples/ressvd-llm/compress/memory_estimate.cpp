@@ -103,11 +103,9 @@ std::uint64_t estimate_refinement_memory(const refine_options& options, const mo
   // Closed form, values, gradients, two means of them, best values and those that follow them, and
   // a centre.
   const std::uint64_t parameters = bytes(8 * area, 4);
-  const std::uint64_t metrics =
-      options.curvature > 0 ? bytes(config.layers * config.hidden_size * config.hidden_size, 4) : 0;
   // A forward pass of its own, and that within the backward one.
   const std::int64_t threads = thread_count();
-  return states + parameters + metrics + 2 * forward_buffers(config, window_length, threads) +
+  return states + parameters + 2 * forward_buffers(config, window_length, threads) +
          backward_buffers(config, window_length, threads);
 }
 

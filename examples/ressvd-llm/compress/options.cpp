@@ -126,7 +126,6 @@ std::string fingerprint(const compress_options& o) {
     fields["refine_rate"] = o.refine.rate;
     fields["refine_decay"] = o.refine.decay;
     fields["refine_anchor"] = o.refine.anchor;
-    fields["refine_curvature"] = o.refine.curvature;
     fields["refine_patience"] = o.refine.patience;
     fields["refine_dense"] = o.refine.dense;
     fields["refine_norms"] = o.refine.norms;

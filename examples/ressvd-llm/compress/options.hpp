@@ -36,7 +36,6 @@ struct refine_options {
   double rate = 1e-3;                       // the highest
   double decay = 0;                         // towards the closed form
   double anchor = 0;                        // share of the original block on the compressed prefix
-  double curvature = 0;                     // share of the error that the loss's curvature weighs
   std::int64_t patience = 0;                // epochs without a better state; 0: all are run
   bool dense = false;                       // matrices that stayed dense too
   bool norms = false;                       // scales of norms too

@@ -7,7 +7,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include "compress/error_metric.hpp"
 #include "compress/resume.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
@@ -15,9 +14,6 @@
 
 namespace ressvd_llm {
 namespace {
-
-// More hardly change a sum over so many positions.
-constexpr std::int64_t metric_windows = 32;
 
 // A tenth, two of them at least where that leaves one for training.
 std::int64_t held_out(std::int64_t windows) {
@@ -45,9 +41,6 @@ sequential_refinement::sequential_refinement(model_passes& passes, const refine_
       original_(passes.embed(samples)) {
   if (windows_ < 2)
     throw usage_error("--refine needs at least 2 samples: one to train on, one to judge by");
-  if (options.curvature > 0)
-    metrics_ = error_metrics(passes, samples.first((std::min)(training_, metric_windows)), seed,
-                             options.curvature);
 }
 
 std::optional<refined_block> sequential_refinement::refine(layer_weights& weights,
@@ -67,19 +60,16 @@ std::optional<refined_block> sequential_refinement::refine(layer_weights& weight
       mixed[i] = share * mixed[i] + (1 - share) * original_[i];
   }
   const hidden_states& target = anchor_ > 0 ? mixed : original_;
-  const weight_matrix metric =
-      metrics_.empty() ? weight_matrix{} : metrics_[static_cast<std::size_t>(layer_)];
   refined_block report = block_.refine(layer_, weights,
                                        {.input = compressed_,
                                         .target = target,
                                         .window_length = length_,
-                                        .training_windows = training_,
-                                        .metric = metric},
+                                        .training_windows = training_},
                                        stepped);
   passes_.run(weights, compressed_, length_);
   ++layer_;
   const window_errors errors =
-      errors_of(compressed_, target, length_ * passes_.config().hidden_size, metric);
+      errors_of(compressed_, target, length_ * passes_.config().hidden_size);
   report.after = {errors.relative(0, training_), errors.relative(training_, windows_)};
   return report;
 }

@@ -41,7 +41,6 @@ class sequential_refinement {
   model_passes& passes_;
   block_refinement block_;
   double anchor_;
-  std::vector<weight_matrix> metrics_; // of the layers' outputs, or none
   std::int64_t length_;
   std::int64_t windows_;
   std::int64_t training_;

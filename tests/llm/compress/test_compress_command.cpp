@@ -161,7 +161,6 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
                              "--refine-decay", "--refine-patience"})
     without_effect({"--method", "svd-llm", option, "2"});
   without_effect({"--method", "svd-llm", "--refine-anchor", "0.5"});
-  without_effect({"--method", "svd-llm", "--refine-curvature", "0.5"});
   without_effect({"--self-samples", "3"});
   without_effect({"--method", "svd-llm", "--alpha", "0.5"});
   without_effect({"--method", "svd-llm", "--fisher", "file"});

@@ -15,7 +15,6 @@
 
 #include "compress/block_refinement.hpp"
 #include "compress/compress.hpp"
-#include "compress/error_metric.hpp"
 #include "compress/samples.hpp"
 #include "io/checkpoint.hpp"
 #include "io/error.hpp"
@@ -132,52 +131,6 @@ TEST_CASE("the objective's gradient at the output is that of the squared error",
                    static_cast<double>(gradient[i])) < 1e-5);
   }
   CHECK(loss > 0);
-}
-
-TEST_CASE("the same in a metric", "[refine]") {
-  constexpr std::int64_t width = 5;
-  constexpr std::int64_t tokens = 8;
-  const std::vector<float> root = random_values(width * width, 3);
-  std::vector<float> values(root.size());
-  for (std::int64_t i = 0; i < width; ++i)
-    for (std::int64_t j = 0; j < width; ++j)
-      for (std::int64_t k = 0; k < width; ++k)
-        values[static_cast<std::size_t>(i * width + j)] +=
-            root[static_cast<std::size_t>(i * width + k)] *
-            root[static_cast<std::size_t>(j * width + k)];
-  const weight_matrix metric(width, width, values);
-  const std::vector<float> target = random_values(tokens * width, 1);
-  const std::vector<float> output = random_values(tokens * width, 2);
-  const auto loss_at = [&](std::vector<float> x, const weight_matrix& m) {
-    return squared_error_gradient(target.data(), tokens * width, m, 0.25, x.data());
-  };
-  CHECK(loss_at(target, metric) == 0);
-  std::vector<float> gradient = output;
-  const double loss =
-      squared_error_gradient(target.data(), tokens * width, metric, 0.25, gradient.data());
-  for (std::size_t i = 0; i < output.size(); i += 3) {
-    constexpr float h = 0x1p-6f;
-    std::vector<float> up = output;
-    std::vector<float> down = output;
-    up[i] += h;
-    down[i] -= h;
-    CHECK(std::abs((loss_at(up, metric) - loss_at(down, metric)) / (2 * static_cast<double>(h)) -
-                   static_cast<double>(gradient[i])) < 1e-4);
-  }
-  const window_errors errors = errors_of(output, target, 4 * width, metric);
-  REQUIRE(errors.differences.size() == 2);
-  CHECK(std::abs(0.25 * (errors.differences[0] + errors.differences[1]) - loss) < 1e-5 * loss);
-  const window_errors from_zero =
-      errors_of(target, std::vector<float>(target.size()), 4 * width, metric);
-  CHECK(std::abs(errors.targets[1] - from_zero.differences[1]) < 1e-5 * errors.targets[1]);
-
-  std::vector<float> ones(width * width);
-  for (std::size_t i = 0; i < ones.size(); i += width + 1)
-    ones[i] = 1;
-  const weight_matrix identity(width, width, ones);
-  CHECK(std::abs(loss_at(output, identity) - loss_at(output, {})) < 1e-6);
-  CHECK(std::abs(errors_of(output, target, width, identity).relative(1, 7) -
-                 errors_of(output, target, width).relative(1, 7)) < 1e-6);
 }
 
 TEST_CASE("a block's errors are those of its windows", "[refine]") {
@@ -488,59 +441,6 @@ TEST_CASE("what is trained in float32 is rounded to the output's type", "[refine
     for (std::size_t i = 0; i < values.size(); ++i)
       close = close && std::abs(other[i] - values[i]) <= 0x1p-8f * std::abs(values[i]);
     CHECK(close);
-  }
-}
-
-TEST_CASE("the curvature at the outputs changes what is aimed at", "[refine]") {
-  const fixture f("gemma2");
-  const temporary_directory directory;
-  const auto refined = [&](const char* name, double curvature) {
-    compress_options o = refined_compression(f.directory, directory / name);
-    o.refine.curvature = curvature;
-    const compression_report report = compress(o);
-    const auto [before, after] = training_errors(*report.refinement);
-    CHECK(after < 0.9 * before);
-    require_heldout_never_rises(*report.refinement);
-    return tensors_of(o.output);
-  };
-  const tensors plain = refined("plain", 0);
-  CHECK(!changed(plain, refined("half", 0.5)).empty());
-  CHECK(!changed(plain, refined("whole", 1)).empty());
-}
-
-TEST_CASE("the metric of a layer's output is the mean square of the gradients there", "[refine]") {
-  const fixture f("llama3");
-  const language_model model = language_model::open(f.directory);
-  model_passes passes(model);
-  const sample_set samples{.length = 20, .ids = f.tokens};
-  const std::int64_t width = f.config.hidden_size;
-  hidden_states gradient = passes.final_original(samples);
-  cpu_backward(f.config).loss(model.outer(), samples.ids, samples.length,
-                              {.source = label_source::drawn, .seed = 5}, gradient.data());
-  std::vector<double> h(static_cast<std::size_t>(width * width));
-  double trace = 0;
-  for (std::int64_t t = 0; t < samples.tokens(); ++t) {
-    const float* g = gradient.data() + t * width;
-    for (std::int64_t i = 0; i < width; ++i) {
-      trace += static_cast<double>(g[i]) * static_cast<double>(g[i]);
-      for (std::int64_t j = 0; j < width; ++j)
-        h[static_cast<std::size_t>(i * width + j)] +=
-            static_cast<double>(g[i]) * static_cast<double>(g[j]);
-    }
-  }
-  for (const double share : {0.0, 0.25, 1.0}) {
-    const auto metrics = error_metrics(passes, samples, 5, share);
-    REQUIRE(std::ssize(metrics) == f.config.layers);
-    const std::vector<float> last = metrics.back().values();
-    for (std::int64_t i = 0; i < width; ++i) {
-      for (std::int64_t j = 0; j < width; ++j) {
-        const auto at = static_cast<std::size_t>(i * width + j);
-        const double expected =
-            share * h[at] * static_cast<double>(width) / trace + (i == j ? 1 - share : 0);
-        CHECK(std::abs(static_cast<double>(last[at]) - expected) < 1e-4);
-        CHECK(last[at] == last[static_cast<std::size_t>(j * width + i)]);
-      }
-    }
   }
 }
 

@@ -62,7 +62,6 @@ std::vector<compress_options> slow_runs(const fs::path& model, const fs::path& o
                     .samples = 9,
                     .batch = 4,
                     .rate = 5e-3,
-                    .curvature = 0.5,
                     .patience = 1,
                     .dense = true,
                     .norms = true};
