@@ -12,6 +12,7 @@
 
 #include "io/checkpoint.hpp"
 #include "io/config.hpp"
+#include "io/error.hpp"
 #include "io/gguf_model.hpp"
 #include "io/gguf_tokenizer.hpp"
 #include "io/mapped_file.hpp"
@@ -81,28 +82,57 @@ bool trains_norms(const compress_options& options) {
   return refines(options) && options.refine.norms;
 }
 
+// The head size where a GGUF file has the rows of the tensor interleaved. What a model directory
+// holds beyond the model's layers may have any shape.
+std::int64_t heads_of(const language_model& model, const std::string& name, std::int64_t rows) {
+  const std::int64_t heads = interleaved_heads(model.config(), name);
+  if (heads > 0 && rows % heads != 0) {
+    throw file_error(model.source().path(), name,
+                     std::to_string(rows) + " rows are no whole heads of " + std::to_string(heads));
+  }
+  return heads;
+}
+
 // A tensor in the output's name and order of rows.
 void put(checkpoint_writer& writer, const language_model& model, const compress_options& options,
          const std::string& name, const std::vector<std::int64_t>& shape, std::vector<float> values,
          dtype type) {
   if (!to_gguf(options)) return writer.add(name, shape, values, type);
-  interleave_rows(values, shape.front(), interleaved_heads(model.config(), name));
-  writer.add(gguf_name(name), shape, values, type);
+  const model_config& config = model.config();
+  const std::int64_t rows = shape.empty() ? 1 : shape.front();
+  interleave_rows(values, rows, heads_of(model, name, rows));
+  if (const float added = added_in_gguf(config, name); added != 0) {
+    for (float& value : values)
+      value += added;
+  }
+  writer.add(gguf_name(config.family, name), shape, values, type);
 }
 
 // Bytes as they are, where the output can have them.
 bool copied(checkpoint_writer& writer, const language_model& model, const compress_options& options,
             tensor_view tensor) {
-  if (to_gguf(options)) {
-    if (tensor.shape.size() < 2 && tensor.type != dtype::f32) return false;
-    if (tensor.interleaved != interleaved_heads(model.config(), tensor.name)) return false;
-    tensor.interleaved = 0;
-    tensor.name = gguf_name(tensor.name);
-  } else if (is_quantised(tensor.type)) {
-    return false;
-  }
   const bool typed = tensor.shape.size() > 1 || !to_gguf(options);
   if (options.type && typed && *options.type != tensor.type) return false;
+  if (!to_gguf(options)) {
+    if (is_quantised(tensor.type) || tensor.added != 0) return false;
+    writer.add(tensor);
+    return true;
+  }
+  const model_config& config = model.config();
+  if (tensor.shape.size() < 2 && tensor.type != dtype::f32) return false;
+  if (tensor.added != added_in_gguf(config, tensor.name)) return false;
+  const std::int64_t heads = heads_of(model, tensor.name, tensor.rows());
+  std::vector<std::byte> rows;
+  if (tensor.interleaved != heads && tensor.rows() > 0) {
+    const auto row_bytes = static_cast<std::ptrdiff_t>(tensor.bytes()) / tensor.rows();
+    rows.resize(tensor.bytes());
+    for (std::int64_t row = 0; row < tensor.rows(); ++row)
+      std::copy_n(tensor.row(row), row_bytes, rows.begin() + stored_row(row, heads) * row_bytes);
+    tensor.data = rows.data();
+  }
+  tensor.interleaved = 0;
+  tensor.added = 0;
+  tensor.name = gguf_name(config.family, tensor.name);
   writer.add(tensor);
   return true;
 }
@@ -112,7 +142,7 @@ bool copied(checkpoint_writer& writer, const language_model& model, const compre
 bool belongs_to_gguf(const language_model& model, const std::string& name) {
   if (name == "lm_head.weight" && model.config().tied_embeddings)
     return embedding_name(model.source(), model.config()) == name;
-  return is_gguf(model.source().path()) || gguf_name(name) != name;
+  return is_gguf(model.source().path()) || gguf_name(model.config().family, name) != name;
 }
 
 // Phi-3 whose fused matrices are apart.
@@ -141,16 +171,28 @@ std::uint32_t file_type(dtype type) {
   }
 }
 
+// Pairs of describe_for_gguf() that do not begin with the architecture.
+bool is_described(std::string_view key) {
+  return key == "general.architecture" || key == "general.type" ||
+         key == "tokenizer.ggml.bos_token_id" || key == "tokenizer.ggml.eos_token_id";
+}
+
 gguf_pairs pairs_of(const language_model& model, const compress_options& options,
                     const std::optional<compressed_info>& info) {
   gguf_pairs pairs;
   if (is_gguf(options.model)) {
     const mapped_file original(options.model);
     const gguf_content content = read_gguf(options.model, original.bytes());
+    const std::string_view architecture = gguf_architecture(model.config());
+    const std::string source = *content.metadata.text("general.architecture");
+    const bool renamed = source != architecture; // Phi-3, whose fused matrices are apart
+    if (renamed) pairs = describe_for_gguf(model.config());
     for (const gguf_value& value : content.metadata.values()) {
-      const bool replaced = value.key == "general.alignment" || value.key == compressed_key ||
-                            (value.key == "general.file_type" && options.type) ||
-                            value.key == "general.quantization_version";
+      const bool replaced =
+          value.key == "general.alignment" || value.key == compressed_key ||
+          (value.key == "general.file_type" && options.type) ||
+          value.key == "general.quantization_version" ||
+          (renamed && (value.key.starts_with(source + ".") || is_described(value.key)));
       if (!replaced) pairs.copy(value);
     }
   } else {

@@ -69,18 +69,22 @@ struct checkpoint::contents {
     const model_config config = parse_config(file, config_text_of(content));
     for (stored_tensor& tensor : content.tensors) {
       if (tensor.name == rope_factors_name) continue;
-      std::string name = checkpoint_name(tensor.name);
+      std::string name = checkpoint_name(config.family, tensor.name);
       const std::optional<dtype> readable = parse_dtype(tensor.type);
       tensor_view view{name, readable.value_or(dtype::f32), std::move(tensor.shape),
                        tensor.data.data()};
-      const std::int64_t heads = interleaved_heads(config, name);
+      // Fused matrices have their rows in order.
+      const std::int64_t heads =
+          config.family == model_family::phi3 ? 0 : interleaved_heads(config, name);
       if (heads > 0 && view.rows() % heads == 0) view.interleaved = heads;
+      view.added = added_in_gguf(config, name);
       const auto added = tensors.try_emplace(
           name, entry{0, std::move(tensor.type), readable, std::move(view), tensor.data});
       if (!added.second) {
         throw file_error(file, tensor.name, "stands beside tensor " + printable(name));
       }
     }
+    split_fused();
   }
 
   void add_index(const std::filesystem::path& file) {
