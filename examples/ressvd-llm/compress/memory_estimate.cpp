@@ -8,16 +8,19 @@
 
 #include "compress/curvature.hpp"
 #include "model/backward.hpp"
+#include "model/comparison.hpp"
 #include "model/evaluation.hpp"
 #include "model/forward.hpp"
 #include "model/generation.hpp"
+#include "model/language_model.hpp"
 #include "model/layer.hpp"
 #include "model/parallel.hpp"
 
 namespace ressvd_llm {
 
 memory_estimate estimate_memory(const compress_options& options, const model_config& config,
-                                bool weights_in_memory, std::uint64_t model_parameters) {
+                                bool weights_in_memory, std::uint64_t model_parameters,
+                                std::uint64_t output_parameters) {
   const auto bytes = [](std::int64_t count, std::int64_t size) {
     return static_cast<std::uint64_t>(count * size);
   };
@@ -74,6 +77,12 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
         refits(options) ? estimate.hidden_states + estimate.grams + estimate.factoring : 0;
     estimate.refinement =
         refit + estimate_refinement_memory(options.refine, config, windows, window_length);
+  }
+  if (options.heldout_samples > 0) {
+    const bool output_in_memory = 4 * output_parameters <= model_options{}.memory_limit;
+    estimate.evaluation =
+        estimate.weights + (output_in_memory ? 4 * output_parameters : bytes(layer, 4)) +
+        comparison_buffers(config, options.heldout_samples, window_length, 2);
   }
   return estimate;
 }

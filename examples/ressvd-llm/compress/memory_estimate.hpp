@@ -19,17 +19,19 @@ struct memory_estimate {
   std::uint64_t sampling = 0;      // keys and values while the model writes its samples
   std::uint64_t curvature = 0;     // all that gathering it takes, weights included
   std::uint64_t refinement = 0;    // of one block, with the states before and after it
+  std::uint64_t evaluation = 0;    // all that comparing the output takes, weights of both included
 
-  // Sampling and gradients are over when the rest begins.
+  // Sampling and gradients are over when the rest begins, and that before the evaluation.
   std::uint64_t total() const {
-    return (std::max)(
-        curvature,
-        weights + forward + (std::max)({sampling, hidden_states + grams + factoring, refinement}));
+    return (std::max)({curvature, evaluation,
+                       weights + forward +
+                           (std::max)({sampling, hidden_states + grams + factoring, refinement})});
   }
 };
 
 memory_estimate estimate_memory(const compress_options& options, const model_config& config,
-                                bool weights_in_memory, std::uint64_t model_parameters);
+                                bool weights_in_memory, std::uint64_t model_parameters,
+                                std::uint64_t output_parameters);
 
 // Bytes that the refinement of a block on so many windows holds beside the original's weights.
 std::uint64_t estimate_refinement_memory(const refine_options& options, const model_config& config,
