@@ -11,14 +11,15 @@
 # CALIBRATION: a text that is not TEXT (default: the model's own samples). FOLDER keeps the build
 # (default: build/llama.cpp). Takes minutes to an hour; no other check runs it.
 #
-# Environment: PYTHON, JOBS (default: 1), RANK (default: 32), SAMPLES (default: 32).
+# Environment: PYTHON, JOBS (default: 1), RANK (default: 32), SAMPLES (default: 32), and
+# LLAMA_PERPLEXITY: a program that is there already, as scripts/llama_perplexity.py is.
 set -euo pipefail
 program=$1 model=$2 text=$3 calibration=${4:-self}
 folder=${5:-$(dirname "${BASH_SOURCE[0]}")/../build/llama.cpp}
 python=${PYTHON:-python3}
 window=512
 mkdir -p "$folder"
-theirs=$folder/build/bin/llama-perplexity
+theirs=${LLAMA_PERPLEXITY:-$folder/build/bin/llama-perplexity}
 
 if [ ! -x "$theirs" ]; then
   "$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python -d "$folder" llama-cpp-python
@@ -46,12 +47,11 @@ our_perplexity() {
 "$program" compress "$model" "$work/base.gguf" --format gguf-adapter --dtype q4_0 \
   --rank "${RANK:-32}" --calibration "$calibration" --samples "${SAMPLES:-32}" --seqlen $window \
   --heldout-samples 2
-version=$(basename "$folder"/llama_cpp_python-*.tar.gz .tar.gz)
 ours=$(our_perplexity "$work/dense.gguf")
 dense=$(their_perplexity -m "$work/dense.gguf")
 base=$(their_perplexity -m "$work/base.gguf")
 corrected=$(their_perplexity -m "$work/base.gguf" --lora "$work/base.lora.gguf")
-printf '%s, windows of %d tokens, the second half of each predicted\n' "$version" $window
+echo "windows of $window tokens, the second half of each predicted"
 printf '%-36s %s\n' "F16, ressvd-llm" "$ours" "F16, llama.cpp" "$dense" "Q4_0, llama.cpp" "$base" \
   "Q4_0 with the adapter, llama.cpp" "$corrected"
 "$python" - "$ours" "$dense" "$base" "$corrected" <<'PYTHON'

@@ -82,8 +82,8 @@ void check_json(const compress_line& line) {
     refuse("this is the output itself");
   }
   if (json.parent_path() == model && fs::exists(json)) refuse("a file of the model");
-  const bool directory = line.options.format == output_format::factored ||
-                         line.options.format == output_format::dense;
+  const bool directory =
+      line.options.format == output_format::factored || line.options.format == output_format::dense;
   if (directory && json.parent_path() == whole(line.options.output)) {
     if (belongs_to_checkpoint(json.filename())) refuse("a name of the checkpoint's own");
   } else {

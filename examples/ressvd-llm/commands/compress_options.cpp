@@ -385,7 +385,7 @@ void refuse_without_effect(const CLI::App& command, const compress_line& line,
 // An adapter has one method, and nothing is removed from its base: of all options those of the
 // samples, the machine and the output remain.
 void resolve_adapter(const CLI::App& command, compress_line& line) {
-  const std::array<std::string, 6> of_output = {"MODEL",  "OUT",    "--format",
+  const std::array<std::string, 6> of_output = {"MODEL",   "OUT",    "--format",
                                                 "--dtype", "--rank", "--json"};
   for (const CLI::Option* const option : command.get_options()) {
     const std::string group = option->get_group();
@@ -512,7 +512,8 @@ void add_compress_options(CLI::App& command, compress_line& line) {
   command.set_help_flag(); // added again at the end: presets come first
   command.add_option("MODEL", line.options.model, "Model directory or GGUF file")->required();
   command
-      .add_option("OUT", line.options.output, "Directory to create; with gguf and gguf-adapter the file")
+      .add_option("OUT", line.options.output,
+                  "Directory to create; with gguf and gguf-adapter the file")
       ->required();
   add_choices_of_method(command, line);
   add_details(command, line);

@@ -46,6 +46,7 @@ class stage_clock {
     const auto now = std::chrono::steady_clock::now();
     seconds_.push_back({stage, std::chrono::duration<double>(now - start_).count()});
     start_ = now;
+    return_freed_memory();
   }
   const std::vector<stage_time>& seconds() const { return seconds_; }
 
@@ -284,11 +285,10 @@ void estimate(const checkpoint_writer& writer, const compress_options& options,
   const auto output =
       parameters - static_cast<std::int64_t>(removed * static_cast<double>(matrices));
   report.memory.estimate =
-      report.memory.program + estimate_memory(options, config,
-                                              model.storage() == weight_storage::float32,
-                                              static_cast<std::uint64_t>(parameters),
-                                              static_cast<std::uint64_t>(output))
-                                  .total();
+      report.memory.program +
+      estimate_memory(options, config, model.storage() == weight_storage::float32,
+                      static_cast<std::uint64_t>(parameters), static_cast<std::uint64_t>(output))
+          .total();
   print_size("estimated peak memory", report.memory.estimate);
   report.disk_estimate =
       estimate_disk(options, config, model.source(), plan.wanted, plan.kept_share).total();

@@ -233,8 +233,7 @@ correction_report quantise_and_correct(const compress_options& run, std::int64_t
   write_converted(base, original, conversion);
   base.commit();
   try {
-    return write_correction(options, original, language_model::open(run.output),
-                            std::move(inputs));
+    return write_correction(options, original, language_model::open(run.output), std::move(inputs));
   } catch (...) {
     std::fprintf(stderr, "%s is complete; correct makes its adapter\n",
                  run.output.string().c_str());

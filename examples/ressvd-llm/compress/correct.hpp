@@ -20,7 +20,7 @@ namespace ressvd_llm {
 
 struct correct_options {
   std::filesystem::path base = {}; // the GGUF file
-  std::int64_t rank = 32;     // of every matrix, at most its smaller side
+  std::int64_t rank = 32;          // of every matrix, at most its smaller side
   // The original is its model, the adapter its output; also the method, the samples, the backend,
   // and the type of the adapter's tensors (f32 where absent).
   compress_options run;

@@ -5,6 +5,9 @@
 #include <array>
 
 #include <sys/resource.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "compress/curvature.hpp"
 #include "model/backward.hpp"
@@ -80,9 +83,9 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
   }
   if (options.heldout_samples > 0) {
     const bool output_in_memory = 4 * output_parameters <= model_options{}.memory_limit;
-    estimate.evaluation =
-        estimate.weights + (output_in_memory ? 4 * output_parameters : bytes(layer, 4)) +
-        comparison_buffers(config, options.heldout_samples, window_length, 2);
+    estimate.evaluation = estimate.weights +
+                          (output_in_memory ? 4 * output_parameters : bytes(layer, 4)) +
+                          comparison_buffers(config, options.heldout_samples, window_length, 2);
   }
   return estimate;
 }
@@ -130,6 +133,12 @@ std::uint64_t estimate_curvature_memory(const model_config& config, std::int64_t
   const std::uint64_t buffers = forward_buffers(config, window_length, thread_count()) +
                                 backward_buffers(config, window_length, thread_count());
   return weights + states + sums + logits + buffers;
+}
+
+void return_freed_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 std::uint64_t peak_memory() {

@@ -44,6 +44,10 @@ std::uint64_t estimate_curvature_memory(const model_config& config, std::int64_t
                                         std::int64_t window_length, bool weights_in_memory,
                                         std::uint64_t model_parameters);
 
+// Gives back to the system what the C library keeps of freed memory, so that a stage does not hold
+// what the one before it needed.
+void return_freed_memory();
+
 // The most memory this process has had resident so far, in bytes.
 std::uint64_t peak_memory();
 

@@ -146,8 +146,8 @@ class comparison {
 
 std::uint64_t comparison_buffers(const model_config& config, std::int64_t windows,
                                  std::int64_t window_length, std::size_t models) {
-  const std::uint64_t a_window = static_cast<std::uint64_t>(window_length * config.hidden_size) *
-                                 sizeof(float) * models;
+  const std::uint64_t a_window =
+      static_cast<std::uint64_t>(window_length * config.hidden_size) * sizeof(float) * models;
   const std::uint64_t states =
       std::min(static_cast<std::uint64_t>(windows) * a_window, std::max(hidden_bytes, a_window));
   const std::int64_t rows = logits_block(config.vocab, windows * window_length);

@@ -47,7 +47,8 @@ std::vector<model_figures> compare_models(const std::vector<language_model>& mod
 std::vector<text_figures> compare_on_text(const std::vector<language_model>& models,
                                           const token_windows& windows);
 
-// Bytes that this holds beside the models' weights: hidden states, logits and buffers of the passes.
+// Bytes that this holds beside the models' weights: hidden states, logits and buffers of the
+// passes.
 std::uint64_t comparison_buffers(const model_config& config, std::int64_t windows,
                                  std::int64_t window_length, std::size_t models);
 

@@ -28,9 +28,8 @@ using testing::fixture;
 using testing::relative_error;
 using testing::short_compression;
 
-const std::vector<std::string> gguf_families = {"llama",   "llama3", "llama_linear",
-                                                "mistral", "qwen2",  "qwen3",
-                                                "gemma2",  "gemma3"};
+const std::vector<std::string> gguf_families = {"llama", "llama3", "llama_linear", "mistral",
+                                                "qwen2", "qwen3",  "gemma2",       "gemma3"};
 
 std::vector<float> logits_from(const std::filesystem::path& model, const fixture& f) {
   return testing::run(language_model::open(model), f.tokens, f.window());
@@ -195,9 +194,8 @@ TEST_CASE("A tensor beyond the model's layers that has no whole heads is refused
   auto header = nlohmann::json::parse(file.substr(8, length));
   const std::string data = file.substr(8 + length);
   const std::string name = "model.layers.9.self_attn.q_proj.weight";
-  header[name] = {{"dtype", "F32"},
-                  {"shape", {5, 1}},
-                  {"data_offsets", {data.size(), data.size() + 20}}};
+  header[name] = {
+      {"dtype", "F32"}, {"shape", {5, 1}}, {"data_offsets", {data.size(), data.size() + 20}}};
   llm_test::write(dir / "model" / "model.safetensors",
                   llm_test::safetensors(header.dump(), data + std::string(20, '\0')));
   auto o = to_gguf_file(dir / "model", dir / "out.gguf");

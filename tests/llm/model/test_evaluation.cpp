@@ -146,8 +146,7 @@ TEST_CASE("perplexity is the exponential of the mean loss of transformers' logit
       later_sum += loss(std::span(f.logits).subspan(i * vocab, vocab), f.tokens[i + 1]);
     }
     CHECK(later.predicted == 2 * (f.window() - 1 - half));
-    CHECK_THAT(later.mean_loss,
-               WithinAbs(later_sum / static_cast<double>(later.predicted), 1e-3));
+    CHECK_THAT(later.mean_loss, WithinAbs(later_sum / static_cast<double>(later.predicted), 1e-3));
     CHECK_THROWS_AS(perplexity(model, engine, windows, {.context = f.window() - 1}),
                     std::invalid_argument);
 

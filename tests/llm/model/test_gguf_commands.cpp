@@ -134,11 +134,16 @@ TEST_CASE("a model is compressed to a quantised base with an adapter", "[gguf]")
   const temporary_directory dir;
   const std::string out = (dir / "out.gguf").string();
   const std::string json = (dir / "report.json").string();
-  const std::vector<std::string> good = {"compress",      f.directory.string(),
-                                         out,             "--format=gguf-adapter",
-                                         "--dtype=q8_0",  "--rank=4",
-                                         "--samples=16",  "--seqlen=16",
-                                         "--threads=1",   "--heldout-samples=4"};
+  const std::vector<std::string> good = {"compress",
+                                         f.directory.string(),
+                                         out,
+                                         "--format=gguf-adapter",
+                                         "--dtype=q8_0",
+                                         "--rank=4",
+                                         "--samples=16",
+                                         "--seqlen=16",
+                                         "--threads=1",
+                                         "--heldout-samples=4"};
   const auto refusal = [&](const std::string& option) {
     auto line = good;
     line.push_back(option);
@@ -149,7 +154,8 @@ TEST_CASE("a model is compressed to a quantised base with an adapter", "[gguf]")
   };
   for (const char* const option : {"--ratio=0.3", "--method=svd", "--preset=best", "--refine=2",
                                    "--form=pair", "--resume", "--allocation=uniform"}) {
-    const std::string name(option, std::string_view(option).find('='));
+    const std::string whole = option;
+    const std::string name = whole.substr(0, whole.find('='));
     CHECK_THAT(refusal(option), contains_text(name + " has no effect with --format gguf-adapter"));
   }
   CHECK_THAT(refusal("--windows=first"), contains_text("--windows has no effect"));
@@ -164,8 +170,8 @@ TEST_CASE("a model is compressed to a quantised base with an adapter", "[gguf]")
   const auto report = nlohmann::json::parse(llm_test::read(json));
   CHECK(report["model"] == out);
   CHECK(report["model_bytes"] == std::filesystem::file_size(out));
-  const outcome rank = run_command({"compress", f.directory.string(), (dir / "x").string(),
-                                    "--rank=4"});
+  const outcome rank =
+      run_command({"compress", f.directory.string(), (dir / "x").string(), "--rank=4"});
   CHECK(rank.status == 2);
   CHECK_THAT(rank.err, contains_text("--rank goes with --format gguf-adapter"));
 }

@@ -86,8 +86,8 @@ TEST_CASE("a GGUF file gives the logits of the checkpoint it was made of", "[ggu
 }
 
 TEST_CASE("the config of a GGUF file is that of the checkpoint it was made of", "[gguf]") {
-  for (const char* const name : {"llama", "llama_linear", "llama3", "qwen2", "qwen3", "gemma2",
-                                 "gemma3", "phi3"}) {
+  for (const char* const name :
+       {"llama", "llama_linear", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"}) {
     CAPTURE(name);
     const llm_test::temporary_directory dir;
     const model_config expected = read_config(usual_in_gguf(fixture(name), dir / "model"));
@@ -147,10 +147,10 @@ TEST_CASE("Gemma's files leave unsaid what llama.cpp assumes", "[gguf]") {
     return read_config(directory / "changed.gguf");
   };
   const auto nothing = [](gguf_pairs&) {};
-  const model_config second = config_of(
-      "gemma2", nothing,
-      {"gemma2.attention.sliding_window", "gemma2.attn_logit_softcapping",
-       "gemma2.final_logit_softcapping", "gemma2.rope.freq_base"});
+  const model_config second =
+      config_of("gemma2", nothing,
+                {"gemma2.attention.sliding_window", "gemma2.attn_logit_softcapping",
+                 "gemma2.final_logit_softcapping", "gemma2.rope.freq_base"});
   CHECK(second.sliding_window == 4096);
   CHECK(second.full_attention == std::vector<bool>{false, true});
   CHECK(second.attention_cap == 50);
@@ -217,9 +217,11 @@ TEST_CASE("what a GGUF file asks for and the program has not is refused by name"
           "attn_logit_softcapping' is not a positive number");
   refused(config_refusal("gemma3", f32("gemma3.attn_logit_softcapping", 5)),
           "key 'gemma3.attn_logit_softcapping' is not supported");
-  refused(config_refusal(
-              "gemma3", [&](gguf_pairs& pairs) { pairs.flags(pattern, {true, false, true}); },
-              {pattern}),
+  refused(config_refusal("gemma3",
+                         [&](gguf_pairs& pairs) {
+                           pairs.flags(pattern, {true, false, true});
+                         },
+                         {pattern}),
           "does not list as many layers as there are");
   refused(config_refusal("gemma3", text(pattern, "every second"), {pattern}), "is not an integer");
   refused(config_refusal("phi3", u32("phi3.feed_forward_length", 64), {"phi3.feed_forward_length"}),
