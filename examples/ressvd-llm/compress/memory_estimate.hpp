@@ -21,9 +21,14 @@ struct memory_estimate {
   std::uint64_t refinement = 0;    // of one block, with the states before and after it
   std::uint64_t evaluation = 0;    // all that comparing the output takes, weights of both included
 
+  // What the program itself grows by as it runs, as measured: code that is read in, stacks, buffers
+  // of products.
+  static constexpr std::uint64_t running = 12 << 20;
+
   // Sampling and gradients are over when the rest begins, and that before the evaluation.
   std::uint64_t total() const {
-    return (std::max)({curvature, evaluation,
+    return running +
+           (std::max)({curvature, evaluation,
                        weights + forward +
                            (std::max)({sampling, hidden_states + grams + factoring, refinement})});
   }
