@@ -53,6 +53,7 @@ void read_all(const std::uint8_t* data, std::size_t size) {
     may_refuse([&] { file.metadata.texts(value.key); });
     may_refuse([&] { file.metadata.integers(value.key); });
     may_refuse([&] { file.metadata.numbers(value.key); });
+    may_refuse([&] { file.metadata.flags(value.key); });
   }
   may_refuse([&] {
     const auto found = ressvd_llm::read_gguf_tokenizer(file.metadata);

@@ -4,6 +4,7 @@
 77: the package or one that it needs is missing, nothing was tested."""
 import json
 import pathlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -36,6 +37,18 @@ def compress(model, name, *options):
     return output
 
 
+def model_of(family):
+    """The fixture; Gemma's with the scale of scores that llama.cpp takes for it."""
+    config = json.loads((fixtures / family / "config.json").read_text())
+    if "query_pre_attn_scalar" not in config:
+        return fixtures / family
+    copy = folder / f"usual-{family}"
+    shutil.copytree(fixtures / family, copy, dirs_exist_ok=True)
+    config["query_pre_attn_scalar"] = config["head_dim"]
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
 def tensors_of(file):
     """Values by name, rows of the converter's order."""
     return {t.name: gguf.dequantize(t.data, t.tensor_type).reshape(tuple(reversed(t.shape)))
@@ -64,10 +77,10 @@ def interleaved(weights, heads):
 
 class written_files(unittest.TestCase):
     def test_tensors_are_those_of_the_dense_output(self):
-        for family in ("llama", "mistral", "qwen2", "qwen3"):
+        for family in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"):
             with self.subTest(family):
-                config = json.loads((fixtures / family / "config.json").read_text())
-                model = fixtures / family
+                model = model_of(family)
+                config = json.loads((model / "config.json").read_text())
                 dense = safetensors_of(compress(model, f"{family}-dense", "--format", "dense"))
                 file = compress(model, f"{family}.gguf", "--format", "gguf")
                 written = tensors_of(file)
@@ -82,6 +95,8 @@ class written_files(unittest.TestCase):
                                           ("k_proj", config["num_key_value_heads"])):
                         if family in ("llama", "mistral") and f".{module}." in name:
                             values = interleaved(values, heads)
+                    if family.startswith("gemma") and name.endswith("norm.weight"):
+                        values = values + np.float32(1)
                     expected[names.get_name(name, (".weight", ".bias"))] = values
                 self.assertEqual(written.keys(), expected.keys())
                 for name, values in expected.items():
@@ -115,11 +130,11 @@ class written_files(unittest.TestCase):
         self.assertEqual(kinds, {"F32", "F16", "Q8_0"})
 
     def test_converted_models(self):
-        for family in ("llama", "llama3", "llama_linear", "qwen2", "qwen3"):
+        for family in ("llama", "llama3", "llama_linear", "qwen2", "qwen3", "gemma2", "gemma3"):
             with self.subTest(family):
                 output = folder / f"converted-{family}.gguf"
                 done = subprocess.run(
-                    [program, "convert", fixtures / family, output, "--dtype", "f32"],
+                    [program, "convert", model_of(family), output, "--dtype", "f32"],
                     capture_output=True, text=True, check=False)
                 self.assertEqual(done.returncode, 0, done.stderr)
                 written = tensors_of(output)
@@ -128,6 +143,13 @@ class written_files(unittest.TestCase):
                         name if name.startswith("rope") else family, 1e-3)
                     error = np.linalg.norm(written[name] - values) / np.linalg.norm(values)
                     self.assertLess(error, bound, name)
+                # What is said of the model is what the converter says.
+                said = gguf.GGUFReader(output).fields
+                reader = gguf.GGUFReader(fixtures / "gguf" / f"{family}.gguf")
+                architecture = reader.fields["general.architecture"].contents()
+                for key, field in reader.fields.items():
+                    if key.startswith(architecture):
+                        self.assertEqual(said[key].contents(), field.contents(), key)
 
     def test_pairs_and_tokenizer_of_a_gguf_file_stay(self):
         source = fixtures / "gguf" / "llama.gguf"

@@ -13,7 +13,9 @@
 #include <nlohmann/json.hpp>
 
 #include "commands/compress_options.hpp"
+#include "commands/correct.hpp"
 #include "compress/compress.hpp"
+#include "compress/correct.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
 
@@ -74,10 +76,15 @@ void check_json(const compress_line& line) {
     return name == "config.json" || name == "model.safetensors.index.json" ||
            name.extension() == ".safetensors" || fs::exists(model / name);
   };
-  if (json == whole(line.options.output)) refuse("this is the output itself");
+  const bool adapter = line.options.format == output_format::gguf_adapter;
+  if (json == whole(line.options.output) ||
+      (adapter && json == whole(adapter_beside(line.options.output)))) {
+    refuse("this is the output itself");
+  }
   if (json.parent_path() == model && fs::exists(json)) refuse("a file of the model");
-  if (line.options.format != output_format::gguf &&
-      json.parent_path() == whole(line.options.output)) {
+  const bool directory =
+      line.options.format == output_format::factored || line.options.format == output_format::dense;
+  if (directory && json.parent_path() == whole(line.options.output)) {
     if (belongs_to_checkpoint(json.filename())) refuse("a name of the checkpoint's own");
   } else {
     require_writable(line.json);
@@ -88,6 +95,12 @@ void run(const CLI::App& command, compress_line& line) {
   resolve(command, line);
   check_json(line);
   std::fprintf(stderr, "%s\n", line.choice.c_str());
+  if (line.options.format == output_format::gguf_adapter) {
+    const correction_report report = quantise_and_correct(line.options, line.rank);
+    print(report);
+    if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
+    return;
+  }
   const compression_report report = compress(line.options);
   print(report);
   if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");

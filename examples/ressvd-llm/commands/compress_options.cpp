@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands/compress_options.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <exception>
@@ -33,6 +34,10 @@ constexpr std::array presets{
 
 bool retruncates(const compress_options& o) {
   return o.method == "svd-llm" || o.method == "tempered" || o.method == "kfac-svd";
+}
+
+bool makes_adapter(const compress_line& line) {
+  return line.options.format == output_format::gguf_adapter;
 }
 
 bool by_kfac(const compress_line& line) {
@@ -351,9 +356,15 @@ void add_output(CLI::App& command, compress_line& line) {
   add_choice(command, "--format", o.format,
              {{"factored", output_format::factored},
               {"dense", output_format::dense},
-              {"gguf", output_format::gguf}},
+              {"gguf", output_format::gguf},
+              {"gguf-adapter", output_format::gguf_adapter}},
              "factored (default): two matrices in place of one; dense: their product; gguf: the "
-             "product in a GGUF file, for llama.cpp")
+             "product in a GGUF file, for llama.cpp; gguf-adapter: the model itself quantised, and "
+             "beside it a LoRA adapter for what that lost")
+      ->group("Output");
+  command.add_option("--rank", line.rank, "gguf-adapter: of every matrix's correction")
+      ->check(whole_number(1))
+      ->capture_default_str()
       ->group("Output");
   add_choice(
       command, "--form", o.form,
@@ -367,8 +378,8 @@ void add_output(CLI::App& command, compress_line& line) {
               {"bf16", dtype::bf16},
               {"q8_0", dtype::q8_0},
               {"q4_0", dtype::q4_0}},
-             "Type of the tensors (default: the model's own, f16 for products of quantised ones); "
-             "q8_0 and q4_0 with --format gguf alone")
+             "Type of the tensors (default: the model's own, f16 for products of quantised ones; "
+             "gguf-adapter: q4_0); q8_0 and q4_0 with gguf and gguf-adapter alone")
       ->group("Output");
   command.add_option("--json", line.json, "Write a report into this file")->group("Output");
   command.add_flag("--resume", o.resume, "Go on from an interrupted run with the same options")
@@ -383,6 +394,26 @@ void refuse_without_effect(const CLI::App& command, const compress_line& line,
     throw usage_error(std::string(rule.option) + " has no effect with " + stated +
                       "; it goes with " + rule.goes_with);
   }
+}
+
+// An adapter has one method, and nothing is removed from its base: of all options those of the
+// samples, the machine and the output remain.
+void resolve_adapter(const CLI::App& command, compress_line& line) {
+  const std::array<std::string, 6> of_output = {"MODEL",   "OUT",    "--format",
+                                                "--dtype", "--rank", "--json"};
+  for (const CLI::Option* const option : command.get_options()) {
+    const std::string group = option->get_group();
+    const std::string name = option->get_name();
+    const bool known = group == "Samples" || group == "Machine" ||
+                       std::find(of_output.begin(), of_output.end(), name) != of_output.end();
+    if (option->count() > 0 && !known)
+      throw usage_error(name + " has no effect with --format gguf-adapter");
+  }
+  line.options.method = "svd-llm";
+  resolve_samples(command, line);
+  const dtype type = line.options.type.value_or(dtype::q4_0);
+  line.choice = "a base of type " + std::string(name_of(type)) + " and an adapter of rank " +
+                std::to_string(line.rank);
 }
 
 } // namespace
@@ -509,7 +540,8 @@ void add_compress_options(CLI::App& command, compress_line& line) {
   command.set_help_flag(); // added again at the end: presets come first
   command.add_option("MODEL", line.options.model, "Model directory or GGUF file")->required();
   command
-      .add_option("OUT", line.options.output, "Directory to create; with --format gguf the file")
+      .add_option("OUT", line.options.output,
+                  "Directory to create; with gguf and gguf-adapter the file")
       ->required();
   add_choices_of_method(command, line);
   add_details(command, line);
@@ -527,8 +559,10 @@ void resolve_samples(const CLI::App& command, compress_line& line) {
 }
 
 void resolve(const CLI::App& command, compress_line& line) {
+  if (makes_adapter(line)) return resolve_adapter(command, line);
   compress_options& o = line.options;
   const auto given = [&](const char* option) { return command.get_option(option)->count() > 0; };
+  if (given("--rank")) throw usage_error("--rank goes with --format gguf-adapter");
   const bool method_given = given("--method");
   const preset* base = line.preset;
   if (base == nullptr && !method_given) base = &presets.front();

@@ -33,7 +33,8 @@ struct preset {
 struct compress_line {
   compress_options options; // complete after resolve()
   std::filesystem::path json;
-  std::string choice; // what runs and why, in one line
+  std::int64_t rank = 32; // of an adapter
+  std::string choice;     // what runs and why, in one line
 
   // As given, for resolve().
   const ressvd_llm::preset* preset = nullptr;

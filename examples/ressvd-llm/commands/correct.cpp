@@ -29,6 +29,13 @@ void run(const CLI::App& command, correct_line& line) {
   resolve_samples(command, line.samples);
   line.options.run = line.samples.options;
   const correction_report report = correct(line.options);
+  print(report);
+  if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
+}
+
+} // namespace
+
+void print(const correction_report& report) {
   std::printf("%s: %zu matrices corrected, %llu bytes\n", report.output.c_str(),
               report.matrices.size(), static_cast<unsigned long long>(report.bytes));
   if (!report.heldout.empty()) {
@@ -38,10 +45,7 @@ void run(const CLI::App& command, correct_line& line) {
     std::printf("KL divergence %.5f, without the correction %.5f\n", h[2].divergence,
                 h[1].divergence);
   }
-  if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
 }
-
-} // namespace
 
 void add_correct(CLI::App& app) {
   const auto line = std::make_shared<correct_line>();

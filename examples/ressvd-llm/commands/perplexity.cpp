@@ -36,6 +36,7 @@ struct perplexity_command {
   std::filesystem::path text;
   std::filesystem::path tokens;
   window_options windows{.length = 0}; // 0: usual_window or the model's context
+  std::int64_t context = 0;
   std::filesystem::path json;
 };
 
@@ -44,6 +45,7 @@ struct perplexity_report {
   std::string model;
   std::string text;
   window_options windows;
+  std::int64_t context = 0;
   perplexity_result result;
 
   double tokens_per_second() const {
@@ -53,11 +55,17 @@ struct perplexity_report {
 
 nlohmann::ordered_json to_json(const perplexity_report& report) {
   const perplexity_result& result = report.result;
-  return {{"model", report.model},           {"text", report.text},
-          {"seqlen", report.windows.length}, {"overlap", report.windows.overlap},
-          {"windows", result.windows},       {"predicted_tokens", result.predicted},
-          {"mean_loss", result.mean_loss},   {"perplexity", result.perplexity},
-          {"seconds", result.seconds},       {"tokens_per_second", report.tokens_per_second()}};
+  return {{"model", report.model},
+          {"text", report.text},
+          {"seqlen", report.windows.length},
+          {"overlap", report.windows.overlap},
+          {"context", report.context},
+          {"windows", result.windows},
+          {"predicted_tokens", result.predicted},
+          {"mean_loss", result.mean_loss},
+          {"perplexity", result.perplexity},
+          {"seconds", result.seconds},
+          {"tokens_per_second", report.tokens_per_second()}};
 }
 
 void print(const perplexity_report& report) {
@@ -83,13 +91,17 @@ void run(const perplexity_command& line) {
   if (windows.length == 0) windows.length = std::min(usual_window, config.max_positions);
   require_window(file, ids, windows.length + windows.overlap);
   require_context(config, windows.length, "--seqlen " + std::to_string(windows.length));
+  if (line.context >= windows.length - 1 + windows.overlap) {
+    throw usage_error("--context " + std::to_string(line.context) + " leaves windows of " +
+                      std::to_string(windows.length) + " tokens nothing to be judged by");
+  }
 
   cpu_forward engine(config);
-  perplexity_report report{line.model.string(), file.string(), windows, {}};
+  perplexity_report report{line.model.string(), file.string(), windows, line.context, {}};
   {
     fraction_progress bar("perplexity");
-    report.result =
-        perplexity(model, engine, cut_windows(ids, windows), {.progress = std::ref(bar)});
+    report.result = perplexity(model, engine, cut_windows(ids, windows),
+                               {.context = line.context, .progress = std::ref(bar)});
   }
   print(report);
   if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
@@ -117,6 +129,12 @@ void add_perplexity(CLI::App& app) {
       ->add_option("--overlap", line->windows.overlap,
                    "1: each window also holds the first token of the next and predicts L tokens")
       ->check(whole_number(0, 1))
+      ->capture_default_str();
+  command
+      ->add_option("--context", line->context,
+                   "The first so many predictions of each window do not count; L/2: as "
+                   "llama-perplexity counts")
+      ->check(whole_number(0))
       ->capture_default_str();
   command->add_option("--max-windows", line->windows.max_windows, "Use only the first so many")
       ->check(whole_number(1));

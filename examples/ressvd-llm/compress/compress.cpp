@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <numeric>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -44,6 +46,7 @@ class stage_clock {
     const auto now = std::chrono::steady_clock::now();
     seconds_.push_back({stage, std::chrono::duration<double>(now - start_).count()});
     start_ = now;
+    return_freed_memory();
   }
   const std::vector<stage_time>& seconds() const { return seconds_; }
 
@@ -65,6 +68,8 @@ void require_heldout(const compress_options& options, std::int64_t samples) {
 void check(const compress_options& options, const language_model& model) {
   const auto refuse = [](const std::string& what) { throw usage_error(what); };
   (void)method_of(options); // throws for a name that no method has
+  if (options.format == output_format::gguf_adapter)
+    throw std::invalid_argument("an adapter is what quantise_and_correct makes");
   if (model.config().compressed && model.config().compressed->format == "factored") {
     refuse(options.model.string() + ": is a factored checkpoint already");
   }
@@ -272,10 +277,17 @@ run_plan plan_for(const compress_options& options, const language_model& model) 
 void estimate(const checkpoint_writer& writer, const compress_options& options,
               const language_model& model, const run_plan& plan, compression_report& report) {
   const model_config& config = model.config();
+  const std::int64_t parameters = count_parameters(model.source(), config);
+  // A product has as many as what it replaces.
+  const double removed = options.format == output_format::factored ? 1 - plan.kept_share : 0;
+  const auto sizes = layer_parameters(config);
+  const auto matrices = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
+  const auto output =
+      parameters - static_cast<std::int64_t>(removed * static_cast<double>(matrices));
   report.memory.estimate =
       report.memory.program +
       estimate_memory(options, config, model.storage() == weight_storage::float32,
-                      static_cast<std::uint64_t>(count_parameters(model.source(), model.config())))
+                      static_cast<std::uint64_t>(parameters), static_cast<std::uint64_t>(output))
           .total();
   print_size("estimated peak memory", report.memory.estimate);
   report.disk_estimate =

@@ -2,6 +2,7 @@
 #include "compress/correct.hpp"
 
 #include <algorithm>
+#include <cstdio>
 #include <memory>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "compress/model_passes.hpp"
 #include "compress/model_ranks.hpp"
 #include "compress/samples.hpp"
+#include "compress/write_checkpoint.hpp"
 #include "io/checkpoint_writer.hpp"
 #include "io/error.hpp"
 #include "io/gguf_model.hpp"
@@ -20,6 +22,20 @@
 
 namespace ressvd_llm {
 namespace {
+
+[[noreturn]] void refuse_mixture(const std::string& name) {
+  throw usage_error(name + ": adapters for mixtures of experts are not supported");
+}
+
+void require_correctable(const language_model& original) {
+  if (original.config().experts > 0) refuse_mixture(original.source().path().string());
+  for (std::int64_t layer = 0; layer < original.config().layers; ++layer) {
+    for (const linear_module& module : linear_modules(original.config(), layer)) {
+      if (rank_of(original.source(), module))
+        throw usage_error(original.source().path().string() + ": is a factored checkpoint");
+    }
+  }
+}
 
 void require_same_model(const correct_options& options, const language_model& original,
                         const language_model& base) {
@@ -30,16 +46,16 @@ void require_same_model(const correct_options& options, const language_model& or
   };
   const model_config& a = original.config();
   const model_config& b = base.config();
-  if (a.experts > 0 || b.experts > 0)
-    throw usage_error(name + ": adapters for mixtures of experts are not supported");
+  require_correctable(original);
+  if (b.experts > 0) refuse_mixture(name);
+  if (b.family == model_family::phi3)
+    throw usage_error(name + ": fused matrices, as of Phi-3, cannot be corrected");
   if (a.layers != b.layers || a.hidden_size != b.hidden_size || a.vocab != b.vocab)
     refuse("has not the layers, hidden size and vocabulary of");
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     const auto wanted = linear_modules(a, layer);
     const auto present = linear_modules(b, layer);
     for (std::size_t i = 0; i < wanted.size(); ++i) {
-      if (rank_of(original.source(), wanted[i]))
-        throw usage_error(options.run.model.string() + ": is a factored checkpoint");
       if (i >= present.size() || wanted[i].prefix != present[i].prefix ||
           wanted[i].out != present[i].out || wanted[i].in != present[i].in)
         refuse(wanted[i].prefix + " has another shape than in");
@@ -69,7 +85,7 @@ std::optional<double> remaining_loss(const factored_module& m, const ressvd::ran
 
 void write_pair(checkpoint_writer& writer, const model_config& config, const linear_module& module,
                 const linear& pair, dtype type) {
-  const std::string name = gguf_name(module.weight_name());
+  const std::string name = gguf_name(config.family, module.weight_name());
   writer.add(name + ".lora_a", {pair.rank(), pair.in()}, pair.v.values(), type);
   std::vector<float> u = pair.u.values();
   interleave_rows(u, pair.out(), interleaved_heads(config, module.weight_name()));
@@ -95,14 +111,15 @@ std::vector<text_figures> evaluate_correction(const language_model& original,
                          cut_windows(heldout.ids, {.length = heldout.length}));
 }
 
-} // namespace
+// What a correction needs beside the base.
+struct correction_inputs {
+  candidate_ranks wanted;
+  std::optional<gram_file> grams;
+  checkpoint_writer writer;
+  calibration_samples samples;
+};
 
-correction_report correct(const correct_options& options) {
-  compress_options run = options.run;
-  run.form = ressvd::factored_form::pair; // what adapters are
-  const language_model original = language_model::open(run.model);
-  const language_model base = language_model::open(options.base);
-  require_same_model(options, original, base);
+correction_inputs gather_inputs(const correct_options& options, const language_model& original) {
   const model_config& config = original.config();
   candidate_ranks wanted(config.layers);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
@@ -110,13 +127,24 @@ correction_report correct(const correct_options& options) {
       wanted[layer].push_back({std::min({options.rank, module.out, module.in})});
   }
   std::optional<gram_file> grams;
-  if (!run.grams.empty()) {
-    grams.emplace(run.grams);
+  if (!options.run.grams.empty()) {
+    grams.emplace(options.run.grams);
     grams->require(config, wanted);
   }
-  checkpoint_writer writer(run.output, options.base, {.gguf = true});
-  const calibration_samples samples = make_samples(run, original);
+  checkpoint_writer writer(options.run.output, options.base, {.gguf = true});
+  return {std::move(wanted), std::move(grams), std::move(writer),
+          make_samples(options.run, original)};
+}
 
+correction_report write_correction(const correct_options& options, const language_model& original,
+                                   const language_model& base, correction_inputs inputs) {
+  compress_options run = options.run;
+  run.form = ressvd::factored_form::pair; // what adapters are
+  const model_config& config = original.config();
+  const candidate_ranks& wanted = inputs.wanted;
+  const std::optional<gram_file>& grams = inputs.grams;
+  const calibration_samples& samples = inputs.samples;
+  checkpoint_writer& writer = inputs.writer;
   correction_report report{.original = run.model.string(),
                            .base = options.base.string(),
                            .output = run.output.string(),
@@ -169,15 +197,60 @@ correction_report correct(const correct_options& options) {
   }
   writer.describe(adapter_pairs(base));
   writer.commit();
+  report.base_bytes = std::filesystem::file_size(options.base);
   report.bytes = std::filesystem::file_size(run.output);
   report.heldout_tokens = samples.heldout.tokens();
   report.heldout = evaluate_correction(original, base, corrected, samples.heldout);
   return report;
 }
 
+} // namespace
+
+correction_report correct(const correct_options& options) {
+  const language_model original = language_model::open(options.run.model);
+  const language_model base = language_model::open(options.base);
+  require_same_model(options, original, base);
+  return write_correction(options, original, base, gather_inputs(options, original));
+}
+
+std::filesystem::path adapter_beside(const std::filesystem::path& base) {
+  std::filesystem::path stem = base;
+  if (stem.extension() == ".gguf") stem.replace_extension();
+  return stem += ".lora.gguf";
+}
+
+correction_report quantise_and_correct(const compress_options& run, std::int64_t rank) {
+  compress_options conversion = run;
+  conversion.format = output_format::gguf;
+  conversion.type = run.type.value_or(dtype::q4_0);
+  if (!is_quantised(*conversion.type)) {
+    throw usage_error("--dtype " + std::string(name_of(*conversion.type)) +
+                      " leaves nothing to correct; the base of an adapter is q8_0 or q4_0");
+  }
+  correct_options options{.base = run.output, .rank = rank, .run = run};
+  options.run.output = adapter_beside(run.output);
+  options.run.type = dtype::f16;
+  const language_model original = language_model::open(run.model);
+  (void)gguf_architecture(original.config()); // throws where there is none
+  require_correctable(original);
+  // Opened before the samples are drawn, so that an output that exists is refused at once.
+  checkpoint_writer base(run.output, run.model, {.gguf = true});
+  correction_inputs inputs = gather_inputs(options, original);
+  write_converted(base, original, conversion);
+  base.commit();
+  try {
+    return write_correction(options, original, language_model::open(run.output), std::move(inputs));
+  } catch (...) {
+    std::fprintf(stderr, "%s is complete; correct makes its adapter\n",
+                 run.output.string().c_str());
+    throw;
+  }
+}
+
 nlohmann::ordered_json to_json(const correction_report& report) {
   nlohmann::ordered_json json{{"original", report.original},
                               {"model", report.base},
+                              {"model_bytes", report.base_bytes},
                               {"output", report.output},
                               {"bytes", report.bytes}};
   json["matrices"] = nlohmann::ordered_json::array();

@@ -5,19 +5,25 @@
 #include <optional>
 
 #include <sys/resource.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "compress/curvature.hpp"
 #include "model/backward.hpp"
+#include "model/comparison.hpp"
 #include "model/evaluation.hpp"
 #include "model/forward.hpp"
 #include "model/generation.hpp"
+#include "model/language_model.hpp"
 #include "model/layer.hpp"
 #include "model/parallel.hpp"
 
 namespace ressvd_llm {
 
 memory_estimate estimate_memory(const compress_options& options, const model_config& config,
-                                bool weights_in_memory, std::uint64_t model_parameters) {
+                                bool weights_in_memory, std::uint64_t model_parameters,
+                                std::uint64_t output_parameters) {
   const auto bytes = [](std::int64_t count, std::int64_t size) {
     return static_cast<std::uint64_t>(count * size);
   };
@@ -82,6 +88,12 @@ memory_estimate estimate_memory(const compress_options& options, const model_con
     estimate.refinement =
         refit + estimate_refinement_memory(options.refine, config, windows, window_length);
   }
+  if (options.heldout_samples > 0) {
+    const bool output_in_memory = 4 * output_parameters <= model_options{}.memory_limit;
+    estimate.evaluation = estimate.weights +
+                          (output_in_memory ? 4 * output_parameters : bytes(layer, 4)) +
+                          comparison_buffers(config, options.heldout_samples, window_length, 2);
+  }
   return estimate;
 }
 
@@ -131,6 +143,12 @@ std::uint64_t estimate_curvature_memory(const model_config& config, std::int64_t
   const std::uint64_t buffers = forward_buffers(config, window_length, thread_count()) +
                                 backward_buffers(config, window_length, thread_count());
   return weights + states + sums + logits + buffers;
+}
+
+void return_freed_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 std::uint64_t peak_memory() {

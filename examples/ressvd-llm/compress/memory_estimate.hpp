@@ -20,18 +20,25 @@ struct memory_estimate {
   std::uint64_t curvature = 0;     // all that gathering it takes, weights included
   std::uint64_t refit = 0;         // inputs side by side in both models, and a layer's curvature
   std::uint64_t refinement = 0;    // of one block, with the states before and after it
+  std::uint64_t evaluation = 0;    // all that comparing the output takes, weights of both included
 
-  // Sampling and gradients are over when the rest begins.
+  // What the program itself grows by as it runs, as measured: code that is read in, stacks, buffers
+  // of products.
+  static constexpr std::uint64_t running = 12 << 20;
+
+  // Sampling and gradients are over when the rest begins, and that before the evaluation.
   std::uint64_t total() const {
-    return (std::max)(
-        curvature,
-        weights + forward +
-            (std::max)({sampling, hidden_states + grams + factoring + refit, refinement}));
+    return running +
+           (std::max)(
+               {curvature, evaluation,
+                weights + forward +
+                    (std::max)({sampling, hidden_states + grams + factoring + refit, refinement})});
   }
 };
 
 memory_estimate estimate_memory(const compress_options& options, const model_config& config,
-                                bool weights_in_memory, std::uint64_t model_parameters);
+                                bool weights_in_memory, std::uint64_t model_parameters,
+                                std::uint64_t output_parameters);
 
 // Bytes that the refinement of a block on so many windows holds beside the original's weights.
 std::uint64_t estimate_refinement_memory(const refine_options& options, const model_config& config,
@@ -43,6 +50,10 @@ std::uint64_t estimate_refinement_memory(const refine_options& options, const mo
 std::uint64_t estimate_curvature_memory(const model_config& config, std::int64_t windows,
                                         std::int64_t window_length, bool weights_in_memory,
                                         std::uint64_t model_parameters);
+
+// Gives back to the system what the C library keeps of freed memory, so that a stage does not hold
+// what the one before it needed.
+void return_freed_memory();
 
 // The most memory this process has had resident so far, in bytes.
 std::uint64_t peak_memory();

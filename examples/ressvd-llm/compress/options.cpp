@@ -31,6 +31,8 @@ const char* name_of(output_format format) {
       return "dense";
     case output_format::gguf:
       return "gguf";
+    case output_format::gguf_adapter:
+      return "gguf-adapter";
   }
   return "";
 }

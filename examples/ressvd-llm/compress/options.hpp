@@ -21,7 +21,12 @@ enum class allocation {
   fisher       // a rank per matrix from the curvature of the loss
 };
 
-enum class output_format { factored, dense, gguf };
+enum class output_format {
+  factored,
+  dense,
+  gguf,
+  gguf_adapter // a quantised GGUF file and an adapter beside it, see compress/correct.hpp
+};
 
 // Where statistics, factoring and fits run; the forward pass runs on the CPU.
 enum class backend_choice { cpu, cuda };

@@ -59,13 +59,15 @@ bool to_gguf(const compress_options& options) {
 }
 
 // llama.cpp wants norms, biases and routers in single precision.
-bool single_in_gguf(const tensor_view& tensor) {
-  return tensor.shape.size() < 2 || gguf_name(tensor.name).ends_with(".ffn_gate_inp.weight");
+bool single_in_gguf(const model_config& config, const tensor_view& tensor) {
+  return tensor.shape.size() < 2 ||
+         gguf_name(config.family, tensor.name).ends_with(".ffn_gate_inp.weight");
 }
 
 // The type in which a tensor that is not copied as it is is stored.
-dtype type_of(const tensor_view& original, const compress_options& options) {
-  if (to_gguf(options) && single_in_gguf(original)) return dtype::f32;
+dtype type_of(const model_config& config, const tensor_view& original,
+              const compress_options& options) {
+  if (to_gguf(options) && single_in_gguf(config, original)) return dtype::f32;
   const dtype type = options.type.value_or(original.type);
   if (!is_quantised(type)) return type;
   const bool whole_blocks = original.shape.back() % block_of(type) == 0;
@@ -88,31 +90,57 @@ bool trains_norms(const compress_options& options) {
   return refines(options) && options.refine.norms;
 }
 
+// The head size where a GGUF file has the rows of the tensor interleaved. What a model directory
+// holds beyond the model's layers may have any shape.
+std::int64_t heads_of(const language_model& model, const std::string& name, std::int64_t rows) {
+  const std::int64_t heads = interleaved_heads(model.config(), name);
+  if (heads > 0 && rows % heads != 0) {
+    throw file_error(model.source().path(), name,
+                     std::to_string(rows) + " rows are no whole heads of " + std::to_string(heads));
+  }
+  return heads;
+}
+
 // A tensor in the output's name and order of rows.
 void put(checkpoint_writer& writer, const language_model& model, const compress_options& options,
          const std::string& name, const std::vector<std::int64_t>& shape, std::vector<float> values,
          dtype type) {
   if (!to_gguf(options)) return writer.add(name, shape, values, type);
-  interleave_rows(values, shape.front(), interleaved_heads(model.config(), name));
-  writer.add(gguf_name(name), shape, values, type);
+  const model_config& config = model.config();
+  const std::int64_t rows = shape.empty() ? 1 : shape.front();
+  interleave_rows(values, rows, heads_of(model, name, rows));
+  if (const float added = added_in_gguf(config, name); added != 0) {
+    for (float& value : values)
+      value += added;
+  }
+  writer.add(gguf_name(config.family, name), shape, values, type);
 }
 
 // Bytes as they are, where the output can have them.
 bool copied(checkpoint_writer& writer, const language_model& model, const compress_options& options,
             tensor_view tensor) {
-  bool typed = true;
-  if (to_gguf(options)) {
-    if (single_in_gguf(tensor)) {
-      if (tensor.type != dtype::f32) return false;
-      typed = false;
-    }
-    if (tensor.interleaved != interleaved_heads(model.config(), tensor.name)) return false;
-    tensor.interleaved = 0;
-    tensor.name = gguf_name(tensor.name);
-  } else if (is_quantised(tensor.type)) {
-    return false;
+  const model_config& config = model.config();
+  const bool single = to_gguf(options) && single_in_gguf(config, tensor);
+  if (options.type && !single && *options.type != tensor.type) return false;
+  if (!to_gguf(options)) {
+    if (is_quantised(tensor.type) || tensor.added != 0) return false;
+    writer.add(tensor);
+    return true;
   }
-  if (options.type && typed && *options.type != tensor.type) return false;
+  if (single && tensor.type != dtype::f32) return false;
+  if (tensor.added != added_in_gguf(config, tensor.name)) return false;
+  const std::int64_t heads = heads_of(model, tensor.name, tensor.rows());
+  std::vector<std::byte> rows;
+  if (tensor.interleaved != heads && tensor.rows() > 0) {
+    const auto row_bytes = static_cast<std::ptrdiff_t>(tensor.bytes()) / tensor.rows();
+    rows.resize(tensor.bytes());
+    for (std::int64_t row = 0; row < tensor.rows(); ++row)
+      std::copy_n(tensor.row(row), row_bytes, rows.begin() + stored_row(row, heads) * row_bytes);
+    tensor.data = rows.data();
+  }
+  tensor.interleaved = 0;
+  tensor.added = 0;
+  tensor.name = gguf_name(config.family, tensor.name);
   writer.add(tensor);
   return true;
 }
@@ -122,7 +150,7 @@ bool copied(checkpoint_writer& writer, const language_model& model, const compre
 bool belongs_to_gguf(const language_model& model, const std::string& name) {
   if (name == "lm_head.weight" && model.config().tied_embeddings)
     return embedding_name(model.source(), model.config()) == name;
-  return is_gguf(model.source().path()) || gguf_name(name) != name;
+  return is_gguf(model.source().path()) || gguf_name(model.config().family, name) != name;
 }
 
 // Phi-3 whose fused matrices are apart.
@@ -192,7 +220,8 @@ void write_experts(checkpoint_writer& writer, const language_model& model, std::
     const linear_module& first = modules.front();
     tensor_view stored = stored_matrix(model.source(), first);
     stored.shape = {first.out, first.in};
-    writer.add(name, {std::ssize(modules), first.out, first.in}, values, type_of(stored, options));
+    writer.add(name, {std::ssize(modules), first.out, first.in}, values,
+               type_of(model.config(), stored, options));
   }
 }
 
@@ -212,16 +241,28 @@ std::uint32_t file_type(dtype type) {
   }
 }
 
+// Pairs of describe_for_gguf() that do not begin with the architecture.
+bool is_described(std::string_view key) {
+  return key == "general.architecture" || key == "general.type" ||
+         key == "tokenizer.ggml.bos_token_id" || key == "tokenizer.ggml.eos_token_id";
+}
+
 gguf_pairs pairs_of(const language_model& model, const compress_options& options,
                     const std::optional<compressed_info>& info) {
   gguf_pairs pairs;
   if (is_gguf(options.model)) {
     const mapped_file original(options.model);
     const gguf_content content = read_gguf(options.model, original.bytes());
+    const std::string_view architecture = gguf_architecture(model.config());
+    const std::string source = *content.metadata.text("general.architecture");
+    const bool renamed = source != architecture; // Phi-3, whose fused matrices are apart
+    if (renamed) pairs = describe_for_gguf(model.config());
     for (const gguf_value& value : content.metadata.values()) {
-      const bool replaced = value.key == "general.alignment" || value.key == compressed_key ||
-                            (value.key == "general.file_type" && options.type) ||
-                            value.key == "general.quantization_version";
+      const bool replaced =
+          value.key == "general.alignment" || value.key == compressed_key ||
+          (value.key == "general.file_type" && options.type) ||
+          value.key == "general.quantization_version" ||
+          (renamed && (value.key.starts_with(source + ".") || is_described(value.key)));
       if (!replaced) pairs.copy(value);
     }
   } else {
@@ -263,7 +304,7 @@ void write_others(checkpoint_writer& writer, const language_model& model,
     if (name == embedding) tensor.name = canonical_embedding_name(model.config());
     if (!copied(writer, model, options, tensor)) {
       put(writer, model, options, tensor.name, tensor.shape, read_f32(source, name, tensor.shape),
-          type_of(tensor, options));
+          type_of(model.config(), tensor, options));
     }
     source.release(name);
   }
@@ -333,7 +374,7 @@ void write_layer(checkpoint_writer& writer, const language_model& model, std::in
           scale -= 1.0f;
       }
       put(writer, model, options, names[i], {static_cast<std::int64_t>(stored.size())}, stored,
-          type_of(source.at(names[i]), options));
+          type_of(model.config(), source.at(names[i]), options));
     }
   }
   const bool stacked = stacks_experts(model.config(), layer, options);
@@ -342,7 +383,7 @@ void write_layer(checkpoint_writer& writer, const language_model& model, std::in
     const linear& l = weights[module.place];
     if (stacked && module.place.expert != no_expert) continue;
     if (!l.factored() && (l.empty() || !trains_dense(options))) continue;
-    const dtype type = type_of(stored_matrix(source, module), options);
+    const dtype type = type_of(model.config(), stored_matrix(source, module), options);
     if (!l.factored()) {
       put(writer, model, options, module.weight_name(), {l.out(), l.in()}, l.dense.values(), type);
       continue;
@@ -421,7 +462,7 @@ void write_converted(checkpoint_writer& writer, const language_model& model,
       tensor_view stored = source.at(l.pivoted() ? m.z_name() : m.v_name());
       stored.shape = {l.out(), l.in()};
       put(writer, model, options, m.weight_name(), stored.shape, product_of(l),
-          type_of(stored, options));
+          type_of(model.config(), stored, options));
       if (!l.bias.empty())
         put(writer, model, options, m.bias_name(), {l.out()}, l.bias, dtype::f32);
     }

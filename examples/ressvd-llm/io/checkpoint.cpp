@@ -69,17 +69,20 @@ struct checkpoint::contents {
     const model_config config = parse_config(file, config_text_of(content));
     for (stored_tensor& tensor : content.tensors) {
       if (tensor.name == rope_factors_name) continue;
-      std::string name = name_in(config, checkpoint_name(tensor.name));
+      std::string name = name_in(config, checkpoint_name(config.family, tensor.name));
       const std::optional<dtype> readable = parse_dtype(tensor.type);
       tensor_view view{name, readable.value_or(dtype::f32), std::move(tensor.shape),
                        tensor.data.data()};
-      const std::int64_t heads = interleaved_heads(config, name);
+      // Fused matrices have their rows in order.
+      const std::int64_t heads =
+          config.family == model_family::phi3 ? 0 : interleaved_heads(config, name);
       if (heads > 0 && view.rows() % heads == 0) view.interleaved = heads;
       const auto add = [&](const std::string& under, entry added) {
         if (!tensors.try_emplace(under, std::move(added)).second) {
           throw file_error(file, tensor.name, "stands beside tensor " + printable(under));
         }
       };
+      view.added = added_in_gguf(config, name);
       entry whole{0, std::move(tensor.type), readable, std::move(view), tensor.data};
       if (expert_part(config, name, 0).empty()) {
         add(name, std::move(whole));
@@ -102,6 +105,7 @@ struct checkpoint::contents {
         add(under, std::move(own));
       }
     }
+    split_fused();
   }
 
   void add_index(const std::filesystem::path& file) {

@@ -440,6 +440,15 @@ std::optional<std::vector<float>> gguf_metadata::numbers(std::string_view key) c
   return numbers_of<float>(*value);
 }
 
+std::optional<std::vector<bool>> gguf_metadata::flags(std::string_view key) const {
+  const gguf_value* const value = of_kind(key, gguf_kind::boolean, true);
+  if (value == nullptr) return std::nullopt;
+  std::vector<bool> flags;
+  for (const std::byte flag : value->data)
+    flags.push_back(flag != std::byte{0});
+  return flags;
+}
+
 namespace {
 
 template <class T>
@@ -504,6 +513,12 @@ void gguf_pairs::numbers(std::string_view key, std::span<const float> values) {
   begin_array(key, gguf_kind::f32, values.size());
   for (const float value : values)
     append(bytes_, value);
+}
+
+void gguf_pairs::flags(std::string_view key, const std::vector<bool>& values) {
+  begin_array(key, gguf_kind::boolean, values.size());
+  for (const bool value : values)
+    append(bytes_, static_cast<std::uint8_t>(value));
 }
 
 void gguf_pairs::copy(const gguf_value& value) {

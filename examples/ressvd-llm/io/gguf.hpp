@@ -68,6 +68,7 @@ class gguf_metadata {
   std::optional<std::vector<std::string>> texts(std::string_view key) const;
   std::optional<std::vector<std::int32_t>> integers(std::string_view key) const; // i32
   std::optional<std::vector<float>> numbers(std::string_view key) const;         // f32
+  std::optional<std::vector<bool>> flags(std::string_view key) const;
 
   [[noreturn]] void fail(std::string_view key, const std::string& what) const;
 
@@ -104,6 +105,7 @@ class gguf_pairs {
   void texts(std::string_view key, std::span<const std::string> values);
   void integers(std::string_view key, std::span<const std::int32_t> values);
   void numbers(std::string_view key, std::span<const float> values);
+  void flags(std::string_view key, const std::vector<bool>& values);
   // As it is in another file.
   void copy(const gguf_value& value);
 

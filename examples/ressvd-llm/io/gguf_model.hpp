@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a GGUF file says of a model, in the terms of a Hugging Face checkpoint, and back. The
-// architectures llama (Mistral's and Mixtral's models are of it), qwen2, qwen3 and qwen3moe.
+// architectures llama (Mistral's and Mixtral's models are of it), qwen2, qwen3, qwen3moe, gemma2
+// and gemma3; phi3 is read, and written as a llama without fused matrices.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +28,8 @@ inline constexpr std::string_view compressed_key = "ressvd.compressed";
 std::string config_text_of(const gguf_content& content);
 
 // "blk.3.attn_q.weight" ↔ "model.layers.3.self_attn.q_proj.weight". A name of neither stays.
-std::string checkpoint_name(std::string_view gguf_name);
-std::string gguf_name(std::string_view checkpoint_name);
+std::string checkpoint_name(model_family family, std::string_view gguf_name);
+std::string gguf_name(model_family family, std::string_view checkpoint_name);
 
 // GGUF has the matrices of all experts as one tensor, experts × out × in. The part that is an
 // expert's, "model.layers.3.mlp.experts.7.up_proj.weight" or as Mixtral calls it, by the name that
@@ -39,9 +40,13 @@ std::string name_in(const model_config& config, std::string_view name);
 // "blk.3.ffn_up_exps.weight" of "up".
 std::string stacked_gguf_name(std::int64_t layer, std::string_view projection);
 
-// The head size where the file stores the tensor's rows with the halves of rotary heads interleaved
-// (q and k of llama), else 0. The name is the checkpoint's.
+// The head size where a file that is written stores the tensor's rows with the halves of rotary
+// heads interleaved (q and k of llama), else 0. The name is the checkpoint's. One that is read does
+// the same, but for phi3.
 std::int64_t interleaved_heads(const model_config& config, std::string_view checkpoint_name);
+
+// What a file stores the elements of a tensor larger by: 1 for norms around zero, else 0.
+float added_in_gguf(const model_config& config, std::string_view checkpoint_name);
 
 // The architecture as GGUF names it. Throws usage_error, which names the model's config, where
 // llama.cpp has no architecture for the model.

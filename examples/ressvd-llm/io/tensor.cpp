@@ -7,15 +7,24 @@ namespace ressvd_llm {
 namespace {
 
 template <class T>
-void decode_rows_as(const tensor_view& tensor, std::int64_t first, std::int64_t count,
-                    std::span<T> values) {
-  if (values.empty()) return;
+void decode_stored_rows(const tensor_view& tensor, std::int64_t first, std::int64_t count,
+                        std::span<T> values) {
   if (tensor.interleaved == 0) return decode(tensor.type, tensor.row(first), values);
   const std::size_t width = values.size() / static_cast<std::size_t>(count);
   for (std::int64_t i = 0; i < count; ++i) {
     decode(tensor.type, tensor.row(first + i),
            values.subspan(static_cast<std::size_t>(i) * width, width));
   }
+}
+
+template <class T>
+void decode_rows_as(const tensor_view& tensor, std::int64_t first, std::int64_t count,
+                    std::span<T> values) {
+  if (values.empty()) return;
+  decode_stored_rows(tensor, first, count, values);
+  if (tensor.added == 0) return;
+  for (T& value : values)
+    value -= static_cast<T>(tensor.added);
 }
 
 } // namespace

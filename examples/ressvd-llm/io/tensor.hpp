@@ -21,6 +21,8 @@ struct tensor_view {
   // The two halves of rotary heads of this many rows lie interleaved: rows j and j + interleaved/2
   // of a head are stored as its rows 2j and 2j + 1. 0: rows are stored in order.
   std::int64_t interleaved = 0;
+  // What every element is stored larger by.
+  float added = 0;
 
   std::int64_t elements() const {
     std::int64_t product = 1;

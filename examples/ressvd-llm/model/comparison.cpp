@@ -10,6 +10,7 @@
 
 #include "io/error.hpp"
 #include "model/forward.hpp"
+#include "model/parallel.hpp"
 
 namespace ressvd_llm {
 namespace {
@@ -41,6 +42,9 @@ std::int64_t windows_at_once(const token_windows& windows, const model_config& c
   return std::clamp<std::int64_t>(static_cast<std::int64_t>(hidden_bytes / bytes), 1,
                                   windows.count);
 }
+
+// Logits of the reference and of one other model at a time.
+constexpr std::int64_t logits_buffers = 2;
 
 class comparison {
  public:
@@ -139,6 +143,18 @@ class comparison {
 };
 
 } // namespace
+
+std::uint64_t comparison_buffers(const model_config& config, std::int64_t windows,
+                                 std::int64_t window_length, std::size_t models) {
+  const std::uint64_t a_window =
+      static_cast<std::uint64_t>(window_length * config.hidden_size) * sizeof(float) * models;
+  const std::uint64_t states =
+      std::min(static_cast<std::uint64_t>(windows) * a_window, std::max(hidden_bytes, a_window));
+  const std::int64_t rows = logits_block(config.vocab, windows * window_length);
+  const std::uint64_t logits =
+      static_cast<std::uint64_t>(logits_buffers * rows * config.vocab) * sizeof(float);
+  return states + logits + models * forward_buffers(config, window_length, thread_count());
+}
 
 void require_alike(const std::vector<language_model>& models) {
   const model_config& original = models.front().config();

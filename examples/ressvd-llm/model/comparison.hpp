@@ -4,6 +4,7 @@
 // it gained.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -45,5 +46,10 @@ std::vector<model_figures> compare_models(const std::vector<language_model>& mod
 // The same on one text, without the rest.
 std::vector<text_figures> compare_on_text(const std::vector<language_model>& models,
                                           const token_windows& windows);
+
+// Bytes that this holds beside the models' weights: hidden states, logits and buffers of the
+// passes.
+std::uint64_t comparison_buffers(const model_config& config, std::int64_t windows,
+                                 std::int64_t window_length, std::size_t models);
 
 } // namespace ressvd_llm

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -139,6 +138,10 @@ token_windows cut_windows(std::span<const std::int32_t> ids, const window_option
 
 perplexity_result perplexity(const language_model& model, forward_engine& engine,
                              const token_windows& windows, const evaluation_options& options) {
+  if (options.context < 0 || options.context >= windows.length)
+    throw std::invalid_argument("perplexity: a context of " + std::to_string(options.context) +
+                                " where windows have " + std::to_string(windows.length) +
+                                " predictions");
   const auto begin = std::chrono::steady_clock::now();
   const std::int64_t layers = model.config().layers;
   const std::uint64_t window_bytes = static_cast<std::uint64_t>(windows.length) *
@@ -169,13 +172,16 @@ perplexity_result perplexity(const language_model& model, forward_engine& engine
                       const std::vector<double> losses = next_token_losses(
                           logits, {targets + start, static_cast<std::size_t>(rows)},
                           model.config().vocab);
-                      sum = std::accumulate(losses.begin(), losses.end(), sum);
+                      for (std::int64_t i = 0; i < rows; ++i) {
+                        if ((start + i) % windows.length >= options.context)
+                          sum += losses[static_cast<std::size_t>(i)];
+                      }
                     });
   }
   if (options.progress) options.progress(1.0);
   perplexity_result result;
   result.windows = windows.count;
-  result.predicted = windows.count * windows.length;
+  result.predicted = windows.count * (windows.length - options.context);
   result.mean_loss = sum / static_cast<double>(result.predicted);
   result.perplexity = std::exp(result.mean_loss);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

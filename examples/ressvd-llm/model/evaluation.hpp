@@ -64,6 +64,8 @@ token_windows cut_windows(std::span<const std::int32_t> ids, const window_option
 struct evaluation_options {
   // Hidden states held at a time; the windows are taken in as many rounds as that needs.
   std::uint64_t memory_limit = std::uint64_t{2} << 30;
+  // The first so many predictions of each window do not count: what precedes them is context alone.
+  std::int64_t context = 0;
   progress_function progress = {};
 };
 
@@ -76,7 +78,8 @@ struct perplexity_result {
 };
 
 // exp of the mean loss over all predicted tokens. The engine must have been made for the model's
-// config. Throws std::runtime_error for a logit that is not finite.
+// config. Throws std::runtime_error for a logit that is not finite, std::invalid_argument where no
+// prediction counts.
 perplexity_result perplexity(const language_model& model, forward_engine& engine,
                              const token_windows& windows, const evaluation_options& options = {});
 

@@ -66,8 +66,9 @@ language_model applied(const std::filesystem::path& base, const adapter& a) {
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
     layer_weights weights = model.layer(layer);
     for (const linear_module& m : linear_modules(model.config(), layer)) {
-      const auto v = a.values(gguf_name(m.weight_name()) + ".lora_a");
-      const auto u = a.values(gguf_name(m.weight_name()) + ".lora_b");
+      const std::string name = gguf_name(model.config().family, m.weight_name());
+      const auto v = a.values(name + ".lora_a");
+      const auto u = a.values(name + ".lora_b");
       const auto rank = static_cast<std::int64_t>(v.size()) / m.in;
       const std::int64_t heads = interleaved_heads(model.config(), m.weight_name());
       linear& l = weights[m.place];
@@ -150,6 +151,81 @@ TEST_CASE("A correction brings a quantised model closer, the more the higher its
   CHECK(adapter(o.run.output).content.tensors.front().type == "F16");
 }
 
+TEST_CASE("A model is quantised, and what that loses put beside it", "[correct]") {
+  const fixture f("llama");
+  const temporary_directory dir;
+  for (const dtype type : {dtype::q4_0, dtype::q8_0}) {
+    auto run = short_compression(f.directory, dir / (std::string(name_of(type)) + ".gguf"));
+    run.type = type;
+    const correction_report report = quantise_and_correct(run, 8);
+    const auto beside = dir / (std::string(name_of(type)) + ".lora.gguf");
+    CHECK(report.base == run.output.string());
+    CHECK(report.output == beside.string());
+    CHECK(report.base_bytes == std::filesystem::file_size(run.output));
+    CHECK(report.bytes == std::filesystem::file_size(beside));
+    // The base is what --format gguf makes of the model.
+    auto same = run;
+    same.output = dir / "same.gguf";
+    same.format = output_format::gguf;
+    same.ratio = 0;
+    compress(same);
+    const checkpoint base = checkpoint::open(run.output);
+    const checkpoint expected = checkpoint::open(same.output);
+    REQUIRE(base.names() == expected.names());
+    for (const std::string& name : base.names()) {
+      INFO(name);
+      const tensor_view& a = base.at(name);
+      const tensor_view& b = expected.at(name);
+      REQUIRE(a.bytes() == b.bytes());
+      CHECK(std::memcmp(a.data, b.data, a.bytes()) == 0);
+    }
+    // The adapter is the one that correct makes, in float16.
+    correct_options again{.base = run.output, .rank = 8, .run = run};
+    again.run.output = dir / "again.gguf";
+    again.run.type = dtype::f16;
+    correct(again);
+    CHECK(llm_test::read(beside) == llm_test::read(again.run.output));
+    REQUIRE(report.heldout.size() == 3);
+    CHECK(report.heldout[2].divergence < report.heldout[1].divergence);
+    std::filesystem::remove(same.output);
+    std::filesystem::remove(again.run.output);
+  }
+  CHECK(adapter_beside("a.b/model") == "a.b/model.lora.gguf");
+  CHECK(adapter_beside("model.q4.gguf") == "model.q4.lora.gguf");
+}
+
+TEST_CASE("An adapter is refused before anything is written", "[correct]") {
+  const fixture f("llama");
+  const temporary_directory dir;
+  auto good = short_compression(f.directory, dir / "out.gguf");
+  good.type.reset();
+  const auto refusal = [&](const auto& change) {
+    auto run = good;
+    change(run);
+    const std::string message =
+        llm_test::message_of<usage_error>([&] { quantise_and_correct(run, 4); });
+    CHECK(!std::filesystem::exists(dir / "out.gguf"));
+    CHECK(!std::filesystem::exists(dir / "out.gguf.partial"));
+    CHECK(!std::filesystem::exists(dir / "out.lora.gguf.partial"));
+    return message;
+  };
+  CHECK_THAT(refusal([](auto& run) { run.type = dtype::f16; }),
+             contains_text("--dtype F16 leaves nothing to correct"));
+  CHECK_THAT(refusal([](auto& run) { run.model = fixture("opt").directory; }),
+             contains_text("GGUF has no architecture for models of the family opt"));
+  auto factored = short_compression(f.directory, dir / "factored");
+  compress(factored);
+  CHECK_THAT(refusal([&](auto& run) { run.model = factored.output; }),
+             contains_text("factored: is a factored checkpoint"));
+  llm_test::write(dir / "out.lora.gguf", "a file");
+  CHECK_THAT(refusal([](auto&) {}), contains_text("out.lora.gguf: exists"));
+  CHECK(llm_test::read(dir / "out.lora.gguf") == "a file");
+  std::filesystem::remove(dir / "out.lora.gguf");
+  quantise_and_correct(good, 4);
+  CHECK(checkpoint::open(good.output).describe("model.layers.0.self_attn.q_proj.weight").type ==
+        "Q4_0");
+}
+
 TEST_CASE("What cannot be corrected is refused", "[correct]") {
   const fixture f("llama");
   const temporary_directory dir;
@@ -164,6 +240,11 @@ TEST_CASE("What cannot be corrected is refused", "[correct]") {
              contains_text("base.gguf: model.layers.0.self_attn.k_proj has another shape than in"));
   CHECK_THAT(refusal([&](auto& o) { o.run.model = o.base; }),
              contains_text("nothing is to be corrected"));
+  CHECK_THAT(refusal([&](auto& o) {
+               o.base = std::filesystem::path(RESSVD_LLM_FIXTURES) / "gguf" / "phi3.gguf";
+               o.run.model = fixture("phi3").directory;
+             }),
+             contains_text("phi3.gguf: fused matrices, as of Phi-3, cannot be corrected"));
   CHECK(!std::filesystem::exists(dir / "adapter.gguf"));
   CHECK(!std::filesystem::exists(dir / "adapter.gguf.partial"));
   // An adapter is no model.

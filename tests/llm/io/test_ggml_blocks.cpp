@@ -150,4 +150,8 @@ TEST_CASE("rows of interleaved heads are found", "[ggml]") {
   std::vector<double> some(3);
   decode_rows(tensor, 5, 3, std::span(some));
   CHECK(some == std::vector<double>{5, 6, 7});
+  // What is stored larger comes out smaller.
+  tensor.added = 1;
+  decode_rows(tensor, 5, 3, std::span(some));
+  CHECK(some == std::vector<double>{4, 5, 6});
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "io/checkpoint.hpp"
+#include "io/config.hpp"
 #include "io/gguf_model.hpp"
 #include "io/gguf_tokenizer.hpp"
 #include "io/mapped_file.hpp"
@@ -278,21 +279,37 @@ TEST_CASE("what is written as GGUF is read back", "[gguf]") {
 }
 
 TEST_CASE("names of GGUF and of checkpoints are each other's", "[gguf]") {
-  using ressvd_llm::checkpoint_name;
-  CHECK(checkpoint_name("blk.12.attn_output.weight") == "model.layers.12.self_attn.o_proj.weight");
-  CHECK(checkpoint_name("output_norm.weight") == "model.norm.weight");
-  CHECK(checkpoint_name("blk.0.attn_q.bias") == "model.layers.0.self_attn.q_proj.bias");
+  using ressvd_llm::model_family;
+  const auto checkpoint_name = [](const std::string& name, model_family family) {
+    return ressvd_llm::checkpoint_name(family, name);
+  };
+  const model_family llama = model_family::llama;
+  CHECK(checkpoint_name("blk.12.attn_output.weight", llama) ==
+        "model.layers.12.self_attn.o_proj.weight");
+  CHECK(checkpoint_name("output_norm.weight", llama) == "model.norm.weight");
+  CHECK(checkpoint_name("blk.0.attn_q.bias", llama) == "model.layers.0.self_attn.q_proj.bias");
   for (const char* const name : {"other", "blk", "blk.", "blk.1", "blk.1.weight", "", ".",
                                  "blk.1.other.weight", "model.layers.0.weight"}) {
-    CHECK(checkpoint_name(name) == name);
-    CHECK(ressvd_llm::gguf_name(name) == name);
+    CHECK(checkpoint_name(name, llama) == name);
+    CHECK(ressvd_llm::gguf_name(llama, name) == name);
   }
-  for (const char* const model : {"llama", "qwen2", "qwen3"}) {
-    const auto checkpoint =
-        ressvd_llm::checkpoint::open(std::filesystem::path(RESSVD_LLM_FIXTURES) / model);
-    for (const std::string& name : checkpoint.names()) {
-      CHECK(ressvd_llm::gguf_name(name) != name);
-      CHECK(checkpoint_name(ressvd_llm::gguf_name(name)) == name);
+  // Of the same norm in two families, and of one name in three.
+  CHECK(checkpoint_name("blk.1.ffn_norm.weight", llama) ==
+        "model.layers.1.post_attention_layernorm.weight");
+  CHECK(checkpoint_name("blk.1.ffn_norm.weight", model_family::gemma2) ==
+        "model.layers.1.pre_feedforward_layernorm.weight");
+  CHECK(checkpoint_name("blk.1.post_attention_norm.weight", model_family::gemma3) ==
+        "model.layers.1.post_attention_layernorm.weight");
+  CHECK(checkpoint_name("blk.1.ffn_up.weight", model_family::phi3) ==
+        "model.layers.1.mlp.gate_up_proj.weight");
+  CHECK(ressvd_llm::gguf_name(model_family::phi3, "model.layers.1.mlp.up_proj.weight") ==
+        "blk.1.ffn_up.weight");
+  for (const char* const model : {"llama", "qwen2", "qwen3", "gemma2", "gemma3"}) {
+    const auto directory = std::filesystem::path(RESSVD_LLM_FIXTURES) / model;
+    const model_family family = ressvd_llm::read_config(directory).family;
+    for (const std::string& name : ressvd_llm::checkpoint::open(directory).names()) {
+      CHECK(ressvd_llm::gguf_name(family, name) != name);
+      CHECK(checkpoint_name(ressvd_llm::gguf_name(family, name), family) == name);
     }
   }
 }
@@ -301,13 +318,14 @@ TEST_CASE("the tensor of all experts has a part of each, by their checkpoint's n
   using ressvd_llm::expert_part;
   ressvd_llm::model_config config;
   config.family = ressvd_llm::model_family::qwen3_moe;
-  const std::string whole = ressvd_llm::checkpoint_name("blk.3.ffn_up_exps.weight");
+  const std::string whole = ressvd_llm::checkpoint_name(config.family, "blk.3.ffn_up_exps.weight");
   CHECK(expert_part(config, whole, 7) == "model.layers.3.mlp.experts.7.up_proj.weight");
   config.family = ressvd_llm::model_family::mixtral;
   CHECK(expert_part(config, whole, 7) == "model.layers.3.block_sparse_moe.experts.7.w3.weight");
-  CHECK(ressvd_llm::name_in(config, ressvd_llm::checkpoint_name("blk.3.ffn_gate_inp.weight")) ==
+  CHECK(ressvd_llm::name_in(
+            config, ressvd_llm::checkpoint_name(config.family, "blk.3.ffn_gate_inp.weight")) ==
         "model.layers.3.block_sparse_moe.gate.weight");
-  CHECK(ressvd_llm::gguf_name("model.layers.3.block_sparse_moe.gate.weight") ==
+  CHECK(ressvd_llm::gguf_name(config.family, "model.layers.3.block_sparse_moe.gate.weight") ==
         "blk.3.ffn_gate_inp.weight");
   CHECK(ressvd_llm::stacked_gguf_name(3, "up") == "blk.3.ffn_up_exps.weight");
   for (const char* const other : {"", "a.mlp.experts.", "a.mlp.experts.up_proj", "blk.3.ffn_up"})

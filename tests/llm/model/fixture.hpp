@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "io/tokens.hpp"
 #include "model/evaluation.hpp"
 #include "model/forward.hpp"
@@ -48,6 +50,18 @@ struct fixture {
   std::vector<std::int32_t> tokens; // windows × window
   std::vector<float> logits;        // windows × window × vocab
 };
+
+// The fixture's directory, or a copy of it in `directory` with the scale of scores that llama.cpp
+// takes for Gemma's, which GGUF files do not state.
+inline std::filesystem::path usual_in_gguf(const fixture& f,
+                                           const std::filesystem::path& directory) {
+  if (f.config.attention_scale == 0) return f.directory;
+  std::filesystem::copy(f.directory, directory);
+  auto json = nlohmann::ordered_json::parse(f.config.text);
+  json["query_pre_attn_scalar"] = f.config.head_dim;
+  std::ofstream(directory / "config.json") << json.dump();
+  return directory;
+}
 
 inline std::vector<float> run(const language_model& model, forward_engine& engine,
                               const std::vector<std::int32_t>& ids, std::int64_t window) {

@@ -136,6 +136,20 @@ TEST_CASE("perplexity is the exponential of the mean loss of transformers' logit
     CHECK_THAT(whole.mean_loss, WithinAbs(mean, 1e-3));
     CHECK(whole.perplexity == std::exp(whole.mean_loss));
 
+    // The halves of the windows make up the whole.
+    const std::int64_t half = f.window() / 2;
+    const perplexity_result later = perplexity(model, engine, windows, {.context = half});
+    double later_sum = 0.0;
+    for (std::size_t i = 0; i + 1 < f.tokens.size(); ++i) {
+      const std::size_t at = i % window;
+      if (at < static_cast<std::size_t>(half) || at == window - 1) continue;
+      later_sum += loss(std::span(f.logits).subspan(i * vocab, vocab), f.tokens[i + 1]);
+    }
+    CHECK(later.predicted == 2 * (f.window() - 1 - half));
+    CHECK_THAT(later.mean_loss, WithinAbs(later_sum / static_cast<double>(later.predicted), 1e-3));
+    CHECK_THROWS_AS(perplexity(model, engine, windows, {.context = f.window() - 1}),
+                    std::invalid_argument);
+
     double fraction = 0.0;
     bool ascending = true;
     const perplexity_result rounds =

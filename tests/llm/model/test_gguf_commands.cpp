@@ -129,6 +129,53 @@ TEST_CASE("a model is converted, and its loss corrected", "[gguf]") {
                                         "with --calibration FILE"));
 }
 
+TEST_CASE("a model is compressed to a quantised base with an adapter", "[gguf]") {
+  const fixture f("qwen2");
+  const temporary_directory dir;
+  const std::string out = (dir / "out.gguf").string();
+  const std::string json = (dir / "report.json").string();
+  const std::vector<std::string> good = {"compress",
+                                         f.directory.string(),
+                                         out,
+                                         "--format=gguf-adapter",
+                                         "--dtype=q8_0",
+                                         "--rank=4",
+                                         "--samples=16",
+                                         "--seqlen=16",
+                                         "--threads=1",
+                                         "--heldout-samples=4"};
+  const auto refusal = [&](const std::string& option) {
+    auto line = good;
+    line.push_back(option);
+    const outcome refused = run_command(line);
+    CHECK(refused.status == 2);
+    CHECK(std::filesystem::is_empty(dir.path()));
+    return refused.err;
+  };
+  for (const char* const option : {"--ratio=0.3", "--method=svd", "--preset=best", "--refine=2",
+                                   "--form=pair", "--resume", "--allocation=uniform"}) {
+    const std::string whole = option;
+    const std::string name = whole.substr(0, whole.find('='));
+    CHECK_THAT(refusal(option), contains_text(name + " has no effect with --format gguf-adapter"));
+  }
+  CHECK_THAT(refusal("--windows=first"), contains_text("--windows has no effect"));
+  CHECK_THAT(refusal("--json=" + (dir / "out.lora.gguf").string()),
+             contains_text("this is the output itself"));
+  auto line = good;
+  line.insert(line.end(), {"--json", json});
+  const outcome made = run_command(line);
+  REQUIRE(made.status == 0);
+  CHECK_THAT(made.err, contains_text("a base of type Q8_0 and an adapter of rank 4"));
+  CHECK_THAT(made.out, contains_text("out.lora.gguf: 14 matrices corrected"));
+  const auto report = nlohmann::json::parse(llm_test::read(json));
+  CHECK(report["model"] == out);
+  CHECK(report["model_bytes"] == std::filesystem::file_size(out));
+  const outcome rank =
+      run_command({"compress", f.directory.string(), (dir / "x").string(), "--rank=4"});
+  CHECK(rank.status == 2);
+  CHECK_THAT(rank.err, contains_text("--rank goes with --format gguf-adapter"));
+}
+
 TEST_CASE("what GGUF cannot hold is refused by the commands", "[gguf]") {
   const temporary_directory dir;
   const std::string output = (dir / "out.gguf").string();

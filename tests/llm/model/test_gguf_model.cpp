@@ -65,12 +65,17 @@ TEST_CASE("a GGUF file gives the logits of the checkpoint it was made of", "[ggu
                // 11 bits of mantissa, and 8 bits with a scale.
                {"llama", 5e-3},
                {"qwen3", 5e-3},
+               {"gemma2", 5e-3},
+               {"gemma3", 5e-3},
+               {"phi3", 0},
                {"qwen2", 0.1}};
   for (const auto& c : cases) {
     CAPTURE(c.name);
     const fixture f(c.name);
+    const llm_test::temporary_directory dir;
+    const auto directory = usual_in_gguf(f, dir / "model");
     const auto file = gguf_fixtures() / (c.name + ".gguf");
-    const auto expected = run(language_model::open(f.directory), f.tokens, f.window());
+    const auto expected = run(language_model::open(directory), f.tokens, f.window());
     const language_model model = language_model::open(file);
     CHECK(relative_error(run(model, f.tokens, f.window()), expected) <= c.bound);
     const language_model mapped = language_model::open(file, {.memory_limit = 0});
@@ -81,9 +86,11 @@ TEST_CASE("a GGUF file gives the logits of the checkpoint it was made of", "[ggu
 }
 
 TEST_CASE("the config of a GGUF file is that of the checkpoint it was made of", "[gguf]") {
-  for (const char* const name : {"llama", "llama_linear", "llama3", "qwen2", "qwen3"}) {
+  for (const char* const name :
+       {"llama", "llama_linear", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"}) {
     CAPTURE(name);
-    const model_config expected = read_config(fixture(name).directory);
+    const llm_test::temporary_directory dir;
+    const model_config expected = read_config(usual_in_gguf(fixture(name), dir / "model"));
     const model_config config = read_config(gguf_fixtures() / (std::string(name) + ".gguf"));
     CHECK(config.family == expected.family);
     CHECK(config.hidden_size == expected.hidden_size);
@@ -103,6 +110,15 @@ TEST_CASE("the config of a GGUF file is that of the checkpoint it was made of", 
     CHECK(config.mlp_bias == expected.mlp_bias);
     CHECK(config.qk_norm == expected.qk_norm);
     CHECK(config.sliding_window == expected.sliding_window);
+    CHECK(config.full_attention == expected.full_attention);
+    CHECK(config.activation == expected.activation);
+    CHECK(config.attention_scale == expected.attention_scale);
+    CHECK(config.attention_cap == expected.attention_cap);
+    CHECK(config.logit_cap == expected.logit_cap);
+    CHECK(config.embedding_scale == expected.embedding_scale);
+    CHECK(config.norms_around_zero == expected.norms_around_zero);
+    REQUIRE(config.local_rope.has_value() == expected.local_rope.has_value());
+    if (config.local_rope) CHECK(config.local_rope->theta == expected.local_rope->theta);
     CHECK(config.bos == expected.bos);
     CHECK(config.eos == expected.eos);
     // What the text says is what was read.
@@ -121,6 +137,38 @@ TEST_CASE("a sliding window in a GGUF file makes a Mistral model", "[gguf]") {
   const model_config config = read_config(file);
   CHECK(config.family == model_family::mistral);
   CHECK(config.sliding_window == 9);
+}
+
+TEST_CASE("Gemma's files leave unsaid what llama.cpp assumes", "[gguf]") {
+  const llm_test::temporary_directory directory;
+  const auto config_of = [&](const char* name, const std::function<void(gguf_pairs&)>& add,
+                             const std::vector<std::string>& dropped) {
+    llm_test::write(directory / "changed.gguf", changed_metadata(name, add, dropped));
+    return read_config(directory / "changed.gguf");
+  };
+  const auto nothing = [](gguf_pairs&) {};
+  const model_config second =
+      config_of("gemma2", nothing,
+                {"gemma2.attention.sliding_window", "gemma2.attn_logit_softcapping",
+                 "gemma2.final_logit_softcapping", "gemma2.rope.freq_base"});
+  CHECK(second.sliding_window == 4096);
+  CHECK(second.full_attention == std::vector<bool>{false, true});
+  CHECK(second.attention_cap == 50);
+  CHECK(second.logit_cap == 30);
+  CHECK(second.rope.theta == 10'000);
+  const model_config third = config_of(
+      "gemma3", nothing, {"gemma3.attention.sliding_window_pattern", "gemma3.rope.freq_base_swa"});
+  CHECK(third.sliding_window == 9);
+  CHECK(third.full_attention.empty());
+  CHECK(third.local_rope->theta == 10'000);
+  CHECK(!config_of("gemma3", nothing, {"gemma3.attention.sliding_window"}).sliding_window);
+  const auto every = [](std::uint32_t layers) {
+    return [=](gguf_pairs& p) { p.u32("gemma3.attention.sliding_window_pattern", layers); };
+  };
+  const std::vector<std::string> pattern = {"gemma3.attention.sliding_window_pattern"};
+  CHECK(config_of("gemma3", every(2), pattern).full_attention == std::vector<bool>{false, true});
+  CHECK(!config_of("gemma3", every(1), pattern).sliding_window);
+  CHECK(config_of("gemma3", every(0), pattern).full_attention.empty());
 }
 
 TEST_CASE("what a GGUF file asks for and the program has not is refused by name", "[gguf]") {
@@ -174,6 +222,27 @@ TEST_CASE("what a GGUF file asks for and the program has not is refused by name"
       "key 'llama.attention.head_count' is below 1");
   refused(config_refusal("llama3", u32("llama.rope.scaling.factor", 2)),
           "a linear scaling beside rope_freqs.weight");
+  const auto f32 = [](const char* key, float value) {
+    return [=](gguf_pairs& pairs) { pairs.f32(key, value); };
+  };
+  const char* const pattern = "gemma3.attention.sliding_window_pattern";
+  refused(config_refusal("gemma2", f32("gemma2.rope.freq_base_swa", 5)),
+          "key 'gemma2.rope.freq_base_swa' is not supported");
+  refused(config_refusal("gemma2", f32("gemma2.attn_logit_softcapping", 0),
+                         {"gemma2.attn_logit_softcapping"}),
+          "attn_logit_softcapping' is not a positive number");
+  refused(config_refusal("gemma3", f32("gemma3.attn_logit_softcapping", 5)),
+          "key 'gemma3.attn_logit_softcapping' is not supported");
+  refused(config_refusal("gemma3",
+                         [&](gguf_pairs& pairs) {
+                           pairs.flags(pattern, {true, false, true});
+                         },
+                         {pattern}),
+          "does not list as many layers as there are");
+  refused(config_refusal("gemma3", text(pattern, "every second"), {pattern}), "is not an integer");
+  refused(config_refusal("phi3", u32("phi3.feed_forward_length", 64), {"phi3.feed_forward_length"}),
+          "tensor model.layers.0.mlp.gate_up_proj.weight: shape [112, 32] where 128 rows are "
+          "expected");
   refused(
       config_refusal("qwen2", u32("qwen2.feed_forward_length", 64), {"qwen2.feed_forward_length"}),
       "shape [56, 32] where [64, 32] is expected");
