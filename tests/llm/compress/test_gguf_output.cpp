@@ -252,9 +252,10 @@ TEST_CASE("A model directory made of a GGUF file has its logits", "[gguf]") {
     o.type.reset();
     compress(o);
     CHECK(relative_error(logits_from(o.output, f), logits_from(o.model, f)) < 5e-3);
-    // The tokenizers of the other fixtures have no vocabulary that serves their merges.
-    CHECK(std::filesystem::exists(o.output / "tokenizer.json") == (std::string(name) == "llama"));
-    if (std::string(name) != "llama") continue;
+    // Some fixtures' tokenizers have no vocabulary that serves their merges.
+    const bool served = std::string(name) != "llama3" && std::string(name) != "qwen2";
+    CHECK(std::filesystem::exists(o.output / "tokenizer.json") == served);
+    if (!served) continue;
     const std::string text = "It was so, and 12 more.";
     CHECK(open_tokenizer(o.output, f.config)->encode(text) ==
           open_tokenizer(o.model, f.config)->encode(text));
