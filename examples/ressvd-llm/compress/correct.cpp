@@ -132,9 +132,8 @@ correction_report correct(const correct_options& options) {
       for (const input_group group : wanted_inputs(config, layer, wanted[layer]))
         factoring->take(group, grams->read(config, layer, group));
     } else {
-      const input_observer observer = [&](input_group group, const float* x, std::int64_t tokens,
-                                          std::int64_t features) {
-        factoring->observe(group, x, tokens, features);
+      const input_observer observer = [&](input_group group, const activation_view& x) {
+        factoring->observe(group, x);
       };
       passes.run_original(layer, hidden, samples.calibration.length, &observer);
     }

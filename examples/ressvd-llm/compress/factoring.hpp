@@ -16,6 +16,7 @@
 #include "compress/options.hpp"
 #include "io/checkpoint.hpp"
 #include "io/config.hpp"
+#include "model/engine_matrix.hpp"
 #include "model/layer.hpp"
 
 namespace ressvd_llm {
@@ -25,9 +26,9 @@ class layer_factoring {
  public:
   virtual ~layer_factoring() = default;
 
-  // Adds tokens × features activations that enter the matrices of a group.
-  virtual void observe(input_group group, const float* x, std::int64_t tokens,
-                       std::int64_t features) = 0;
+  // Adds activations that enter the matrices of a group: on the host, or in the memory of the
+  // engine's backend.
+  virtual void observe(input_group group, const activation_view& x) = 0;
 
   // The statistics of such a group from elsewhere, in place of all observations.
   virtual void take(input_group group, const ressvd::gram_state& state) = 0;

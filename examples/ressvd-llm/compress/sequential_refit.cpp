@@ -9,17 +9,13 @@
 namespace ressvd_llm {
 namespace {
 
-hidden_states rows(const hidden_states& all, std::int64_t first, std::int64_t count,
-                   std::int64_t width) {
-  return {all.begin() + first * width, all.begin() + (first + count) * width};
-}
-
 // Collects what enters one group's matrices.
-input_observer capture(input_group group, std::vector<float>& into) {
-  return
-      [group, &into](input_group seen, const float* x, std::int64_t tokens, std::int64_t features) {
-        if (seen == group) into.insert(into.end(), x, x + tokens * features);
-      };
+input_observer capture(model_passes& passes, input_group group, std::vector<float>& into) {
+  return [&passes, group, &into](input_group seen, const activation_view& x) {
+    if (seen != group) return;
+    const std::vector<float> values = passes.download(x);
+    into.insert(into.end(), values.begin(), values.end());
+  };
 }
 
 } // namespace
@@ -36,20 +32,19 @@ sequential_refit::sequential_refit(model_passes& passes, const factored_model& f
 
 void sequential_refit::observe(shifted_refit& refit, const layer_weights& weights,
                                input_group group) {
-  const std::int64_t width = passes_.config().hidden_size;
-  const auto tokens = static_cast<std::int64_t>(compressed_.size()) / width;
+  const std::int64_t tokens = compressed_.rows();
   // Some windows at a time through both models, so that their inputs meet in memory.
   const std::int64_t step = length_ * (std::max)(std::int64_t{1}, 2048 / length_);
   for (std::int64_t t = 0; t < tokens; t += step) {
     const std::int64_t count = (std::min)(step, tokens - t);
     std::vector<float> x;
-    const input_observer on_compressed = capture(group, x);
-    hidden_states moved = rows(compressed_, t, count, width);
+    const input_observer on_compressed = capture(passes_, group, x);
+    hidden_states moved = compressed_.part(t, count);
     passes_.run(weights, moved, length_, &on_compressed);
     std::vector<float> y;
     if (!original_.empty()) {
-      const input_observer on_original = capture(group, y);
-      hidden_states kept = rows(original_, t, count, width);
+      const input_observer on_original = capture(passes_, group, y);
+      hidden_states kept = original_.part(t, count);
       passes_.run_original(layer_, kept, length_, &on_original);
     }
     refit.observe(x.data(), y.empty() ? nullptr : y.data(), count);

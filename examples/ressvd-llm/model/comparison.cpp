@@ -86,9 +86,8 @@ class comparison {
     do {
       const auto begin = clock::now();
       const auto hidden = final_hidden(models_[model], engines_[model], windows);
-      for_each_logits(models_[model], engines_[model], hidden.data(),
-                      windows.count * windows.length,
-                      [](const float*, std::int64_t, std::int64_t) {});
+      for_each_logits(models_[model], engines_[model], hidden,
+                      [](const engine_matrix&, std::int64_t) {});
       best = std::max(best, tokens / seconds_since(begin));
     } while (seconds_since(start) < seconds_of_timing);
     return best;
@@ -98,33 +97,26 @@ class comparison {
   // One group of windows; adds to the losses and divergences of every model.
   void add(const token_windows& windows, std::vector<double>& losses,
            std::vector<double>& divergences) {
-    const std::int64_t tokens = windows.count * windows.length;
-    const model_config& config = models_.front().config();
-    std::vector<std::vector<float>> hidden(
-        models_.size(), std::vector<float>(static_cast<std::size_t>(tokens * config.hidden_size)));
-    for (std::size_t m = 0; m < models_.size(); ++m) {
-      engines_[m].embed(models_[m].outer(), windows.inputs, windows.length, hidden[m].data());
-    }
-    for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    std::vector<engine_matrix> hidden;
+    for (std::size_t m = 0; m < models_.size(); ++m)
+      hidden.push_back(engines_[m].embed(models_[m].outer(), windows.inputs, windows.length));
+    for (std::int64_t layer = 0; layer < models_.front().config().layers; ++layer) {
       for (std::size_t m = 0; m < models_.size(); ++m) {
-        engines_[m].layer(models_[m].layer(layer), hidden[m].data(), tokens, windows.length,
-                          nullptr);
+        engines_[m].layer(models_[m].layer(layer), hidden[m], windows.length);
         errors_[m][static_cast<std::size_t>(layer)].add(hidden.front(), hidden[m]);
       }
     }
-    std::vector<float> other;
+    engine_matrix other;
     for_each_logits(
-        models_.front(), engines_.front(), hidden.front().data(), tokens,
-        [&](const float* reference, std::int64_t first, std::int64_t rows) {
+        models_.front(), engines_.front(), hidden.front(),
+        [&](const engine_matrix& reference, std::int64_t first) {
           const std::span<const std::int32_t> targets(windows.targets.data() + first,
-                                                      static_cast<std::size_t>(rows));
-          losses.front() += sum(next_token_losses(reference, targets, config.vocab));
-          other.resize(static_cast<std::size_t>(rows * config.vocab));
+                                                      static_cast<std::size_t>(reference.rows()));
+          losses.front() += sum(next_token_losses(reference, targets));
           for (std::size_t m = 1; m < models_.size(); ++m) {
-            engines_[m].logits(models_[m].outer(), hidden[m].data() + first * config.hidden_size,
-                               rows, other.data());
-            losses[m] += sum(next_token_losses(other.data(), targets, config.vocab));
-            divergences[m] += sum(kl_divergences(reference, other.data(), rows, config.vocab));
+            engines_[m].logits(models_[m].outer(), hidden[m], first, reference.rows(), other);
+            losses[m] += sum(next_token_losses(other, targets));
+            divergences[m] += sum(kl_divergences(reference, other));
           }
         });
   }

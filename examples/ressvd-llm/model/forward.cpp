@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include <Eigen/Core>
 
@@ -66,6 +67,34 @@ const rope_table& cpu_forward::rope_of(const layer_weights& weights) const {
 
 std::int64_t cpu_forward::window_of(const layer_weights& weights) const {
   return weights.full_attention ? 0 : config_.sliding_window.value_or(0);
+}
+
+engine_matrix cpu_forward::embed(const outer_weights& weights, std::span<const std::int32_t> ids,
+                                 std::int64_t window_length) {
+  std::vector<float> hidden(ids.size() * static_cast<std::size_t>(config_.hidden_size));
+  embed(weights, ids, window_length, hidden.data());
+  return upload(std::move(hidden));
+}
+
+void cpu_forward::layer(const layer_weights& weights, engine_matrix& hidden,
+                        std::int64_t window_length, const input_observer* observer) {
+  layer(weights, hidden.data(), hidden.rows(), window_length, observer);
+}
+
+void cpu_forward::logits(const outer_weights& weights, const engine_matrix& hidden,
+                         std::int64_t first, std::int64_t count, engine_matrix& logits) {
+  if (logits.rows() != count || logits.cols() != config_.vocab)
+    logits = host_matrix(std::vector<float>(static_cast<std::size_t>(count * config_.vocab)),
+                         config_.vocab);
+  this->logits(weights, hidden.data() + first * config_.hidden_size, count, logits.data());
+}
+
+engine_matrix cpu_forward::upload(std::vector<float> hidden) {
+  return host_matrix(std::move(hidden), config_.hidden_size);
+}
+
+std::vector<float> cpu_forward::download(const activation_view& x) {
+  return {x.host(), x.host() + x.rows * x.cols};
 }
 
 void cpu_forward::embed(const outer_weights& weights, std::span<const std::int32_t> ids,
@@ -280,11 +309,13 @@ void cpu_forward::attend_all(std::int64_t sequences, std::int64_t count, std::in
 void cpu_forward::observe(const layer_buffers& work, bool gated, std::int64_t tokens,
                           const input_observer& observer) const {
   const std::int64_t q_width = config_.heads * config_.head_dim;
-  observer(input_group::attention, work.attention_input.data(), tokens, config_.hidden_size);
-  observer(input_group::attention_output, work.heads.data(), tokens, q_width);
-  observer(input_group::mlp, work.mlp_input.data(), tokens, config_.hidden_size);
-  observer(input_group::mlp_output, (gated ? work.gate : work.up).data(), tokens,
-           config_.intermediate_size);
+  const auto show = [&](input_group group, const float_buffer& x, std::int64_t features) {
+    observer(group, {.data = x.data(), .rows = tokens, .cols = features});
+  };
+  show(input_group::attention, work.attention_input, config_.hidden_size);
+  show(input_group::attention_output, work.heads, q_width);
+  show(input_group::mlp, work.mlp_input, config_.hidden_size);
+  show(input_group::mlp_output, gated ? work.gate : work.up, config_.intermediate_size);
 }
 
 void cpu_forward::normalise(const norm_weights& norm, const float* x, std::int64_t tokens,
