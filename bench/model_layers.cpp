@@ -65,11 +65,10 @@ projections whitened_layers(const language_model& model) {
   projections result;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     std::array<std::optional<gram_sum>, input_group_count> sums;
-    const input_observer add_to_sums = [&](input_group group, const float* x, std::int64_t tokens,
-                                           std::int64_t features) {
+    const input_observer add_to_sums = [&](input_group group, const activation_view& x) {
       auto& sum = sums[static_cast<std::size_t>(group)];
-      if (!sum) sum.emplace(wide_backend{}, features);
-      sum->add(row_major(x, tokens, features));
+      if (!sum) sum.emplace(wide_backend{}, x.cols);
+      sum->add(row_major(x.host(), x.rows, x.cols));
     };
     engine.layer(model.layer(layer), hidden.data(), samples.tokens(), samples.length, &add_to_sums);
     for (const linear_module& module : linear_modules(config, layer)) {

@@ -9,6 +9,7 @@
 #include <ressvd/layer_ratio/rank_choice.hpp>
 
 #include "io/dtype.hpp"
+#include "model/device.hpp"
 
 namespace ressvd_llm {
 
@@ -22,9 +23,6 @@ enum class allocation {
 };
 
 enum class output_format { factored, dense, gguf };
-
-// Where statistics, factoring and fits run; the forward pass runs on the CPU.
-enum class backend_choice { cpu, cuda };
 
 enum class window_choice { random, first };
 

@@ -19,9 +19,6 @@ namespace {
 using array_map = Eigen::Map<Eigen::ArrayXf>;
 using const_array_map = Eigen::Map<const Eigen::ArrayXf>;
 
-// OPT reserves the first two rows of its position table.
-constexpr std::int64_t opt_position_offset = 2;
-
 // Floats of the buffers a token.
 std::int64_t row_floats(const model_config& config) {
   return (config.post_norms ? 4 : 2) * config.hidden_size +
@@ -38,6 +35,23 @@ rope_table local_rope(model_config config) {
 std::uint64_t forward_buffers(const model_config& config, std::int64_t window_length,
                               std::int64_t threads, const forward_options& options) {
   return group_buffers(row_floats(config), window_length, threads, options);
+}
+
+void check_ids(const model_config& config, const outer_weights& weights,
+               std::span<const std::int32_t> ids, std::int64_t count, std::int64_t first) {
+  windows_of(std::ssize(ids), count);
+  if (!weights.positions.empty() && first + count > config.max_positions)
+    throw std::invalid_argument("forward: window of " + std::to_string(first + count) +
+                                " tokens, but the model has learned " +
+                                std::to_string(config.max_positions) + " positions");
+  for (const std::int32_t id : ids)
+    if (id < 0 || id >= config.vocab)
+      throw std::invalid_argument("forward: token id " + std::to_string(id) +
+                                  " outside the vocabulary of " + std::to_string(config.vocab));
+}
+
+std::int64_t window_of(const model_config& config, const layer_weights& weights) {
+  return weights.full_attention ? 0 : config.sliding_window.value_or(0);
 }
 
 layer_cache make_layer_cache(const model_config& config, std::int64_t sequences,
@@ -66,7 +80,7 @@ const rope_table& cpu_forward::rope_of(const layer_weights& weights) const {
 }
 
 std::int64_t cpu_forward::window_of(const layer_weights& weights) const {
-  return weights.full_attention ? 0 : config_.sliding_window.value_or(0);
+  return ressvd_llm::window_of(config_, weights);
 }
 
 engine_matrix cpu_forward::embed(const outer_weights& weights, std::span<const std::int32_t> ids,
@@ -105,18 +119,11 @@ void cpu_forward::embed(const outer_weights& weights, std::span<const std::int32
 void cpu_forward::embed_next(const outer_weights& weights, std::span<const std::int32_t> ids,
                              std::int64_t count, std::int64_t first, float* hidden) {
   const auto tokens = static_cast<std::int64_t>(ids.size());
-  windows_of(tokens, count);
-  if (!weights.positions.empty() && first + count > config_.max_positions)
-    throw std::invalid_argument("forward: window of " + std::to_string(first + count) +
-                                " tokens, but the model has learned " +
-                                std::to_string(config_.max_positions) + " positions");
+  check_ids(config_, weights, ids, count, first);
   const std::int64_t width = config_.hidden_size;
   std::vector<float> position(static_cast<std::size_t>(weights.positions.empty() ? 0 : width));
   for (std::int64_t t = 0; t < tokens; ++t) {
     const std::int32_t id = ids[static_cast<std::size_t>(t)];
-    if (id < 0 || id >= config_.vocab)
-      throw std::invalid_argument("forward: token id " + std::to_string(id) +
-                                  " outside the vocabulary of " + std::to_string(config_.vocab));
     float* row = hidden + t * width;
     const float* source = weights.embedding.read_rows(id, 1, row);
     if (source != row) std::copy(source, source + width, row);

@@ -53,6 +53,17 @@ class forward_engine {
   virtual std::vector<float> download(const activation_view& x) = 0;
 };
 
+// OPT reserves the first two rows of its position table.
+inline constexpr std::int64_t opt_position_offset = 2;
+
+// Throws std::invalid_argument for ids that are no multiple of `count`, outside the vocabulary, or
+// beyond a learned position table when their positions begin with `first`.
+void check_ids(const model_config& config, const outer_weights& weights,
+               std::span<const std::int32_t> ids, std::int64_t count, std::int64_t first);
+
+// Keys that a query of the layer sees at most; 0: all before it.
+std::int64_t window_of(const model_config& config, const layer_weights& weights);
+
 // Keys and values that one layer keeps of a batch of sequences of equal length.
 struct layer_cache {
   std::int64_t sequences = 0;

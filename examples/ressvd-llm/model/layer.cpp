@@ -306,6 +306,7 @@ std::vector<std::string> norm_scale_names(const model_config& config, std::int64
 layer_weights load_layer(const checkpoint& source, const model_config& config, std::int64_t layer,
                          weight_storage storage) {
   layer_weights result;
+  result.index = layer;
   for (const linear_module& module : linear_modules(config, layer))
     result[module.kind] = load_linear(source, module, storage);
   const norm_names norms = names_of_norms(config, layer);

@@ -66,6 +66,7 @@ struct layer_weights {
   std::vector<float> q_norm;        // head_dim, or empty
   std::vector<float> k_norm;
   bool full_attention = false; // although the config has a sliding window
+  std::int64_t index = -1;     // of the layer, for messages
 
   linear& operator[](projection kind) { return linears[static_cast<std::size_t>(kind)]; }
   const linear& operator[](projection kind) const {

@@ -78,14 +78,13 @@ gram_tensors grams_of(const compress_options& options) {
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
     using accumulator = ressvd::gram_accumulator<ressvd::eigen_backend<double>>;
     std::array<std::optional<accumulator>, input_group_count> sums;
-    const input_observer observer = [&](input_group group, const float* x, std::int64_t tokens,
-                                        std::int64_t features) {
+    const input_observer observer = [&](input_group group, const activation_view& x) {
       auto& gram = sums[static_cast<std::size_t>(group)];
       if (!gram) {
-        gram.emplace(ressvd::eigen_backend<double>(), features,
+        gram.emplace(ressvd::eigen_backend<double>(), x.cols,
                      ressvd::gram_options{.channel_means = true});
       }
-      gram->add(ressvd::row_major(x, tokens, features));
+      gram->add(ressvd::row_major(x.host(), x.rows, x.cols));
     };
     passes.run_original(layer, hidden, samples.length, &observer);
     for (const linear_module& m : linear_modules(model.config(), layer)) {

@@ -455,10 +455,9 @@ TEST_CASE("an observer sees the modules in order, with the inputs of the forward
     forward.embed(model.outer(), f.tokens, window, hidden.data());
     const std::vector<float> before = hidden;
     std::array<std::vector<float>, input_group_count> inputs;
-    const input_observer input = [&](input_group group, const float* x, std::int64_t count,
-                                     std::int64_t features) {
+    const input_observer input = [&](input_group group, const activation_view& x) {
       auto& to = inputs[static_cast<std::size_t>(group)];
-      to.insert(to.end(), x, x + count * features);
+      to.insert(to.end(), x.host(), x.host() + x.rows * x.cols);
     };
     forward.layer(model.layer(0), hidden.data(), tokens, window, &input);
 

@@ -171,9 +171,8 @@ TEST_CASE("an observer sees the inputs that the linear layers use") {
     const layer_weights& layer = model.layer(0);
 
     std::vector<observation> seen;
-    const input_observer observer = [&](input_group group, const float* x, std::int64_t count,
-                                        std::int64_t features) {
-      seen.push_back({group, count, features, {x, x + count * features}});
+    const input_observer observer = [&](input_group group, const activation_view& x) {
+      seen.push_back({group, x.rows, x.cols, engine.download(x)});
     };
     engine.layer(layer, hidden.data(), tokens, f.window(), &observer);
 
@@ -227,11 +226,10 @@ TEST_CASE("observed windows come in order, whole, and once") {
     std::vector<float> hidden(static_cast<std::size_t>(tokens * f.config.hidden_size));
     engine.embed(model.outer(), f.tokens, window, hidden.data());
     std::array<std::vector<float>, input_group_count> all;
-    const input_observer observer = [&](input_group group, const float* x, std::int64_t count,
-                                        std::int64_t features) {
-      CHECK(count % window == 0);
+    const input_observer observer = [&](input_group group, const activation_view& x) {
+      CHECK(x.rows % window == 0);
       std::vector<float>& to = all[static_cast<std::size_t>(group)];
-      to.insert(to.end(), x, x + count * features);
+      to.insert(to.end(), x.host(), x.host() + x.rows * x.cols);
     };
     engine.layer(model.layer(0), hidden.data(), tokens, window, &observer);
     return all;
