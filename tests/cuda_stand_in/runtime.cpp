@@ -228,6 +228,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   }
   return cudaSuccess;
 }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {};
+  std::snprintf(properties->name, sizeof properties->name, "stand-in");
+  return cudaSuccess;
+}
 cudaError_t cudaGetLastError() {
   return std::exchange(last_error, cudaSuccess);
 }

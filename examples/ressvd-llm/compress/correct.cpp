@@ -98,6 +98,9 @@ std::vector<text_figures> evaluate_correction(const language_model& original,
 correction_report correct(const correct_options& options) {
   compress_options run = options.run;
   run.form = ressvd::factored_form::pair; // what adapters are
+  std::shared_ptr<device> card;
+  if (run.backend != backend_choice::cpu)
+    card = choose_device(run.backend, run.device, read_config(run.model));
   const language_model original = language_model::open(run.model);
   const language_model base = language_model::open(options.base);
   require_same_model(options, original, base);
@@ -121,7 +124,7 @@ correction_report correct(const correct_options& options) {
                            .matrices = {},
                            .heldout = {}};
   model_passes passes(original);
-  const auto engine = make_factoring_engine(run);
+  const auto engine = make_factoring_engine(run, card);
   const ressvd::any_method method = method_of(run);
   language_model corrected = base;
   hidden_states hidden = grams ? hidden_states{} : passes.embed(samples.calibration);

@@ -99,11 +99,12 @@ ressvd::methods::kfac_svd curvature_metric(const compress_options& options);
 // Throws std::invalid_argument for a name that no method has.
 ressvd::any_method method_of(const compress_options& options);
 
-// An engine on the backend that the options name. Throws usage_error where it is not built in, and
-// file_error for the Fisher file.
-std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& options);
+// An engine on the CPU, or on the card that is given. Throws file_error for the Fisher file.
+std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& options,
+                                                        const std::shared_ptr<device>& card = {});
 
-// The same on the GPU; only where the CUDA backend is built in.
-std::unique_ptr<factoring_engine> make_cuda_factoring_engine(const compress_options& options);
+// The same on a card; only where the CUDA backend is built in.
+std::unique_ptr<factoring_engine> make_cuda_factoring_engine(const compress_options& options,
+                                                             const device& card);
 
 } // namespace ressvd_llm

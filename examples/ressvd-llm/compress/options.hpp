@@ -80,8 +80,9 @@ struct compress_options {
   // fisher 2.
   std::optional<int> rounds;
 
-  backend_choice backend = backend_choice::cpu;
-  std::filesystem::path kernel_cache; // cuda: folder for compiled kernels
+  backend_choice backend = backend_choice::cpu; // of the model's passes and of the factoring
+  device_options device;                        // what that is, on a card
+  bool profile = false;                         // seconds by stage
   std::int64_t rank_multiple = 1;
   ressvd::factored_form form = ressvd::factored_form::pivoted;
   output_format format = output_format::factored;

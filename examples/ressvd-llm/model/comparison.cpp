@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -44,10 +45,11 @@ std::int64_t windows_at_once(const token_windows& windows, const model_config& c
 
 class comparison {
  public:
-  explicit comparison(const std::vector<language_model>& models) : models_(models) {
+  comparison(const std::vector<language_model>& models, const std::shared_ptr<device>& card)
+      : models_(models) {
     require_alike(models);
     for (const language_model& model : models) {
-      engines_.emplace_back(model.config());
+      engines_.push_back(make_forward_engine(model.config(), card, {.weight_bytes = share_of(card)}));
       errors_.emplace_back(static_cast<std::size_t>(model.config().layers));
     }
   }
@@ -85,8 +87,8 @@ class comparison {
     const auto start = clock::now();
     do {
       const auto begin = clock::now();
-      const auto hidden = final_hidden(models_[model], engines_[model], windows);
-      for_each_logits(models_[model], engines_[model], hidden,
+      const auto hidden = final_hidden(models_[model], *engines_[model], windows);
+      for_each_logits(models_[model], *engines_[model], hidden,
                       [](const engine_matrix&, std::int64_t) {});
       best = std::max(best, tokens / seconds_since(begin));
     } while (seconds_since(start) < seconds_of_timing);
@@ -94,27 +96,41 @@ class comparison {
   }
 
  private:
+  // What each model's matrices may keep of a card; the rest is for states, buffers and logits.
+  std::uint64_t share_of(const std::shared_ptr<device>& card) const {
+    if (card == nullptr) return 0;
+    std::uint64_t taken = hidden_bytes;
+    for (const language_model& model : models_) {
+      const model_config& config = model.config();
+      taken += estimate_card_memory(config, precision_of(config, options_of(*card)), 1,
+                                    config.max_positions, 1)
+                   .least();
+    }
+    const std::uint64_t available = memory_of(*card);
+    return available > taken ? (available - taken) / models_.size() : 0;
+  }
+
   // One group of windows; adds to the losses and divergences of every model.
   void add(const token_windows& windows, std::vector<double>& losses,
            std::vector<double>& divergences) {
     std::vector<engine_matrix> hidden;
     for (std::size_t m = 0; m < models_.size(); ++m)
-      hidden.push_back(engines_[m].embed(models_[m].outer(), windows.inputs, windows.length));
+      hidden.push_back(engines_[m]->embed(models_[m].outer(), windows.inputs, windows.length));
     for (std::int64_t layer = 0; layer < models_.front().config().layers; ++layer) {
       for (std::size_t m = 0; m < models_.size(); ++m) {
-        engines_[m].layer(models_[m].layer(layer), hidden[m], windows.length);
+        engines_[m]->layer(models_[m].layer(layer), hidden[m], windows.length);
         errors_[m][static_cast<std::size_t>(layer)].add(hidden.front(), hidden[m]);
       }
     }
     engine_matrix other;
     for_each_logits(
-        models_.front(), engines_.front(), hidden.front(),
+        models_.front(), *engines_.front(), hidden.front(),
         [&](const engine_matrix& reference, std::int64_t first) {
           const std::span<const std::int32_t> targets(windows.targets.data() + first,
                                                       static_cast<std::size_t>(reference.rows()));
           losses.front() += sum(next_token_losses(reference, targets));
           for (std::size_t m = 1; m < models_.size(); ++m) {
-            engines_[m].logits(models_[m].outer(), hidden[m], first, reference.rows(), other);
+            engines_[m]->logits(models_[m].outer(), hidden[m], first, reference.rows(), other);
             losses[m] += sum(next_token_losses(other, targets));
             divergences[m] += sum(kl_divergences(reference, other));
           }
@@ -126,7 +142,7 @@ class comparison {
   }
 
   const std::vector<language_model>& models_;
-  std::vector<cpu_forward> engines_;
+  std::vector<std::unique_ptr<forward_engine>> engines_;
   std::vector<std::vector<relative_error_sum>> errors_; // of each model and layer
 };
 
@@ -148,8 +164,9 @@ void require_alike(const std::vector<language_model>& models) {
 
 std::vector<model_figures> compare_models(const std::vector<language_model>& models,
                                           const std::vector<compared_text>& texts,
-                                          const progress_function& progress) {
-  comparison all(models);
+                                          const progress_function& progress,
+                                          const std::shared_ptr<device>& card) {
+  comparison all(models, card);
   const model_config& config = models.front().config();
   std::vector<model_figures> figures(models.size());
   std::int64_t total = 0;
@@ -179,8 +196,9 @@ std::vector<model_figures> compare_models(const std::vector<language_model>& mod
 }
 
 std::vector<text_figures> compare_on_text(const std::vector<language_model>& models,
-                                          const token_windows& windows) {
-  return comparison(models).add_text(windows, [](std::int64_t) {});
+                                          const token_windows& windows,
+                                          const std::shared_ptr<device>& card) {
+  return comparison(models, card).add_text(windows, [](std::int64_t) {});
 }
 
 } // namespace ressvd_llm

@@ -37,6 +37,10 @@ std::shared_ptr<device> open_device(const device_options& options) {
   return std::make_shared<device>(options);
 }
 
+const device_options& options_of(const device& card) {
+  return card.options;
+}
+
 std::string name_of(const device&) {
   cudaDeviceProp properties{};
   int current = 0;
@@ -66,10 +70,16 @@ std::unique_ptr<forward_engine> make_forward_engine(const model_config& config,
 
 #else
 
-class device {};
+class device {
+ public:
+  device_options options;
+};
 
 std::shared_ptr<device> open_device(const device_options&) {
   throw usage_error("--backend cuda: this program was built without the CUDA backend");
+}
+const device_options& options_of(const device& card) {
+  return card.options;
 }
 std::string name_of(const device&) {
   return {};
@@ -106,6 +116,11 @@ std::shared_ptr<device> choose_device(backend_choice backend, const device_optio
   std::fprintf(stderr, "backend: cpu, as %s\n", why);
 #endif
   return nullptr;
+}
+
+language_model open_model(const std::filesystem::path& path, const std::shared_ptr<device>& card) {
+  return language_model::open(path,
+                              card != nullptr ? model_options{.memory_limit = 0} : model_options{});
 }
 
 card_memory estimate_card_memory(const model_config& config, dtype type, std::int64_t windows,

@@ -12,15 +12,16 @@
 #include "io/config.hpp"
 #include "io/dtype.hpp"
 #include "model/forward.hpp"
+#include "model/language_model.hpp"
 
 namespace ressvd_llm {
 
 enum class backend_choice : std::uint8_t { cpu, cuda, automatic };
 
 struct device_options {
-  std::filesystem::path kernel_cache;  // folder for compiled kernels
-  std::uint64_t memory_limit = 0;      // most bytes on the card; 0: what is free there
-  std::optional<dtype> precision = {}; // of the factors of products; absent: the model's type
+  std::filesystem::path kernel_cache = {}; // folder for compiled kernels
+  std::uint64_t memory_limit = 0;           // most bytes on the card; 0: what is free there
+  std::optional<dtype> precision = {};      // of the factors of products; absent: the model's type
 };
 
 // A card. Its engines share a stream: what one leaves there another may read.
@@ -34,6 +35,10 @@ std::shared_ptr<device> open_device(const device_options& options);
 std::shared_ptr<device> choose_device(backend_choice backend, const device_options& options,
                                       const model_config& config);
 
+// A model as its engine reads it: on a card from where it is mapped.
+language_model open_model(const std::filesystem::path& path, const std::shared_ptr<device>& card);
+
+const device_options& options_of(const device& card);
 std::string name_of(const device& card);
 std::uint64_t memory_of(const device& card);      // bytes that a run may take
 std::uint64_t peak_memory_of(const device& card); // bytes that it took at most

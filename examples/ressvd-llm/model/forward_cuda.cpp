@@ -126,7 +126,7 @@ class card_storage final : public matrix_storage {
     const cuda::launch_shape shape = cuda::over_for_sum(size_, 1);
     std::vector<double> sums(2 * static_cast<std::size_t>(shape.grid.x));
     auto* on_card = state_->context->take<double>(std::ssize(sums));
-    state_->launch(shape, "ressvd_llm::compare", values(), of(other).values(),
+    state_->launch(shape, "ressvd_llm::compare<float>", values(), of(other).values(),
                    size_, on_card);
     state_->context->copy_to_host(on_card, sums.data(), std::ssize(sums));
     state_->require_finite();
@@ -150,7 +150,7 @@ class card_storage final : public matrix_storage {
     cuda::check(cudaMemcpyAsync(ids, targets.data(), targets.size_bytes(), cudaMemcpyHostToDevice,
                                 state_->context->stream()));
     return row_figures(rows, [&](double* figures) {
-      state_->launch(a_block_each(rows), "ressvd_llm::next_token_losses", values(),
+      state_->launch(a_block_each(rows), "ressvd_llm::next_token_losses<float>", values(),
                      ids, index_t{cols}, index_t{rows}, figures, logits_place,
                      state_->first_bad.get());
     });
@@ -160,7 +160,7 @@ class card_storage final : public matrix_storage {
                                   std::int64_t cols) const override {
     const ressvd::workspace_frame frame(state_->context->scratch);
     return row_figures(rows, [&](double* figures) {
-      state_->launch(a_block_each(rows), "ressvd_llm::kl_divergences", values(),
+      state_->launch(a_block_each(rows), "ressvd_llm::kl_divergences<float>", values(),
                      of(other).values(), index_t{cols}, index_t{rows}, figures, logits_place,
                      state_->first_bad.get());
     });
@@ -287,7 +287,7 @@ class cuda_forward final : public forward_engine {
               hidden_of(hidden) + first * width, count, normed, states.place);
     product(weights_.matrix(weights.head), normed, count, hidden_of(logits), false);
     if (config_.logit_cap > 0)
-      launch(cuda::over(count * config_.vocab, 1), "ressvd_llm::cap_values",
+      launch(cuda::over(count * config_.vocab, 1), "ressvd_llm::cap_values<float>",
              static_cast<float>(config_.logit_cap), index_t{count * config_.vocab},
              hidden_of(logits));
   }
@@ -395,7 +395,7 @@ class cuda_forward final : public forward_engine {
       }
     }
     if (l.bias != nullptr)
-      launch(cuda::over(l.out, tokens), "ressvd_llm::add_bias", in(l.bias), index_t{l.out}, tokens,
+      launch(cuda::over(l.out, tokens), "ressvd_llm::add_bias<float>", in(l.bias), index_t{l.out}, tokens,
              y);
   }
 

@@ -72,7 +72,8 @@ __global__ void norm(const float* x, const float* scale, const float* shift, flo
   }
 }
 
-__global__ void add_bias(const float* bias, index width, index rows, float* y) {
+template <class T>
+__global__ void add_bias(const T* bias, index width, index rows, T* y) {
   for_each(width, rows, [=](index i, index t) { y[t * width + i] += bias[i]; });
 }
 
@@ -172,7 +173,7 @@ __global__ void merge_rows(const float* own, const float* others, const int* pla
   });
 }
 
-__global__ void cap_values(float cap, index count, float* x) {
+template <class T> __global__ void cap_values(T cap, index count, T* x) {
   for_each(count, 1, [=](index i, index) { x[i] = cap * tanhf(x[i] / cap); });
 }
 
@@ -190,11 +191,12 @@ inline double log_sum(const float* row, index vocab, unsigned long long place,
   return log(sum_over_block(sum));
 }
 
-__global__ void next_token_losses(const float* logits, const int* targets, index vocab, index rows,
+template <class T>
+__global__ void next_token_losses(const T* logits, const int* targets, index vocab, index rows,
                                   double* losses, unsigned long long place,
                                   unsigned long long* first_bad) {
   for (index t = blockIdx.x; t < rows; t += gridDim.x) {
-    const float* row = logits + t * vocab;
+    const T* row = logits + t * vocab;
     float peak;
     const double sum = log_sum(row, vocab, place, first_bad, peak);
     if (threadIdx.x == 0) losses[t] = sum - ((double)row[targets[t]] - (double)peak);
@@ -202,12 +204,13 @@ __global__ void next_token_losses(const float* logits, const int* targets, index
 }
 
 // Of softmax(p) from softmax(q).
-__global__ void kl_divergences(const float* p, const float* q, index vocab, index rows,
+template <class T>
+__global__ void kl_divergences(const T* p, const T* q, index vocab, index rows,
                                double* divergences, unsigned long long place,
                                unsigned long long* first_bad) {
   for (index t = blockIdx.x; t < rows; t += gridDim.x) {
-    const float* ps = p + t * vocab;
-    const float* qs = q + t * vocab;
+    const T* ps = p + t * vocab;
+    const T* qs = q + t * vocab;
     float p_peak, q_peak;
     const double p_sum = log_sum(ps, vocab, place, first_bad, p_peak);
     const double q_sum = log_sum(qs, vocab, place, first_bad, q_peak);
@@ -223,7 +226,8 @@ __global__ void kl_divergences(const float* p, const float* q, index vocab, inde
 }
 
 // sums[2 * block] = the block's share of the sum of (a - b)^2, sums[2 * block + 1] of a^2.
-__global__ void compare(const float* a, const float* b, index count, double* sums) {
+template <class T>
+__global__ void compare(const T* a, const T* b, index count, double* sums) {
   double difference = 0, reference = 0;
   for (index i = blockIdx.x * (index)blockDim.x + threadIdx.x; i < count;
        i += gridDim.x * (index)blockDim.x) {
