@@ -15,9 +15,9 @@ namespace cuda = ressvd::detail::cuda;
 
 std::vector<std::string> forward_kernel_names() {
   std::vector<std::string> names;
-  for (const char* kernel : {"norm<float,true>", "add_bias<float>", "merge_rows<true>",
-                             "merge_rows<false>", "cap_values<float>", "next_token_losses<float>",
-                             "kl_divergences<float>", "compare<float>"})
+  for (const char* kernel :
+       {"norm<float,true>", "add_bias<float>", "merge_rows<true>", "merge_rows<false>",
+        "cap_values<float>", "next_token_losses<float>", "kl_divergences<float>", "compare<float>"})
     names.push_back(kernel);
   for (const std::string s : {"float", "ressvd::half", "ressvd::bfloat16"}) {
     for (const std::string kernel : {"embed", "to_stored", "rotate", "softmax"})
@@ -36,8 +36,8 @@ TEST_CASE("the forward pass's kernels compile for the oldest and the newest GPU"
   for (const int target : {targets.front(), targets.back()}) {
     for (const std::string& name : forward_kernel_names()) {
       INFO(name << " for " << target);
-      const cuda::compiled_kernel k = cuda::compile_kernel("ressvd_llm::" + name, target, true,
-                                                           ressvd_llm::forward_kernels);
+      const cuda::compiled_kernel k =
+          cuda::compile_kernel("ressvd_llm::" + name, target, true, ressvd_llm::forward_kernels);
       CHECK(k.code.size() > 1000);
       CHECK(k.symbol.find("10ressvd_llm") != std::string::npos);
     }

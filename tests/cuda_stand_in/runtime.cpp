@@ -22,8 +22,8 @@ struct CUstream_st {
 };
 
 struct CUevent_st {
-  CUstream_st* stream = nullptr;      // of the last record
-  std::shared_ptr<bool> done;         // whether the stream has got there
+  CUstream_st* stream = nullptr; // of the last record
+  std::shared_ptr<bool> done;    // whether the stream has got there
   bool destroyed = false;
 };
 

@@ -88,7 +88,8 @@ std::unique_ptr<forward_engine> make_engine(const perplexity_command& line,
   card_forward_options of_card;
   const dtype type = precision_of(config, line.device);
   const std::uint64_t available = memory_of(*card);
-  card_memory memory = estimate_card_memory(config, type, windows.count, windows.length, 1, of_card);
+  card_memory memory =
+      estimate_card_memory(config, type, windows.count, windows.length, 1, of_card);
   const std::uint64_t fixed = memory.buffers + memory.layers;
   const std::uint64_t rest = available > fixed ? available - fixed : 0;
   memory.states = std::min(memory.states, std::max(rest / 2, memory.states / windows.count));

@@ -297,9 +297,8 @@ struct run_device {
 void plan_card(run_device& on, const compress_options& options, const model_config& config,
                const memory_estimate& host, compression_report& report) {
   const std::int64_t length = (std::min)(options.seqlen, config.max_positions);
-  const card_memory pass =
-      estimate_card_memory(config, precision_of(config, options.device), samples_needed(options),
-                           length, 1, on.options);
+  const card_memory pass = estimate_card_memory(config, precision_of(config, options.device),
+                                                samples_needed(options), length, 1, on.options);
   const std::uint64_t taken =
       host.hidden_states + pass.buffers + pass.layers + host.grams + host.factoring;
   const std::uint64_t available = memory_of(*on.card);

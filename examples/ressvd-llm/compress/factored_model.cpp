@@ -114,8 +114,7 @@ factored_model factor_model(model_passes& passes, factoring_engine& engine,
       factored_layer factored{.index = layer, .similarity = 0, .matrices = {}};
       factored.matrices = factoring->factor(passes.model().layer(layer), ranks);
       if (similarity) {
-        factored.similarity =
-            cosine_sum(before, hidden) / static_cast<double>(samples.tokens());
+        factored.similarity = cosine_sum(before, hidden) / static_cast<double>(samples.tokens());
       }
       store.save(factored);
     }

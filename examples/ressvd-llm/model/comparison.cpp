@@ -49,7 +49,8 @@ class comparison {
       : models_(models) {
     require_alike(models);
     for (const language_model& model : models) {
-      engines_.push_back(make_forward_engine(model.config(), card, {.weight_bytes = share_of(card)}));
+      engines_.push_back(
+          make_forward_engine(model.config(), card, {.weight_bytes = share_of(card)}));
       errors_.emplace_back(static_cast<std::size_t>(model.config().layers));
     }
   }

@@ -137,7 +137,8 @@ card_memory estimate_card_memory(const model_config& config, dtype type, std::in
       std::min(std::max<std::int64_t>(1, options.group_tokens / window_length), windows) *
       window_length;
   const std::int64_t heads = (config.heads + 2 * config.kv_heads) * config.head_dim;
-  const std::int64_t scores = std::min(options.score_elements, config.heads * window_length * window_length);
+  const std::int64_t scores =
+      std::min(options.score_elements, config.heads * window_length * window_length);
   const std::int64_t logits = logits_block(config.vocab, tokens) * config.vocab;
   card_memory memory;
   memory.states = bytes(copies * tokens * width, sizeof(float));
@@ -149,9 +150,8 @@ card_memory estimate_card_memory(const model_config& config, dtype type, std::in
                    bytes(2 * logits, sizeof(float));
   const std::int64_t outside = config.vocab * width;
   memory.layers = bytes(std::max(2 * layer_parameters(config), outside), size);
-  memory.weights = bytes(config.layers * layer_parameters(config) +
-                             outside * (config.tied_embeddings ? 1 : 2),
-                         size);
+  memory.weights = bytes(
+      config.layers * layer_parameters(config) + outside * (config.tied_embeddings ? 1 : 2), size);
   return memory;
 }
 

@@ -20,8 +20,8 @@ enum class backend_choice : std::uint8_t { cpu, cuda, automatic };
 
 struct device_options {
   std::filesystem::path kernel_cache = {}; // folder for compiled kernels
-  std::uint64_t memory_limit = 0;           // most bytes on the card; 0: what is free there
-  std::optional<dtype> precision = {};      // of the factors of products; absent: the model's type
+  std::uint64_t memory_limit = 0;          // most bytes on the card; 0: what is free there
+  std::optional<dtype> precision = {};     // of the factors of products; absent: the model's type
 };
 
 // A card. Its engines share a stream: what one leaves there another may read.

@@ -174,12 +174,11 @@ perplexity_result perplexity(const language_model& model, forward_engine& engine
                                                            static_cast<double>(layers + 1)) /
                          static_cast<double>(windows.count));
     });
-    for_each_logits(
-        model, engine, hidden, [&](const engine_matrix& logits, std::int64_t start) {
-          const std::vector<double> losses =
-              next_token_losses(logits, {targets + start, static_cast<std::size_t>(logits.rows())});
-          sum = std::accumulate(losses.begin(), losses.end(), sum);
-        });
+    for_each_logits(model, engine, hidden, [&](const engine_matrix& logits, std::int64_t start) {
+      const std::vector<double> losses =
+          next_token_losses(logits, {targets + start, static_cast<std::size_t>(logits.rows())});
+      sum = std::accumulate(losses.begin(), losses.end(), sum);
+    });
   }
   if (options.progress) options.progress(1.0);
   perplexity_result result;

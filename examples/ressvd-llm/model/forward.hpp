@@ -45,8 +45,8 @@ class forward_engine {
 
   // Final norm and head of some rows of the hidden states: `logits` becomes count × vocab, in its
   // old place where that fits.
-  virtual void logits(const outer_weights& weights, const engine_matrix& hidden,
-                      std::int64_t first, std::int64_t count, engine_matrix& logits) = 0;
+  virtual void logits(const outer_weights& weights, const engine_matrix& hidden, std::int64_t first,
+                      std::int64_t count, engine_matrix& logits) = 0;
 
   // Hidden states from the host, and on the host what an observer was shown.
   virtual engine_matrix upload(std::vector<float> hidden) = 0;

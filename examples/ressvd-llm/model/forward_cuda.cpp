@@ -5,7 +5,8 @@
 //
 // Attention is two batched products a block of queries, with a kernel for the softmax between them:
 // on tensor cores both, at the price of the scores' memory, which is bounded by the options
-// (of 4 bytes, and of 2 more for the weights in 16 bits). Blocks see the keys up to their last query.
+// (of 4 bytes, and of 2 more for the weights in 16 bits). Blocks see the keys up to their last
+// query.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -56,9 +57,9 @@ std::uint64_t place_in(std::int64_t layer, layer_place where) {
 }
 
 std::string name_of_place(std::uint64_t place) {
-  constexpr std::array<const char*, 8> names = {
-      "output of q",        "output of k",  "output of v",    "attention",
-      "output of o",        "output of gate", "output of up", "output of down"};
+  constexpr std::array<const char*, 8> names = {"output of q",  "output of k",   "output of v",
+                                                "attention",    "output of o",   "output of gate",
+                                                "output of up", "output of down"};
   if (place == logits_place) return "logits";
   if (place < 16) return "embeddings";
   return "layer " + std::to_string(place / 16 - 1) + ", " + names.at(place % 16);
@@ -126,8 +127,8 @@ class card_storage final : public matrix_storage {
     const cuda::launch_shape shape = cuda::over_for_sum(size_, 1);
     std::vector<double> sums(2 * static_cast<std::size_t>(shape.grid.x));
     auto* on_card = state_->context->take<double>(std::ssize(sums));
-    state_->launch(shape, "ressvd_llm::compare<float>", values(), of(other).values(),
-                   size_, on_card);
+    state_->launch(shape, "ressvd_llm::compare<float>", values(), of(other).values(), size_,
+                   on_card);
     state_->context->copy_to_host(on_card, sums.data(), std::ssize(sums));
     state_->require_finite();
     square_sums result;
@@ -150,9 +151,8 @@ class card_storage final : public matrix_storage {
     cuda::check(cudaMemcpyAsync(ids, targets.data(), targets.size_bytes(), cudaMemcpyHostToDevice,
                                 state_->context->stream()));
     return row_figures(rows, [&](double* figures) {
-      state_->launch(a_block_each(rows), "ressvd_llm::next_token_losses<float>", values(),
-                     ids, index_t{cols}, index_t{rows}, figures, logits_place,
-                     state_->first_bad.get());
+      state_->launch(a_block_each(rows), "ressvd_llm::next_token_losses<float>", values(), ids,
+                     index_t{cols}, index_t{rows}, figures, logits_place, state_->first_bad.get());
     });
   }
 
@@ -265,8 +265,7 @@ class cuda_forward final : public forward_engine {
       const layer_on_card<S> on_card = weights_.layer(weights);
       const index_t at_once = std::max<index_t>(1, options_.group_tokens / window_length);
       for (index_t first = 0; first < windows; first += at_once)
-        run(weights, on_card,
-            states.data() + first * window_length * config_.hidden_size,
+        run(weights, on_card, states.data() + first * window_length * config_.hidden_size,
             std::min(at_once, windows - first), window_length, states.place, observer);
     }
     states.place = place_in(weights.index, layer_place::down);
@@ -283,8 +282,8 @@ class cuda_forward final : public forward_engine {
     if (count == 0) return;
     const auto& states = static_cast<const card_storage&>(*hidden.storage());
     S* const normed = input_.reserve(context(), count * width);
-    normalise(weights_.norm(weights.final_norm),
-              hidden_of(hidden) + first * width, count, normed, states.place);
+    normalise(weights_.norm(weights.final_norm), hidden_of(hidden) + first * width, count, normed,
+              states.place);
     product(weights_.matrix(weights.head), normed, count, hidden_of(logits), false);
     if (config_.logit_cap > 0)
       launch(cuda::over(count * config_.vocab, 1), "ressvd_llm::cap_values<float>",
@@ -390,13 +389,12 @@ class cuda_forward final : public forward_engine {
         float* const others = others_.reserve(context(), tokens * (l.out - l.rank));
         product(l.c, inner_stored, tokens, others, false);
         launch(cuda::over(l.out, tokens), added_kernel("merge_rows", {added ? "true" : "false"}),
-               inner, others, in(l.places), index_t{l.rank},
-               index_t{l.out}, tokens, y);
+               inner, others, in(l.places), index_t{l.rank}, index_t{l.out}, tokens, y);
       }
     }
     if (l.bias != nullptr)
-      launch(cuda::over(l.out, tokens), "ressvd_llm::add_bias<float>", in(l.bias), index_t{l.out}, tokens,
-             y);
+      launch(cuda::over(l.out, tokens), "ressvd_llm::add_bias<float>", in(l.bias), index_t{l.out},
+             tokens, y);
   }
 
   // hidden += what the projection makes of x, behind its norm where there is one.
@@ -428,19 +426,19 @@ class cuda_forward final : public forward_engine {
     S* const input = input_.reserve(context(), tokens * width);
     normalise(on_card.attention_norm, hidden, tokens, input, place);
     show(input_group::attention, input, width);
-    float* const q = outer_.reserve(
-        context(), tokens * std::max({q_width + 2 * kv_width, 2 * inner, width}));
+    float* const q =
+        outer_.reserve(context(), tokens * std::max({q_width + 2 * kv_width, 2 * inner, width}));
     float* const k = q + tokens * q_width;
     float* const v = k + tokens * kv_width;
     apply(on_card[projection::q], input, tokens, q, false, at(layer_place::q));
     apply(on_card[projection::k], input, tokens, k, false, at(layer_place::k));
     apply(on_card[projection::v], input, tokens, v, false, at(layer_place::v));
-    S* const q_stored = stored_.reserve(context(), tokens * std::max(q_width + 2 * kv_width, inner));
+    S* const q_stored =
+        stored_.reserve(context(), tokens * std::max(q_width + 2 * kv_width, inner));
     S* const k_stored = q_stored + tokens * q_width;
     S* const v_stored = k_stored + tokens * kv_width;
     const std::int64_t seen = window_of(config_, weights);
-    position(q, config_.heads, on_card.q_norm, seen, length, tokens, q_stored,
-             at(layer_place::q));
+    position(q, config_.heads, on_card.q_norm, seen, length, tokens, q_stored, at(layer_place::q));
     position(k, config_.kv_heads, on_card.k_norm, seen, length, tokens, k_stored,
              at(layer_place::k));
     to_stored(v, kv_width, tokens, v_stored, at(layer_place::v));
@@ -491,9 +489,9 @@ class cuda_forward final : public forward_engine {
     if (config_.family == model_family::opt)
       return to_stored(x, heads * head_dim, tokens, y, place);
     const rope_on_card& rope = local_rope_ && seen > 0 ? *local_rope_ : rope_;
-    launch(cuda::over(head_dim / 2, heads * tokens), added_kernel("rotate", {type_name<S>()}),
-           x, in(rope.cosines), in(rope.sines), index_t{0}, length,
-           index_t{head_dim / 2}, heads, tokens, y, place, state_->first_bad.get());
+    launch(cuda::over(head_dim / 2, heads * tokens), added_kernel("rotate", {type_name<S>()}), x,
+           in(rope.cosines), in(rope.sines), index_t{0}, length, index_t{head_dim / 2}, heads,
+           tokens, y, place, state_->first_bad.get());
   }
 
   // One window: out (queries × heads·head_dim) = softmax(cap(scale·QKᵀ))V for every head. Query
@@ -506,8 +504,8 @@ class cuda_forward final : public forward_engine {
     const index_t kv_width = kv_heads * head_dim;
     const index_t longest = padded(length);
     const index_t block = std::clamp(
-        options_.score_elements / (config_.heads * longest) / least_queries * least_queries, least_queries,
-        std::max(length, least_queries));
+        options_.score_elements / (config_.heads * longest) / least_queries * least_queries,
+        least_queries, std::max(length, least_queries));
     const index_t heads_at_once =
         std::clamp(options_.score_elements / (sharing * block * longest), index_t{1}, kv_heads);
     const float scale = config_.attention_scale > 0
@@ -519,14 +517,12 @@ class cuda_forward final : public forward_engine {
       const index_t keys = start + rows - first_key;
       const index_t ld = padded(keys);
       const index_t step = rows * ld; // of scores, from head to head
-      float* const scores =
-          scores_.reserve(context(), sharing * heads_at_once * block * longest);
+      float* const scores = scores_.reserve(context(), sharing * heads_at_once * block * longest);
       S* weights = nullptr;
       if constexpr (std::is_same_v<S, float>) {
         weights = scores;
       } else {
-        weights =
-            attention_weights_.reserve(context(), sharing * heads_at_once * block * longest);
+        weights = attention_weights_.reserve(context(), sharing * heads_at_once * block * longest);
       }
       for (index_t first = 0; first < kv_heads; first += heads_at_once) {
         const index_t count = std::min(heads_at_once, kv_heads - first);

@@ -280,8 +280,8 @@ class weights_on_card {
     arrivals_.push_back({.to = result,
                          .rows = count,
                          .row_bytes = sizeof(T),
-                         .fill = [values = std::move(values)](std::int64_t first,
-                                                              std::int64_t rows, std::byte* to) {
+                         .fill = [values = std::move(values)](std::int64_t first, std::int64_t rows,
+                                                              std::byte* to) {
                            std::memcpy(to, values.data() + first,
                                        static_cast<std::size_t>(rows) * sizeof(T));
                          }});
@@ -338,9 +338,8 @@ class weights_on_card {
   }
 
   bool is_pending(const std::shared_ptr<void>& data) const {
-    return next_ != nullptr && std::ranges::any_of(next_->arrivals, [&](const arrival& a) {
-             return a.to == data;
-           });
+    return next_ != nullptr &&
+           std::ranges::any_of(next_->arrivals, [&](const arrival& a) { return a.to == data; });
   }
 
   // Copies what has its place by now; the context's stream goes on when it is there.
@@ -404,7 +403,7 @@ class weights_on_card {
   cuda_event arrived_;
   std::map<const void*, matrix_on_card<S>> resident_;
   std::uint64_t resident_bytes_ = 0;
-  std::vector<arrival> arrivals_; // of what is being placed
+  std::vector<arrival> arrivals_;   // of what is being placed
   std::unique_ptr<announced> this_; // announced, and fetched
   std::unique_ptr<announced> next_;
   weight_matrix held_source_;

@@ -100,7 +100,8 @@ class kernel_cache {
     const std::string key = kernel_key(name, target, exact, addition);
     auto kernel = kernels_.find(key);
     if (folder.empty()) {
-      if (kernel == kernels_.end()) kernel = keep(key, compile_kernel(name, target, exact, addition));
+      if (kernel == kernels_.end())
+        kernel = keep(key, compile_kernel(name, target, exact, addition));
       return kernel->second;
     }
     const auto file = kernel_file(folder, key);

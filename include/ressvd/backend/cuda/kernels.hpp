@@ -101,7 +101,8 @@ class cuda_kernels {
                     std::is_same_v<Args, index_t> || std::is_same_v<Args, std::uint64_t>)&&...),
                   "kernels take pointers, scalars, index_t and std::uint64_t");
     void* arguments[] = {&args...};
-    const auto kernel = reinterpret_cast<CUfunction>(find(name, addition)); // as cuLaunchKernel documents it
+    const auto kernel =
+        reinterpret_cast<CUfunction>(find(name, addition)); // as cuLaunchKernel documents it
     const auto start = [&] {
       return driver_.launch(kernel, shape.grid.x, shape.grid.y, 1, shape.block.x, shape.block.y, 1,
                             0, stream, arguments, nullptr);

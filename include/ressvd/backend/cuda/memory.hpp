@@ -43,7 +43,8 @@ class cuda_stream {
     if (limit_ == 0 || before + bytes <= limit_) status = cudaMallocAsync(&memory, bytes, stream_);
     if (status == cudaSuccess) {
       std::size_t peak = peak_;
-      while (peak < before + bytes && !peak_.compare_exchange_weak(peak, before + bytes)) {}
+      while (peak < before + bytes && !peak_.compare_exchange_weak(peak, before + bytes)) {
+      }
       return memory;
     }
     in_use_ -= bytes;
