@@ -41,9 +41,12 @@ std::string added_kernel(const char* kernel, std::initializer_list<const char*> 
   return "ressvd_llm" + cuda::kernel_name(kernel, arguments).substr(sizeof("ressvd") - 1);
 }
 
-// One block of 256 threads a row.
-cuda::launch_shape a_block_each(index_t rows) {
-  return {dim3(cuda::blocks_for(rows, 1, 0x7fffffff)), dim3(256)};
+// One block a row, with a power of two of threads.
+cuda::launch_shape a_block_each(index_t rows, index_t width) {
+  unsigned threads = 32;
+  while (threads < 256 && threads < width)
+    threads *= 2;
+  return {dim3(cuda::blocks_for(rows, 1, 0x7fffffff)), dim3(threads)};
 }
 
 // Where something was not finite: the first place in the order of computation. 0 is the embeddings,
@@ -151,8 +154,9 @@ class card_storage final : public matrix_storage {
     cuda::check(cudaMemcpyAsync(ids, targets.data(), targets.size_bytes(), cudaMemcpyHostToDevice,
                                 state_->context->stream()));
     return row_figures(rows, [&](double* figures) {
-      state_->launch(a_block_each(rows), "ressvd_llm::next_token_losses<float>", values(), ids,
-                     index_t{cols}, index_t{rows}, figures, logits_place, state_->first_bad.get());
+      state_->launch(a_block_each(rows, cols), "ressvd_llm::next_token_losses<float>", values(),
+                     ids, index_t{cols}, index_t{rows}, figures, logits_place,
+                     state_->first_bad.get());
     });
   }
 
@@ -160,7 +164,7 @@ class card_storage final : public matrix_storage {
                                   std::int64_t cols) const override {
     const ressvd::workspace_frame frame(state_->context->scratch);
     return row_figures(rows, [&](double* figures) {
-      state_->launch(a_block_each(rows), "ressvd_llm::kl_divergences<float>", values(),
+      state_->launch(a_block_each(rows, cols), "ressvd_llm::kl_divergences<float>", values(),
                      of(other).values(), index_t{cols}, index_t{rows}, figures, logits_place,
                      state_->first_bad.get());
     });
@@ -353,9 +357,9 @@ class cuda_forward final : public forward_engine {
   template <class T>
   void run_norm(const char* added, const norm_on_card& norm, const float* x, index_t rows,
                 index_t width, T* y, std::uint64_t place) {
-    launch(a_block_each(rows), added_kernel("norm", {type_name<T>(), added}), x, in(norm.scale),
-           in(norm.shift), static_cast<float>(config_.norm_eps), width, rows, y, place,
-           state_->first_bad.get());
+    launch(a_block_each(rows, width), added_kernel("norm", {type_name<T>(), added}), x,
+           in(norm.scale), in(norm.shift), static_cast<float>(config_.norm_eps), width, rows, y,
+           place, state_->first_bad.get());
   }
 
   void to_stored(const float* x, index_t width, index_t rows, S* y, std::uint64_t place) {
@@ -534,9 +538,10 @@ class cuda_forward final : public forward_engine {
               head_dim,
               {q + start * q_width + (first * sharing + m) * head_dim, head_dim, rows, q_width},
               sharing * head_dim, 0.0f, {scores + m * count * step, keys, rows, ld}, step, count);
-        launch(a_block_each(rows * count * sharing), added_kernel("softmax", {type_name<S>()}),
-               scores, rows, index_t{count * sharing}, ld, start, first_key, seen, scale,
-               static_cast<float>(config_.attention_cap), weights);
+        launch(a_block_each(rows * count * sharing, keys),
+               added_kernel("softmax", {type_name<S>()}), scores, rows, index_t{count * sharing},
+               ld, start, first_key, seen, scale, static_cast<float>(config_.attention_cap),
+               weights);
         for (index_t m = 0; m < sharing; ++m)
           cuda::gemm_batch<S, float>(
               context(), op::none, op::none, 1.0f, {values_here, head_dim, keys, kv_width},

@@ -2,8 +2,8 @@
 //
 // The device code of the forward pass, text behind that of the library's CUDA backend: all but the
 // matrix products. Matrices are row-major, a row a token. S is the type in which products read
-// their factors; all else is float. Blocks have 256 threads; those that work row by row take one
-// row at a time. Sums are taken in a fixed order.
+// their factors; all else is float. Blocks that work row by row take one row at a time. Sums are
+// taken in a fixed order.
 #pragma once
 
 namespace ressvd_llm {
@@ -21,9 +21,17 @@ inline void note(float x, unsigned long long place, unsigned long long* first_ba
   if (!(fabsf(x) <= 3.402823466e+38f)) atomicMin(first_bad, place);
 }
 
-// op over the values of a block, for all its threads.
+// op over the values of a block, for all its threads, which are a power of two.
 template <class T, class Op> inline T over_block(T mine, Op op) {
-  const T result = ressvd::reduce_block(mine, op);
+  __shared__ T values[256];
+  values[threadIdx.x] = mine;
+  __syncthreads();
+  for (unsigned step = blockDim.x / 2; step > 0; step /= 2) {
+    if (threadIdx.x < step)
+      values[threadIdx.x] = op(values[threadIdx.x], values[threadIdx.x + step]);
+    __syncthreads();
+  }
+  const T result = values[0];
   __syncthreads(); // before the next one writes where this one is read
   return result;
 }
