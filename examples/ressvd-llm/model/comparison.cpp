@@ -45,12 +45,13 @@ std::int64_t windows_at_once(const token_windows& windows, const model_config& c
 
 class comparison {
  public:
-  comparison(const std::vector<language_model>& models, const std::shared_ptr<device>& card)
+  comparison(const std::vector<language_model>& models, std::int64_t window_length,
+             const std::shared_ptr<device>& card)
       : models_(models) {
     require_alike(models);
     for (const language_model& model : models) {
-      engines_.push_back(
-          make_forward_engine(model.config(), card, {.weight_bytes = share_of(card)}));
+      engines_.push_back(make_forward_engine(model.config(), card,
+                                             {.weight_bytes = share_of(card, window_length)}));
       errors_.emplace_back(static_cast<std::size_t>(model.config().layers));
     }
   }
@@ -91,6 +92,7 @@ class comparison {
       const auto hidden = final_hidden(models_[model], *engines_[model], windows);
       for_each_logits(models_[model], *engines_[model], hidden,
                       [](const engine_matrix&, std::int64_t) {});
+      (void)hidden.part(0, 1).values(); // a card has only queued it so far
       best = std::max(best, tokens / seconds_since(begin));
     } while (seconds_since(start) < seconds_of_timing);
     return best;
@@ -98,17 +100,10 @@ class comparison {
 
  private:
   // What each model's matrices may keep of a card; the rest is for states, buffers and logits.
-  std::uint64_t share_of(const std::shared_ptr<device>& card) const {
+  std::uint64_t share_of(const std::shared_ptr<device>& card, std::int64_t window_length) const {
     if (card == nullptr) return 0;
-    std::uint64_t taken = hidden_bytes;
-    for (const language_model& model : models_) {
-      const model_config& config = model.config();
-      taken += estimate_card_memory(config, precision_of(config, options_of(*card)), 1,
-                                    config.max_positions, 1)
-                   .least();
-    }
-    const std::uint64_t available = memory_of(*card);
-    return available > taken ? (available - taken) / models_.size() : 0;
+    return room_for_weights(*card, memory_of(*card) / models_.size(), models_.front().config(),
+                            window_length, hidden_bytes / models_.size());
   }
 
   // One group of windows; adds to the losses and divergences of every model.
@@ -167,7 +162,10 @@ std::vector<model_figures> compare_models(const std::vector<language_model>& mod
                                           const std::vector<compared_text>& texts,
                                           const progress_function& progress,
                                           const std::shared_ptr<device>& card) {
-  comparison all(models, card);
+  std::int64_t longest = 1;
+  for (const compared_text& text : texts)
+    longest = std::max(longest, text.windows.length);
+  comparison all(models, longest, card);
   const model_config& config = models.front().config();
   std::vector<model_figures> figures(models.size());
   std::int64_t total = 0;
@@ -199,7 +197,7 @@ std::vector<model_figures> compare_models(const std::vector<language_model>& mod
 std::vector<text_figures> compare_on_text(const std::vector<language_model>& models,
                                           const token_windows& windows,
                                           const std::shared_ptr<device>& card) {
-  return comparison(models, card).add_text(windows, [](std::int64_t) {});
+  return comparison(models, windows.length, card).add_text(windows, [](std::int64_t) {});
 }
 
 } // namespace ressvd_llm

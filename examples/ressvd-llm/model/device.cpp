@@ -155,6 +155,15 @@ card_memory estimate_card_memory(const model_config& config, dtype type, std::in
   return memory;
 }
 
+std::uint64_t room_for_weights(const device& card, std::uint64_t available,
+                               const model_config& config, std::int64_t window_length,
+                               std::uint64_t state_bytes) {
+  const dtype type = precision_of(config, options_of(card));
+  const std::uint64_t taken =
+      estimate_card_memory(config, type, 1, window_length, 1).least() + state_bytes;
+  return available > taken ? available - taken : 0;
+}
+
 dtype precision_of(const model_config& config, const device_options& options) {
   const dtype type = options.precision.value_or(config.type.value_or(dtype::f32));
   return type == dtype::f16 || type == dtype::bf16 ? type : dtype::f32;

@@ -69,6 +69,12 @@ card_memory estimate_card_memory(const model_config& config, dtype type, std::in
                                  std::int64_t window_length, std::int64_t copies,
                                  const card_forward_options& options = {});
 
+// What a pass over windows of this length, with so many bytes of hidden states, leaves to matrices
+// of so many bytes of the card.
+std::uint64_t room_for_weights(const device& card, std::uint64_t available,
+                               const model_config& config, std::int64_t window_length,
+                               std::uint64_t state_bytes);
+
 // The type in which an engine reads a model's matrices.
 dtype precision_of(const model_config& config, const device_options& options);
 
