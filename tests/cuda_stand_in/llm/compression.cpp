@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "compress/compress.hpp"
 #include "cuda_stand_in/stand_in.hpp"
@@ -35,7 +36,7 @@ compress_options short_run(const std::filesystem::path& output, backend_choice b
 std::vector<std::int64_t> ranks_of(const compression_report& report) {
   std::vector<std::int64_t> ranks;
   for (const matrix_report& m : report.matrices)
-    ranks.push_back(m.rank);
+    ranks.push_back(m.factors ? m.factors->rank : 0);
   return ranks;
 }
 
