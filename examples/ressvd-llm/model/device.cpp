@@ -99,21 +99,17 @@ std::unique_ptr<forward_engine> make_forward_engine(const model_config& config,
 #endif
 
 std::shared_ptr<device> choose_device(backend_choice backend, const device_options& options,
-                                      const model_config& config) {
+                                      [[maybe_unused]] const model_config& config) {
   if (backend == backend_choice::cuda) return open_device(options);
   if (backend == backend_choice::cpu) return nullptr;
 #ifdef RESSVD_LLM_CUDA
-  const char* why = nullptr;
-  if (ressvd::cuda_device_count() == 0) {
-    why = "there is no CUDA device";
-  } else if (config.layers * layer_parameters(config) < worth_a_card) {
-    why = "the model is too small for a card";
-  } else {
+  if (ressvd::cuda_device_count() == 0) return nullptr;
+  if (config.layers * layer_parameters(config) >= worth_a_card) {
     auto card = open_device(options);
     std::fprintf(stderr, "backend: cuda, %s\n", name_of(*card).c_str());
     return card;
   }
-  std::fprintf(stderr, "backend: cpu, as %s\n", why);
+  std::fprintf(stderr, "backend: cpu, the model is small for a card\n");
 #endif
   return nullptr;
 }

@@ -30,8 +30,8 @@ class device;
 // Throws usage_error where the CUDA backend is not built in, and std::runtime_error without a card.
 std::shared_ptr<device> open_device(const device_options& options);
 
-// The card for this choice, or null for the CPU; says in one line which of the two it is where that
-// was left open.
+// The card for this choice, or null for the CPU; where that was left open and there is a card, a
+// line says which of the two it is.
 std::shared_ptr<device> choose_device(backend_choice backend, const device_options& options,
                                       const model_config& config);
 
@@ -51,7 +51,8 @@ struct card_forward_options {
   std::int64_t score_elements = std::int64_t{1} << 26;
 };
 
-// The forward pass on the CPU for null, else on the card.
+// The forward pass on the CPU for null, else on the card; models that are mapped must outlive it
+// there.
 std::unique_ptr<forward_engine> make_forward_engine(const model_config& config,
                                                     const std::shared_ptr<device>& card,
                                                     const card_forward_options& options = {});
