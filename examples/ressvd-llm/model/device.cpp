@@ -16,10 +16,6 @@ namespace ressvd_llm {
 
 namespace {
 
-// Fewer parameters than these in the layers' matrices are through before a card's kernels are
-// compiled.
-constexpr std::int64_t worth_a_card = 50'000'000;
-
 std::int64_t layer_parameters(const model_config& config) {
   std::int64_t parameters = 0;
   for (const linear_module& module : linear_modules(config, 0))
@@ -104,6 +100,8 @@ std::shared_ptr<device> choose_device(backend_choice backend, const device_optio
   if (backend == backend_choice::cpu) return nullptr;
 #ifdef RESSVD_LLM_CUDA
   if (ressvd::cuda_device_count() == 0) return nullptr;
+  // Fewer parameters are through before a card's kernels are compiled.
+  constexpr std::int64_t worth_a_card = 50'000'000;
   if (config.layers * layer_parameters(config) >= worth_a_card) {
     auto card = open_device(options);
     std::fprintf(stderr, "backend: cuda, %s\n", name_of(*card).c_str());
