@@ -163,8 +163,9 @@ card_memory estimate_card_memory(const model_config& config, dtype type, std::in
                    bytes(2 * logits, sizeof(float));
   const std::int64_t outside = config.vocab * width;
   memory.layers = bytes(std::max(2 * parameters_a_layer(config), outside), size);
-  memory.weights = bytes(
-      config.layers * parameters_a_layer(config) + outside * (config.tied_embeddings ? 1 : 2), size);
+  memory.weights =
+      bytes(config.layers * parameters_a_layer(config) + outside * (config.tied_embeddings ? 1 : 2),
+            size);
   return memory;
 }
 

@@ -31,7 +31,7 @@ class device;
 std::shared_ptr<device> open_device(const device_options& options);
 
 // The card for this choice, or null for the CPU; where that was left open and there is a card, a
-// line says which of the two it is.
+// line says which of the two it is. Throws usage_error for a mixture of experts on a card.
 std::shared_ptr<device> choose_device(backend_choice backend, const device_options& options,
                                       const model_config& config);
 
@@ -52,7 +52,7 @@ struct card_forward_options {
 };
 
 // The forward pass on the CPU for null, else on the card; models that are mapped must outlive it
-// there.
+// there. Throws usage_error for a mixture of experts on a card.
 std::unique_ptr<forward_engine> make_forward_engine(const model_config& config,
                                                     const std::shared_ptr<device>& card,
                                                     const card_forward_options& options = {});

@@ -384,10 +384,10 @@ void cpu_forward::observe(const layer_weights& weights, const layer_buffers& wor
                                         routes.token.begin() + routes.first(e + 1));
     for (std::int64_t& position : positions)
       position += first;
-    show({input_group::mlp, e}, work.expert_input.data() + routes.first(e) * width,
-         routes.count(e), width, positions);
-    show({input_group::mlp_output, e}, work.gate.data() + routes.first(e) * inner,
-         routes.count(e), inner, positions);
+    show({input_group::mlp, e}, work.expert_input.data() + routes.first(e) * width, routes.count(e),
+         width, positions);
+    show({input_group::mlp_output, e}, work.gate.data() + routes.first(e) * inner, routes.count(e),
+         inner, positions);
   }
 }
 

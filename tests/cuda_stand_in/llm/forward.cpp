@@ -13,6 +13,7 @@
 
 #include "cuda_stand_in/stand_in.hpp"
 #include "io/dtype.hpp"
+#include "io/error.hpp"
 #include "llm/model/fixture.hpp"
 #include "model/device.hpp"
 #include "model/evaluation.hpp"
@@ -28,6 +29,13 @@ using testing::run;
 std::unique_ptr<forward_engine> on_card(const model_config& config, dtype precision,
                                         const card_forward_options& options = {}) {
   return make_forward_engine(config, open_device({.precision = precision}), options);
+}
+
+// Families without mixtures of experts.
+std::vector<std::string> families_on_card() {
+  std::vector<std::string> names = families;
+  std::erase_if(names, [](const std::string& name) { return fixture(name).config.experts > 0; });
+  return names;
 }
 
 // Matrices as a model of this type has them.
@@ -95,7 +103,7 @@ language_model factored_model(const fixture& f, bool pivoted) {
 }
 
 TEST_CASE("on a card every family computes the fixtures' logits", "[cuda]") {
-  for (const std::string& name : families) {
+  for (const std::string& name : families_on_card()) {
     CAPTURE(name);
     const fixture f(name);
     const auto engine = on_card(f.config, dtype::f32);
@@ -108,7 +116,7 @@ TEST_CASE("on a card every family computes the fixtures' logits", "[cuda]") {
 }
 
 TEST_CASE("in 16 bits every family computes the same up to the rounding of activations", "[cuda]") {
-  for (const std::string& name : families) {
+  for (const std::string& name : families_on_card()) {
     CAPTURE(name);
     const fixture f(name);
     const language_model model = language_model::open(f.directory);
@@ -302,6 +310,23 @@ TEST_CASE("a card's engine refuses what the CPU's refuses", "[cuda]") {
                     contains_text("token id 80 outside the vocabulary of 80"));
   CHECK_THROWS_WITH(engine->embed(model.outer(), f.tokens, 80),
                     contains_text("learned 64 positions"));
+}
+
+TEST_CASE("a mixture of experts is refused by name, and left to the CPU", "[cuda]") {
+  for (const char* name : {"mixtral", "qwen3_moe"}) {
+    CAPTURE(name);
+    const fixture f(name);
+    const std::string message =
+        f.config.file.string() + ": --backend cuda has no mixtures of experts";
+    const auto refuses = [&](const auto& call) {
+      CHECK_THROWS_AS(call(), usage_error);
+      CHECK_THROWS_WITH(call(), contains_text(message));
+    };
+    refuses([&] { (void)on_card(f.config, dtype::f32); });
+    refuses([&] { (void)choose_device(backend_choice::cuda, {}, f.config); });
+    CHECK(choose_device(backend_choice::automatic, {}, f.config) == nullptr);
+    CHECK(choose_device(backend_choice::cpu, {}, f.config) == nullptr);
+  }
 }
 
 TEST_CASE("within a layer nothing waits for the card", "[cuda]") {
