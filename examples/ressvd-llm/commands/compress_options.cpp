@@ -347,7 +347,7 @@ void add_details(CLI::App& command, compress_line& line) {
   command
       .add_option("--update-target", o.update_target,
                   "update, retruncate, adasvd: 0 the outputs for the compressed inputs, 1 the "
-                  "original outputs, or a mix (default 0; retruncate 0.5)")
+                  "original outputs, or a mix (default 0; retruncate 1)")
       ->check(number(0, 1))
       ->group(group);
   command.add_option("--ridge", o.ridge, "retruncate: pull towards the original matrix")
@@ -438,8 +438,7 @@ void add_refine_options(CLI::App& command, compress_line& line) {
   command
       .add_option(
           "--refine-samples", o.samples,
-          "Samples for it, a tenth of which is held out (default: half of them all, at least "
-          "128)")
+          "Samples for it, a tenth of which is held out (default: all, at most 256)")
       ->check(whole_number(2))
       ->group(group);
   command.add_option("--refine-batch", o.batch, "Samples of a step")

@@ -71,8 +71,8 @@ std::int64_t samples_of_curvature(const compress_options& o) {
 
 std::int64_t samples_of_refinement(const compress_options& o) {
   if (!refines(o)) return 0;
-  constexpr std::int64_t few = 128;
-  return (std::min)(all_samples(o), o.refine.samples.value_or((std::max)(few, all_samples(o) / 2)));
+  constexpr std::int64_t most = 256; // their states are in memory
+  return (std::min)(all_samples(o), o.refine.samples.value_or(most));
 }
 
 std::int64_t samples_needed(const compress_options& o) {

@@ -34,7 +34,7 @@ enum class window_choice { random, first };
 // Gradient steps on the factors of one block after the other, see compress/block_refinement.hpp.
 struct refine_options {
   std::int64_t epochs = 0;                  // 0: none
-  std::optional<std::int64_t> samples = {}; // absent: half of the calibration samples, 128 at least
+  std::optional<std::int64_t> samples = {}; // absent: all of calibration, 256 at most
   std::int64_t batch = 8;                   // windows of a step
   double rate = 1e-3;                       // the highest
   double decay = 0;                         // towards the closed form
@@ -67,7 +67,7 @@ struct compress_options {
   bool update = false;     // closed-form update from the inputs the compressed prefix makes
   bool retruncate = false; // each matrix truncated anew, fitted to those inputs
   // 0: outputs for those inputs, 1: the original outputs; between: a mix. Absent: 0 for the update,
-  // half of each for the new truncation.
+  // 1 for the new truncation.
   std::optional<double> update_target;
   double ridge = 0.01; // of the new truncation, towards the original matrix
   refine_options refine;
@@ -124,7 +124,7 @@ inline bool needs_curvature(const compress_options& o) {
 }
 
 inline double target_mix(const compress_options& o) {
-  return o.update_target.value_or(o.retruncate ? 0.5 : 0.0);
+  return o.update_target.value_or(o.retruncate ? 1.0 : 0.0);
 }
 
 // Those of a file and those that the model writes.
