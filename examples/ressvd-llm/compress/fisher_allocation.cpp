@@ -18,11 +18,8 @@
 namespace ressvd_llm {
 namespace {
 
-// Pairs may keep what uniform ranks keep of the ratio, which is less than it says by their
-// rounding: so that allocations of pairs compare at equal size.
-std::int64_t budget_of(const std::vector<ressvd::allocation_matrix>& problem, double ratio,
-                       ressvd::factored_form form) {
-  if (form == ressvd::factored_form::pair) return ressvd::uniform_budget(problem, ratio);
+// What the ratio says, in either form.
+std::int64_t budget_of(const std::vector<ressvd::allocation_matrix>& problem, double ratio) {
   std::int64_t all = 0;
   for (const ressvd::allocation_matrix& m : problem)
     all += m.rows * m.cols;
@@ -44,8 +41,7 @@ class fisher_allocation {
                  }) {}
 
   rank_selection select(double ratio) {
-    budget_ =
-        (std::max)(budget_of(problem_.entries, ratio, options_.form), problem_.least_parameters());
+    budget_ = (std::max)(budget_of(problem_.entries, ratio), problem_.least_parameters());
     const ressvd::allocation first = ressvd::allocate_ranks(problem_.entries, budget_);
     rank_selection result;
     result.ranks = problem_.ranks_of(first.ranks);
