@@ -104,9 +104,11 @@ void cpu_forward::layer(const layer_weights& weights, engine_matrix& hidden,
 
 void cpu_forward::logits(const outer_weights& weights, const engine_matrix& hidden,
                          std::int64_t first, std::int64_t count, engine_matrix& logits) {
-  if (logits.rows() != count || logits.cols() != config_.vocab)
+  if (logits.rows() != count || logits.cols() != config_.vocab) {
+    logits.clear(); // never both in memory
     logits = host_matrix(std::vector<float>(static_cast<std::size_t>(count * config_.vocab)),
                          config_.vocab);
+  }
   this->logits(weights, hidden.data() + first * config_.hidden_size, count, logits.data());
 }
 
