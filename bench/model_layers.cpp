@@ -68,8 +68,8 @@ projections whitened_layers(const language_model& model) {
     std::map<std::size_t, std::optional<gram_sum>> sums; // by layer_input::index
     const input_observer add_to_sums = [&](const input_observation& seen) {
       auto& sum = sums[seen.input.index()];
-      if (!sum) sum.emplace(wide_backend{}, seen.features);
-      sum->add(row_major(seen.x, seen.tokens, seen.features));
+      if (!sum) sum.emplace(wide_backend{}, seen.x.cols);
+      sum->add(row_major(seen.x.host(), seen.x.rows, seen.x.cols));
     };
     engine.layer(model.layer(layer), hidden.data(), samples.tokens(), samples.length, &add_to_sums);
     for (const linear_module& module : linear_modules(config, layer)) {

@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "cuda_stand_in/stand_in.hpp"
@@ -226,6 +227,30 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t oa, cubl
       compute == CUBLAS_COMPUTE_32F_FAST_TF32 || handle->math_mode == CUBLAS_TF32_TENSOR_OP_MATH;
   return in_double ? queue_gemm<double>(handle, oa, ob, m, n, alpha, x, y, beta, c, ldc, false)
                    : queue_gemm<float>(handle, oa, ob, m, n, alpha, x, y, beta, c, ldc, tf32);
+}
+
+cublasStatus_t cublasGemmStridedBatchedEx_64(
+    cublasHandle_t handle, cublasOperation_t oa, cublasOperation_t ob, std::int64_t m,
+    std::int64_t n, std::int64_t k, const void* alpha, const void* a, cudaDataType type_a,
+    std::int64_t lda, long long step_a, const void* b, cudaDataType type_b, std::int64_t ldb,
+    long long step_b, const void* beta, void* c, cudaDataType type_c, std::int64_t ldc,
+    long long step_c, std::int64_t count, cublasComputeType_t compute, cublasGemmAlgo_t algorithm) {
+  if (count < 1) return CUBLAS_STATUS_INVALID_VALUE;
+  if (step_c < m && count > 1) misuse("batched gemm: results that overlap");
+  const auto behind = [](auto* from, cudaDataType type, long long elements) {
+    const long long size = type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2;
+    using byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(from)>>,
+                                    const char, char>;
+    return static_cast<byte*>(from) + elements * size;
+  };
+  for (std::int64_t i = 0; i < count; ++i) {
+    const cublasStatus_t status =
+        cublasGemmEx_64(handle, oa, ob, m, n, k, alpha, behind(a, type_a, i * step_a), type_a, lda,
+                        behind(b, type_b, i * step_b), type_b, ldb, beta,
+                        behind(c, type_c, i * step_c), type_c, ldc, compute, algorithm);
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+  }
+  return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasStrmm_v2_64(cublasHandle_t handle, cublasSideMode_t side,

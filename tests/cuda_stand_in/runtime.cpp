@@ -10,6 +10,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <utility>
 
@@ -17,6 +18,12 @@
 
 struct CUstream_st {
   std::deque<std::function<void()>> work;
+  bool destroyed = false;
+};
+
+struct CUevent_st {
+  CUstream_st* stream = nullptr; // of the last record
+  std::shared_ptr<bool> done;    // whether the stream has got there
   bool destroyed = false;
 };
 
@@ -125,8 +132,9 @@ CUstream_st* queue_of(cudaStream_t stream) {
   return stream;
 }
 
-void drain(CUstream_st* queue) {
-  for (;;) {
+/// Runs what the stream has to do, all of it or until `done`.
+void drain(CUstream_st* queue, const bool* done = nullptr) {
+  while (done == nullptr || !*done) {
     std::function<void()> work;
     {
       const lock hold(mutex);
@@ -137,6 +145,13 @@ void drain(CUstream_st* queue) {
     work();
   }
 }
+
+CUevent_st* known(cudaEvent_t event) {
+  if (event == nullptr || event->destroyed) misuse("use of an event that is none");
+  return event;
+}
+
+std::map<const char*, std::size_t> pinned; // host memory by its start
 
 } // namespace
 
@@ -213,6 +228,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   }
   return cudaSuccess;
 }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {};
+  std::snprintf(properties->name, sizeof properties->name, "stand-in");
+  return cudaSuccess;
+}
 cudaError_t cudaGetLastError() {
   return std::exchange(last_error, cudaSuccess);
 }
@@ -263,6 +283,49 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
   enqueue(stream, [=] { function(data); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new CUevent_st;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  known(event)->destroyed = true; // and kept, to know it again
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  known(event)->stream = queue_of(stream);
+  event->done = std::make_shared<bool>(false);
+  enqueue(stream, [done = event->done] { *done = true; });
+  return cudaSuccess;
+}
+// An event that was never recorded counts as one that has passed.
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (known(event)->stream != nullptr) drain(event->stream, event->done.get());
+  return result(control.device_lost ? cudaErrorIllegalAddress : cudaSuccess);
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (known(event)->stream == nullptr) return cudaSuccess;
+  enqueue(stream, [from = event->stream, done = event->done] { drain(from, done.get()); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void** address, std::size_t size) {
+  *address = std::malloc(size);
+  const lock hold(mutex);
+  pinned[static_cast<char*>(*address)] = size;
+  std::memset(*address, poison, size);
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* address) {
+  if (address == nullptr) return cudaSuccess;
+  const lock hold(mutex);
+  const auto found = pinned.find(static_cast<char*>(address));
+  if (found == pinned.end()) misuse("cudaFreeHost of memory that is not pinned");
+  std::memset(address, poison, found->second);
+  pinned.erase(found);
+  std::free(address);
   return cudaSuccess;
 }
 

@@ -108,6 +108,9 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
 inline unsigned long long atomicMax(unsigned long long* address, unsigned long long value) {
   return std::exchange(*address, std::max(*address, value));
 }
+inline unsigned long long atomicMin(unsigned long long* address, unsigned long long value) {
+  return std::exchange(*address, std::min(*address, value));
+}
 
 template <class To, class From>
 To bits_as(From from) {

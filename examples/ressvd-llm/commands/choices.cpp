@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "commands/checks.hpp"
+#include "commands/device_options.hpp"
 #include "commands/threads_option.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
@@ -36,6 +37,8 @@ struct choices_command {
   std::filesystem::path tasks;
   std::int64_t max_length = 0; // 0: the model's context
   std::filesystem::path json;
+  backend_choice backend = backend_choice::automatic;
+  device_options device;
 };
 
 std::vector<continuation> encode_items(const std::vector<choice_item>& items,
@@ -126,18 +129,23 @@ void print(const std::vector<task_result>& tasks) {
 void run(const choices_command& line) {
   if (!line.json.empty()) require_writable(line.json);
   const std::vector<choice_item> items = read_tasks(line.tasks);
-  const language_model model = language_model::open(line.model);
+  const auto card = choose_device(line.backend, line.device, read_config(line.model));
+  const language_model model = open_model(line.model, card);
   const model_config& config = model.config();
   const auto tokens = open_tokenizer(line.model, config);
   const std::int64_t max_length =
       line.max_length == 0 ? config.max_positions : std::min(line.max_length, config.max_positions);
   const auto continuations = encode_items(items, *tokens, config, line, max_length);
   const auto begin = std::chrono::steady_clock::now();
-  cpu_forward engine(config);
+  card_forward_options on_card;
+  if (card != nullptr)
+    on_card.weight_bytes = room_for_weights(*card, memory_of(*card), config, max_length,
+                                            evaluation_options{}.memory_limit);
+  const auto engine = make_forward_engine(config, card, on_card);
   std::vector<double> sums;
   {
     fraction_progress bar("choices");
-    sums = log_probabilities(model, engine, continuations,
+    sums = log_probabilities(model, *engine, continuations,
                              {.max_length = max_length, .evaluation = {.progress = std::ref(bar)}});
   }
   const std::vector<task_result> tasks = score_tasks(items, sums);
@@ -176,6 +184,7 @@ void add_choices(CLI::App& app) {
       ->add_option("--max-length", line->max_length,
                    "Tokens the model sees at a time (default and most: its context)")
       ->check(whole_number(1));
+  add_device_options(*command, line->backend, line->device);
   add_threads_option(*command);
   command->add_option("--json", line->json, "Write a report into this file");
   command->callback([line] { run(*line); });

@@ -16,6 +16,7 @@
 
 #include "commands/checks.hpp"
 #include "commands/context_check.hpp"
+#include "commands/device_options.hpp"
 #include "commands/threads_option.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
@@ -42,6 +43,8 @@ struct compare_command {
   std::int64_t samples = 16;
   std::uint64_t seed = 0;
   std::filesystem::path json;
+  backend_choice backend = backend_choice::automatic;
+  device_options device;
 };
 
 std::vector<compared_text> read_texts(const compare_command& line, const language_model& model) {
@@ -139,18 +142,19 @@ void print(const comparison_report& report) {
 
 void run(const compare_command& line) {
   if (!line.json.empty()) require_writable(line.json);
-  std::vector<language_model> models{language_model::open(line.original)};
+  const auto card = choose_device(line.backend, line.device, read_config(line.original));
+  std::vector<language_model> models{open_model(line.original, card)};
   comparison_report report{
       .names = {printable(line.original.string())}, .texts = {}, .figures = {}};
   for (const auto& directory : line.compressed) {
-    models.push_back(language_model::open(directory));
+    models.push_back(open_model(directory, card));
     report.names.push_back(printable(directory.string()));
   }
   require_alike(models);
   report.texts = read_texts(line, models.front());
   {
     fraction_progress bar("comparing");
-    report.figures = compare_models(models, report.texts, std::ref(bar));
+    report.figures = compare_models(models, report.texts, std::ref(bar), card);
   }
   print(report);
   if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
@@ -190,6 +194,7 @@ void add_compare(CLI::App& app) {
       ->excludes("--text")
       ->excludes("--tokens")
       ->capture_default_str();
+  add_device_options(*command, line->backend, line->device);
   add_threads_option(*command);
   command->add_option("--json", line->json, "Write a report into this file");
   command->callback([line] { run(*line); });

@@ -15,6 +15,7 @@
 #include <ressvd/methods/any_method.hpp>
 
 #include "commands/checks.hpp"
+#include "commands/device_options.hpp"
 #include "commands/threads_option.hpp"
 #include "io/error.hpp"
 
@@ -52,6 +53,9 @@ bool searches_layers(const compress_options& o) {
   return o.allocation == allocation::last_layers && !o.last_layers;
 }
 
+bool may_use_card(const compress_line& line) {
+  return line.options.backend != backend_choice::cpu;
+}
 bool by_refinement(const compress_line& line) {
   return refines(line.options);
 }
@@ -142,8 +146,9 @@ constexpr std::array rules{
     option_rule{"--samples", "what needs samples beside --grams", draws_samples},
     option_rule{"--seqlen", "what needs samples beside --grams", draws_samples},
     option_rule{"--calibration", "what needs samples beside --grams", draws_samples},
-    option_rule{"--kernel-cache", "--backend cuda",
-                [](const compress_line& l) { return l.options.backend == backend_choice::cuda; }},
+    option_rule{"--kernel-cache", "--backend cuda", may_use_card},
+    option_rule{"--device-memory", "--backend cuda", may_use_card},
+    option_rule{"--precision", "--backend cuda", may_use_card},
     option_rule{
         "--self-samples", "--calibration FILE",
         [](const compress_line& l) { return !l.options.calibration.empty() && draws_samples(l); }},
@@ -382,6 +387,8 @@ void add_output(CLI::App& command, compress_line& line) {
              "gguf-adapter: q4_0); q8_0 and q4_0 with gguf and gguf-adapter alone")
       ->group("Output");
   command.add_option("--json", line.json, "Write a report into this file")->group("Output");
+  command.add_flag("--profile", o.profile, "Print the seconds that each stage took")
+      ->group("Output");
   command.add_flag("--resume", o.resume, "Go on from an interrupted run with the same options")
       ->group("Output");
 }
@@ -524,14 +531,7 @@ void add_sample_options(CLI::App& command, compress_line& line) {
 
 void add_machine_options(CLI::App& command, compress_line& line) {
   compress_options& o = line.options;
-  add_choice(command, "--backend", o.backend,
-             {{"cpu", backend_choice::cpu}, {"cuda", backend_choice::cuda}},
-             "Where Grams, factoring and fits run (default cpu)")
-      ->group("Machine");
-  command
-      .add_option("--kernel-cache", o.kernel_cache,
-                  "cuda: folder of your own that keeps compiled kernels for later runs")
-      ->group("Machine");
+  add_device_options(command, o.backend, o.device);
   add_threads_option(command)->group("Machine");
 }
 

@@ -15,6 +15,7 @@
 
 #include "commands/checks.hpp"
 #include "commands/context_check.hpp"
+#include "commands/device_options.hpp"
 #include "commands/threads_option.hpp"
 #include "io/error.hpp"
 #include "io/output_file.hpp"
@@ -38,6 +39,8 @@ struct perplexity_command {
   window_options windows{.length = 0}; // 0: usual_window or the model's context
   std::int64_t context = 0;
   std::filesystem::path json;
+  backend_choice backend = backend_choice::automatic;
+  device_options device;
 };
 
 // What --json writes.
@@ -78,9 +81,36 @@ void print(const perplexity_report& report) {
       result.seconds, report.tokens_per_second());
 }
 
+void print_size(const char* what, std::uint64_t bytes) {
+  std::fprintf(stderr, "%s: %.0f MiB\n", what, static_cast<double>(bytes) / (1 << 20));
+}
+
+// The engine, with the card's memory shared out between states, which may have to take turns, and
+// matrices, which stay as far as there is room.
+std::unique_ptr<forward_engine> make_engine(const perplexity_command& line,
+                                            const model_config& config,
+                                            const std::shared_ptr<device>& card,
+                                            const token_windows& windows,
+                                            evaluation_options& options) {
+  if (card == nullptr) return make_forward_engine(config, card);
+  card_forward_options of_card;
+  const dtype type = precision_of(config, line.device);
+  const std::uint64_t available = memory_of(*card);
+  card_memory memory =
+      estimate_card_memory(config, type, windows.count, windows.length, 1, of_card);
+  const std::uint64_t fixed = memory.buffers + memory.layers;
+  const std::uint64_t rest = available > fixed ? available - fixed : 0;
+  memory.states = std::min(memory.states, std::max(rest / 2, memory.states / windows.count));
+  options.memory_limit = memory.states;
+  of_card.weight_bytes = std::min(memory.weights, rest > memory.states ? rest - memory.states : 0);
+  print_size("estimated peak device memory", memory.least() + of_card.weight_bytes);
+  return make_forward_engine(config, card, of_card);
+}
+
 void run(const perplexity_command& line) {
   if (!line.json.empty()) require_writable(line.json);
-  const language_model model = language_model::open(line.model);
+  const auto card = choose_device(line.backend, line.device, read_config(line.model));
+  const language_model model = open_model(line.model, card);
   const model_config& config = model.config();
   const std::filesystem::path& file = line.text.empty() ? line.tokens : line.text;
   std::unique_ptr<tokenizer> text;
@@ -96,14 +126,17 @@ void run(const perplexity_command& line) {
                       std::to_string(windows.length) + " tokens nothing to be judged by");
   }
 
-  cpu_forward engine(config);
+  evaluation_options options{.context = line.context};
+  const token_windows cut = cut_windows(ids, windows);
+  const auto engine = make_engine(line, config, card, cut, options);
   perplexity_report report{line.model.string(), file.string(), windows, line.context, {}};
   {
     fraction_progress bar("perplexity");
-    report.result = perplexity(model, engine, cut_windows(ids, windows),
-                               {.context = line.context, .progress = std::ref(bar)});
+    options.progress = std::ref(bar);
+    report.result = perplexity(model, *engine, cut, options);
   }
   print(report);
+  if (card != nullptr) print_size("peak device memory", peak_memory_of(*card));
   if (!line.json.empty()) write_whole_file(line.json, to_json(report).dump(2) + "\n");
 }
 
@@ -138,6 +171,7 @@ void add_perplexity(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--max-windows", line->windows.max_windows, "Use only the first so many")
       ->check(whole_number(1));
+  add_device_options(*command, line->backend, line->device);
   add_threads_option(*command);
   command->add_option("--json", line->json, "Write a report into this file");
   command->callback([line] { run(*line); });

@@ -40,8 +40,8 @@ std::vector<std::int64_t> order_of(std::int64_t windows, std::uint64_t seed, std
   return order;
 }
 
-void append_window(const hidden_states& all, std::int64_t window, std::int64_t size,
-                   hidden_states& to) {
+void append_window(std::span<const float> all, std::int64_t window, std::int64_t size,
+                   std::vector<float>& to) {
   const auto first = all.begin() + window * size;
   to.insert(to.end(), first, first + size);
 }
@@ -60,7 +60,7 @@ double window_errors::relative(std::int64_t first, std::int64_t last) const {
   return target > 0 ? sum(differences) / target : 0;
 }
 
-window_errors errors_of(const hidden_states& output, const hidden_states& target,
+window_errors errors_of(std::span<const float> output, std::span<const float> target,
                         std::int64_t window_size) {
   const auto windows = static_cast<std::int64_t>(output.size()) / window_size;
   window_errors errors{std::vector<double>(static_cast<std::size_t>(windows)),
@@ -190,7 +190,7 @@ refined_block block_refinement::refine(std::int64_t layer, layer_weights& weight
   const std::int64_t training = samples.training_windows;
   const std::int64_t windows = static_cast<std::int64_t>(samples.input.size()) / size;
 
-  hidden_states outputs = samples.input;
+  std::vector<float> outputs(samples.input.begin(), samples.input.end());
   forward_.layer(weights, outputs.data(), windows * length, length, nullptr);
   const window_errors closed = errors_of(outputs, samples.target, size);
   refined_block report{.layer = layer,
@@ -216,8 +216,7 @@ refined_block block_refinement::refine(std::int64_t layer, layer_weights& weight
   const ressvd::eigen_backend<float> be(make_host_context());
   optimiser steps_of(be, parameters, {.decay = options_.decay});
 
-  const hidden_states heldout_target(samples.target.begin() + training * size,
-                                     samples.target.end());
+  const auto heldout_target = samples.target.subspan(static_cast<std::size_t>(training * size));
   const auto heldout_error = [&] {
     outputs.assign(samples.input.begin() + training * size, samples.input.end());
     forward_.layer(block.weights, outputs.data(), (windows - training) * length, length, nullptr);
@@ -227,8 +226,8 @@ refined_block block_refinement::refine(std::int64_t layer, layer_weights& weight
   const std::int64_t all = steps(training);
   const std::int64_t warm_up = (std::min)(most_warm_up_steps, all / 3);
   std::int64_t step = 0;
-  hidden_states x;
-  hidden_states target;
+  std::vector<float> x;
+  std::vector<float> target;
   // False where the step is to be undone.
   const auto take = [&](const std::vector<std::int64_t>& batch) {
     x.clear();

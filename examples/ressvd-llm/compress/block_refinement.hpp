@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "compress/compression_report.hpp"
@@ -25,8 +26,8 @@ namespace ressvd_llm {
 // What a block is trained on: states before it and what should come out, windows one after the
 // other, the first of them for training and the rest held out.
 struct block_samples {
-  const hidden_states& input;
-  const hidden_states& target;
+  std::span<const float> input;
+  std::span<const float> target;
   std::int64_t window_length = 0;
   std::int64_t training_windows = 0;
 };
@@ -63,7 +64,7 @@ struct window_errors {
   double relative(std::int64_t first, std::int64_t last) const;
 };
 
-window_errors errors_of(const hidden_states& output, const hidden_states& target,
+window_errors errors_of(std::span<const float> output, std::span<const float> target,
                         std::int64_t window_size);
 
 // In place of outputs the loss's gradient there, 2(o − t)·scale; returns Σ(o − t)²·scale.

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <stdexcept>
@@ -13,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include <nlohmann/json.hpp>
 #include <ressvd/version.hpp>
 
 #include "compress/curvature.hpp"
@@ -34,6 +36,7 @@
 #include "io/error.hpp"
 #include "io/gguf_model.hpp"
 #include "model/comparison.hpp"
+#include "model/device.hpp"
 #include "ui/interruption.hpp"
 #include "ui/progress.hpp"
 
@@ -95,13 +98,22 @@ void check(const compress_options& options, const language_model& model) {
   require_heldout(options, options.heldout_samples);
 }
 
+// Whether a run with these options goes on from this state. Where it computes may change.
+bool resumes(const std::string& state, const std::string& options) {
+  const auto anywhere = [](const std::string& text) {
+    auto fields = nlohmann::ordered_json::parse(text);
+    fields.erase("backend");
+    return fields;
+  };
+  return anywhere(run_state::from_text(state).options) == anywhere(options);
+}
+
 // The output, new or where an interrupted run left it.
 checkpoint_writer open_output(const compress_options& options) {
   checkpoint_writer writer(
       options.output, options.model,
       {.resume = options.resume, .gguf = options.format == output_format::gguf});
-  if (writer.resumed_state() &&
-      run_state::from_text(*writer.resumed_state()).options != fingerprint(options)) {
+  if (writer.resumed_state() && !resumes(*writer.resumed_state(), fingerprint(options))) {
     throw usage_error(options.output.string() +
                       ": the interrupted run had other options; start without --resume");
   }
@@ -218,10 +230,11 @@ std::vector<matrix_report> report_matrices(const factored_model& factored,
 
 // Measured on the written checkpoint.
 std::optional<heldout_report> evaluate(const language_model& original,
-                                       const compress_options& options, const sample_set& heldout) {
+                                       const compress_options& options, const sample_set& heldout,
+                                       const std::shared_ptr<device>& card) {
   if (heldout.count() == 0) return std::nullopt;
-  const auto figures = compare_on_text({original, language_model::open(options.output)},
-                                       cut_windows(heldout.ids, {.length = heldout.length}));
+  const auto figures = compare_on_text({original, open_model(options.output, card)},
+                                       cut_windows(heldout.ids, {.length = heldout.length}), card);
   return heldout_report{.windows = heldout.count(),
                         .tokens = heldout.tokens(),
                         .original_perplexity = figures[0].perplexity,
@@ -232,6 +245,11 @@ std::optional<heldout_report> evaluate(const language_model& original,
 void print_size(const char* what, std::uint64_t bytes) {
   constexpr double mebi = 1024.0 * 1024.0;
   std::fprintf(stderr, "%s: %.0f MiB\n", what, static_cast<double>(bytes) / mebi);
+}
+
+void print_seconds(const std::vector<stage_time>& stages) {
+  for (const stage_time& s : stages)
+    std::fprintf(stderr, "%10.3f s  %s\n", s.seconds, s.stage.c_str());
 }
 
 label_options labels_of(const compress_options& options) {
@@ -274,8 +292,30 @@ run_plan plan_for(const compress_options& options, const language_model& model) 
   return plan;
 }
 
+// A card for the run, or none, and what the model's matrices may keep of its memory.
+struct run_device {
+  std::shared_ptr<device> card;
+  card_forward_options options;
+};
+
+// What passes and factoring leave to the matrices.
+void plan_card(run_device& on, const compress_options& options, const model_config& config,
+               const memory_estimate& host, compression_report& report) {
+  const std::int64_t length = (std::min)(options.seqlen, config.max_positions);
+  const card_memory pass = estimate_card_memory(config, precision_of(config, options.device),
+                                                samples_needed(options), length, 1, on.options);
+  const std::uint64_t taken =
+      host.hidden_states + pass.buffers + pass.layers + host.grams + host.factoring;
+  const std::uint64_t available = memory_of(*on.card);
+  on.options.weight_bytes =
+      (std::min)(pass.weights, available > taken ? available - taken : std::uint64_t{0});
+  report.memory.card_estimate = taken + on.options.weight_bytes;
+  print_size("estimated peak device memory", report.memory.card_estimate);
+}
+
 void estimate(const checkpoint_writer& writer, const compress_options& options,
-              const language_model& model, const run_plan& plan, compression_report& report) {
+              const language_model& model, const run_plan& plan, run_device& on,
+              compression_report& report) {
   const model_config& config = model.config();
   const std::int64_t parameters = count_parameters(model.source(), config);
   // A product has as many as what it replaces.
@@ -284,12 +324,12 @@ void estimate(const checkpoint_writer& writer, const compress_options& options,
   const auto matrices = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
   const auto output =
       parameters - static_cast<std::int64_t>(removed * static_cast<double>(matrices));
-  report.memory.estimate =
-      report.memory.program +
+  const memory_estimate memory =
       estimate_memory(options, config, model.storage() == weight_storage::float32,
-                      static_cast<std::uint64_t>(parameters), static_cast<std::uint64_t>(output))
-          .total();
+                      static_cast<std::uint64_t>(parameters), static_cast<std::uint64_t>(output));
+  report.memory.estimate = report.memory.program + memory.total();
   print_size("estimated peak memory", report.memory.estimate);
+  if (on.card != nullptr) plan_card(on, options, config, memory, report);
   report.disk_estimate =
       estimate_disk(options, config, model.source(), plan.wanted, plan.kept_share).total();
   print_size("estimated disk", report.disk_estimate);
@@ -298,14 +338,17 @@ void estimate(const checkpoint_writer& writer, const compress_options& options,
 
 // From the samples to the finished output. Returns the held-out samples.
 sample_set write_output(checkpoint_writer& writer, const language_model& model,
-                        const compress_options& options, const run_plan& plan,
+                        const compress_options& options, const run_plan& plan, const run_device& on,
                         compression_report& report, stage_clock& clock) {
   calibration_samples samples = samples_of_run(writer, options, model);
   kept_results kept(writer.scratch() / "measured.jsonl");
   clock.finish("sampling");
 
-  model_passes passes(model);
-  const auto engine = make_factoring_engine(options);
+  model_passes passes =
+      on.card == nullptr
+          ? model_passes(model)
+          : model_passes(model, make_forward_engine(model.config(), on.card, on.options));
+  const auto engine = make_factoring_engine(options, on.card);
   compress_options chosen = options; // with the power of tempered whitening
   if (options.method == "tempered" && !options.power) {
     const power_choice power =
@@ -358,15 +401,21 @@ sample_set write_output(checkpoint_writer& writer, const language_model& model,
 
 } // namespace
 
-compression_report compress(const compress_options& options) {
+compression_report compress(const compress_options& asked) {
   stage_clock clock;
   compression_report report;
   report.memory.program = peak_memory(); // and its libraries: CUDA's alone take 200 MiB
-  const language_model model = language_model::open(options.model);
+  compress_options options = asked;
+  run_device on;
+  if (options.backend != backend_choice::cpu) {
+    on.card = choose_device(options.backend, options.device, read_config(options.model));
+    options.backend = on.card != nullptr ? backend_choice::cuda : backend_choice::cpu;
+  }
+  const language_model model = open_model(options.model, on.card);
   check(options, model);
   const run_plan plan = plan_for(options, model);
   checkpoint_writer writer = open_output(options);
-  estimate(writer, options, model, plan, report);
+  estimate(writer, options, model, plan, on, report);
 
   const interruption_notice notice(
       "interrupted: " + how_to_resume(options, writer.partial()),
@@ -374,7 +423,7 @@ compression_report compress(const compress_options& options) {
       "interrupted in the evaluation: " + options.output.string() + " is complete");
   sample_set heldout;
   try {
-    heldout = write_output(writer, model, options, plan, report, clock);
+    heldout = write_output(writer, model, options, plan, on, report, clock);
   } catch (...) {
     if (writer.resumable()) {
       std::fprintf(stderr, "%s\n", how_to_resume(options, writer.partial()).c_str());
@@ -382,7 +431,7 @@ compression_report compress(const compress_options& options) {
     throw;
   }
   try {
-    report.heldout = evaluate(model, options, heldout);
+    report.heldout = evaluate(model, options, heldout, on.card);
   } catch (const std::exception& error) {
     report.evaluation_error = error.what();
   }
@@ -407,6 +456,11 @@ compression_report compress(const compress_options& options) {
                  static_cast<long long>(report.fallbacks.count), report.fallbacks.last.c_str());
   }
   print_size("peak memory", report.memory.peak);
+  if (on.card != nullptr) {
+    report.memory.card_peak = peak_memory_of(*on.card);
+    print_size("peak device memory", report.memory.card_peak);
+  }
+  if (options.profile) print_seconds(report.seconds);
   return report;
 }
 

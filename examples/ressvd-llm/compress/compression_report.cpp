@@ -253,6 +253,10 @@ ordered_json to_json(const compression_report& r) {
   j["memory"] = {{"program_bytes", r.memory.program},
                  {"estimate_bytes", r.memory.estimate},
                  {"peak_bytes", r.memory.peak}};
+  if (r.memory.card_estimate > 0) {
+    j["memory"]["device_estimate_bytes"] = r.memory.card_estimate;
+    j["memory"]["device_peak_bytes"] = r.memory.card_peak;
+  }
   j["disk"] = {{"estimate_bytes", r.disk_estimate}};
   if (r.fallbacks.count > 0) {
     j["fallbacks"] = {{"count", r.fallbacks.count}, {"last", r.fallbacks.last}};
@@ -303,7 +307,8 @@ compression_report compression_report_from_json(const json& j) {
   if (j.contains("memory")) {
     const json& m = j["memory"];
     r.memory = {m.value("program_bytes", std::uint64_t{0}), m.at("estimate_bytes"),
-                m.at("peak_bytes")};
+                m.at("peak_bytes"), m.value("device_estimate_bytes", std::uint64_t{0}),
+                m.value("device_peak_bytes", std::uint64_t{0})};
   }
   if (j.contains("disk")) r.disk_estimate = j["disk"].at("estimate_bytes");
   if (j.contains("fallbacks")) {

@@ -175,6 +175,8 @@ struct compression_report {
     std::uint64_t program = 0; // before the run
     std::uint64_t estimate = 0;
     std::uint64_t peak = 0;
+    std::uint64_t card_estimate = 0; // 0 without a card
+    std::uint64_t card_peak = 0;
   } memory;                        // bytes
   std::uint64_t disk_estimate = 0; // bytes, in the partial output
   fallback_report fallbacks;

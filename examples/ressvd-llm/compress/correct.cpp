@@ -113,6 +113,7 @@ std::vector<text_figures> evaluate_correction(const language_model& original,
 
 // What a correction needs beside the base.
 struct correction_inputs {
+  std::shared_ptr<device> card; // null: the CPU
   candidate_ranks wanted;
   std::optional<gram_file> grams;
   checkpoint_writer writer;
@@ -121,6 +122,7 @@ struct correction_inputs {
 
 correction_inputs gather_inputs(const correct_options& options, const language_model& original) {
   const model_config& config = original.config();
+  auto card = choose_device(options.run.backend, options.run.device, config);
   candidate_ranks wanted(config.layers);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     for (const linear_module& module : linear_modules(config, layer))
@@ -132,7 +134,7 @@ correction_inputs gather_inputs(const correct_options& options, const language_m
     grams->require(config, wanted);
   }
   checkpoint_writer writer(options.run.output, options.base, {.gguf = true});
-  return {std::move(wanted), std::move(grams), std::move(writer),
+  return {std::move(card), std::move(wanted), std::move(grams), std::move(writer),
           make_samples(options.run, original)};
 }
 
@@ -151,7 +153,7 @@ correction_report write_correction(const correct_options& options, const languag
                            .matrices = {},
                            .heldout = {}};
   model_passes passes(original);
-  const auto engine = make_factoring_engine(run);
+  const auto engine = make_factoring_engine(run, inputs.card);
   const ressvd::any_method method = method_of(run);
   language_model corrected = base;
   hidden_states hidden = grams ? hidden_states{} : passes.embed(samples.calibration);
@@ -163,7 +165,7 @@ correction_report write_correction(const correct_options& options, const languag
         factoring->take(input, grams->read(config, layer, input));
     } else {
       const input_observer observer = [&](const input_observation& seen) {
-        factoring->observe(seen.input, seen.x, seen.tokens, seen.features);
+        factoring->observe(seen.input, seen.x);
       };
       passes.run_original(layer, hidden, samples.calibration.length, &observer);
     }

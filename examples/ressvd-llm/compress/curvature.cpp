@@ -56,8 +56,9 @@ std::int64_t curvature_copies(std::int64_t layers) {
 }
 
 loss_result pass_gradients(
-    model_passes& passes, const sample_set& samples, const gradient_pass_options& options,
+    model_passes& all_passes, const sample_set& samples, const gradient_pass_options& options,
     const std::function<void(std::int64_t layer, const layer_back& back)>& visit) {
+  model_passes& passes = all_passes.on_host(); // where the backward pass is
   const std::int64_t layers = passes.config().layers;
   const std::int64_t stride = layers_between(layers);
   const language_model& model = passes.model();

@@ -14,8 +14,10 @@ namespace ressvd_llm {
 namespace {
 
 // Σ over tokens of cos(x_t, y_t).
-double cosine_sum(const hidden_states& x, const hidden_states& y, std::int64_t width) {
-  const auto n = static_cast<std::size_t>(width);
+double cosine_sum(const hidden_states& before, const hidden_states& after) {
+  const std::vector<float> x = before.values();
+  const std::vector<float> y = after.values();
+  const auto n = static_cast<std::size_t>(before.cols());
   double sum = 0;
   for (std::size_t first = 0; first < x.size(); first += n) {
     double xy = 0;
@@ -100,7 +102,7 @@ factored_model factor_model(model_passes& passes, factoring_engine& engine,
     } else {
       const auto factoring = engine.begin_layer(config, layer, method);
       const input_observer observer = [&](const input_observation& seen) {
-        factoring->observe(seen.input, seen.x, seen.tokens, seen.features);
+        factoring->observe(seen.input, seen.x);
       };
       const hidden_states before = similarity ? hidden : hidden_states{};
       if (grams) {
@@ -112,8 +114,7 @@ factored_model factor_model(model_passes& passes, factoring_engine& engine,
       factored_layer factored{.index = layer, .similarity = 0, .matrices = {}};
       factored.matrices = factoring->factor(passes.model().layer(layer), ranks);
       if (similarity) {
-        factored.similarity =
-            cosine_sum(before, hidden, config.hidden_size) / static_cast<double>(samples.tokens());
+        factored.similarity = cosine_sum(before, hidden) / static_cast<double>(samples.tokens());
       }
       store.save(factored);
     }

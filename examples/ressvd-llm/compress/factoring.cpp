@@ -6,7 +6,6 @@
 #include <ressvd/compiled.hpp>
 
 #include "compress/factoring_on_backend.hpp"
-#include "io/error.hpp"
 #include "model/parallel.hpp"
 
 namespace ressvd_llm {
@@ -32,14 +31,11 @@ ressvd::any_method method_of(const compress_options& options) {
   return method;
 }
 
-std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& options) {
-  if (options.backend == backend_choice::cuda) {
+std::unique_ptr<factoring_engine> make_factoring_engine(
+    const compress_options& options, [[maybe_unused]] const std::shared_ptr<device>& card) {
 #ifdef RESSVD_LLM_CUDA
-    return make_cuda_factoring_engine(options);
-#else
-    throw usage_error("--backend cuda: this program was built without the CUDA backend");
+  if (card != nullptr) return make_cuda_factoring_engine(options, *card);
 #endif
-  }
   using backend = ressvd::eigen_backend<float>;
   return std::make_unique<factoring_on_backend<backend>>(backend(make_host_context()), options);
 }

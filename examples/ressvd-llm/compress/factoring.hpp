@@ -16,6 +16,7 @@
 #include "compress/options.hpp"
 #include "io/checkpoint.hpp"
 #include "io/config.hpp"
+#include "model/engine_matrix.hpp"
 #include "model/layer.hpp"
 
 namespace ressvd_llm {
@@ -25,9 +26,9 @@ class layer_factoring {
  public:
   virtual ~layer_factoring() = default;
 
-  // Adds tokens × features activations that enter the matrices of an input.
-  virtual void observe(const layer_input& input, const float* x, std::int64_t tokens,
-                       std::int64_t features) = 0;
+  // Adds activations that enter the matrices of an input: on the host, or in the memory of the
+  // engine's backend.
+  virtual void observe(const layer_input& input, const activation_view& x) = 0;
 
   // The statistics of such an input from elsewhere, in place of all observations.
   virtual void take(const layer_input& input, const ressvd::gram_state& state) = 0;
@@ -100,11 +101,12 @@ ressvd::methods::kfac_svd curvature_metric(const compress_options& options);
 // Throws std::invalid_argument for a name that no method has.
 ressvd::any_method method_of(const compress_options& options);
 
-// An engine on the backend that the options name. Throws usage_error where it is not built in, and
-// file_error for the Fisher file.
-std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& options);
+// An engine on the CPU, or on the card that is given. Throws file_error for the Fisher file.
+std::unique_ptr<factoring_engine> make_factoring_engine(const compress_options& options,
+                                                        const std::shared_ptr<device>& card = {});
 
-// The same on the GPU; only where the CUDA backend is built in.
-std::unique_ptr<factoring_engine> make_cuda_factoring_engine(const compress_options& options);
+// The same on a card; only where the CUDA backend is built in.
+std::unique_ptr<factoring_engine> make_cuda_factoring_engine(const compress_options& options,
+                                                             const device& card);
 
 } // namespace ressvd_llm

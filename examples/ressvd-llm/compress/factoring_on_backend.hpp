@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -72,14 +73,22 @@ class factoring_on_backend final : public factoring_engine {
           name_("layer " + std::to_string(layer) + ", input of "),
           method_(method) {}
 
-    void observe(const layer_input& input, const float* x, std::int64_t tokens,
-                 std::int64_t features) override {
+    void observe(const layer_input& input, const activation_view& x) override {
       auto& sums = sums_[input.index()];
+      const bool here = x.space != memory_space::host;
       if (!sums) {
-        sums.emplace(engine_.be_, features,
-                     ressvd::gram_options{.name = name_ + name_of(input), .channel_means = true});
+        // A pass on the device goes on without waiting; the sums tell what was not finite.
+        sums.emplace(engine_.be_, x.cols,
+                     ressvd::gram_options{.name = name_ + name_of(input),
+                                          .channel_means = true,
+                                          .check = here ? ressvd::finite_check::deferred
+                                                        : ressvd::finite_check::immediate});
       }
-      sums->add(uploaded(engine_.be_, x, tokens, features).view().transposed());
+      if (here) {
+        add_on_device(*sums, x);
+      } else {
+        sums->add(uploaded(engine_.be_, x.host(), x.rows, x.cols).view().transposed());
+      }
     }
 
     void take(const layer_input& input, const ressvd::gram_state& state) override {
@@ -144,6 +153,23 @@ class factoring_on_backend final : public factoring_engine {
               .tokens = tokens,
               .gram = std::vector<double>(n * n),
               .abs_sum = std::vector<double>(n)};
+    }
+
+    static void add_on_device(accumulator& sums, const activation_view& x) {
+      const auto add = [&]<class U>(const U* data) {
+        sums.add(ressvd::matrix_view<const U, space>{data, x.rows, x.cols, x.cols});
+      };
+      if constexpr (!std::is_same_v<space, ressvd::host_space>) {
+        switch (x.type) {
+          case dtype::f16:
+            return add(static_cast<const ressvd::half*>(x.data));
+          case dtype::bf16:
+            return add(static_cast<const ressvd::bfloat16*>(x.data));
+          default:
+            return add(static_cast<const float*>(x.data));
+        }
+      }
+      throw std::logic_error("activations on a card for a backend on the host");
     }
 
     // Powers and other methods serve the factors, not the loss.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "compress/samples.hpp"
@@ -14,7 +15,7 @@
 namespace ressvd_llm {
 
 // Hidden states of some windows, tokens × hidden_size.
-using hidden_states = std::vector<float>;
+using hidden_states = engine_matrix;
 
 // ‖a − b‖_F / ‖a‖_F, in double.
 double relative_error(const hidden_states& a, const hidden_states& b);
@@ -22,7 +23,9 @@ double relative_error(const hidden_states& a, const hidden_states& b);
 // The model must outlive the object.
 class model_passes {
  public:
-  explicit model_passes(const language_model& model) : model_(model), engine_(model.config()) {}
+  // On the CPU, or where the engine, made for the model's config, has it.
+  explicit model_passes(const language_model& model);
+  model_passes(const language_model& model, std::unique_ptr<forward_engine> engine);
 
   const model_config& config() const { return model_.config(); }
   const language_model& model() const { return model_; }
@@ -38,9 +41,17 @@ class model_passes {
   // Mean KL divergence of the next-token distributions, from final hidden states.
   double mean_divergence(const hidden_states& original, const hidden_states& other);
 
+  // What an observer was shown, on the host.
+  std::vector<float> download(const activation_view& x) { return engine_->download(x); }
+
+  // Passes over the same model on the CPU, for what computes with states there.
+  model_passes& on_host();
+
  private:
   const language_model& model_;
-  cpu_forward engine_;
+  std::unique_ptr<forward_engine> engine_;
+  std::unique_ptr<model_passes> host_; // where the engine is not the CPU's
+  bool is_host_ = true;
 };
 
 } // namespace ressvd_llm

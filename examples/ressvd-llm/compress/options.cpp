@@ -102,7 +102,7 @@ std::string fingerprint(const compress_options& o) {
       {"probe_samples", o.probe_samples},
       {"probe_ranks", o.probe_ranks},
       {"rounds", rounds_of(o)},
-      {"backend", o.backend == backend_choice::cpu ? "cpu" : "cuda"},
+      {"backend", o.backend == backend_choice::cpu ? "cpu" : "cuda"}, // automatic: resolved by now
       {"rank_multiple", o.rank_multiple},
       {"form", name_of(o.form)},
       {"format", name_of(o.format)},

@@ -9,6 +9,7 @@
 #include <ressvd/layer_ratio/rank_choice.hpp>
 
 #include "io/dtype.hpp"
+#include "model/device.hpp"
 
 namespace ressvd_llm {
 
@@ -27,9 +28,6 @@ enum class output_format {
   gguf,
   gguf_adapter // a quantised GGUF file and an adapter beside it, see compress/correct.hpp
 };
-
-// Where statistics, factoring and fits run; the forward pass runs on the CPU.
-enum class backend_choice { cpu, cuda };
 
 enum class window_choice { random, first };
 
@@ -89,8 +87,9 @@ struct compress_options {
   // fisher 2.
   std::optional<int> rounds;
 
-  backend_choice backend = backend_choice::cpu;
-  std::filesystem::path kernel_cache; // cuda: folder for compiled kernels
+  backend_choice backend = backend_choice::cpu; // of the model's passes and of the factoring
+  device_options device;                        // what that is, on a card
+  bool profile = false;                         // seconds by stage
   std::int64_t rank_multiple = 1;
   ressvd::factored_form form = ressvd::factored_form::pivoted;
   output_format format = output_format::factored;

@@ -2,6 +2,7 @@
 #include "compress/sequential_refinement.hpp"
 
 #include <algorithm>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -24,6 +25,10 @@ std::filesystem::path block_file(const std::filesystem::path& scratch, std::int6
   return scratch / ("refined-" + std::to_string(layer) + ".json");
 }
 
+std::span<const float> on_host(const hidden_states& states) {
+  return {states.data(), static_cast<std::size_t>(states.size())};
+}
+
 bool any_factored(const layer_weights& weights) {
   return std::ranges::any_of(weights.linears, &linear::factored);
 }
@@ -32,13 +37,13 @@ bool any_factored(const layer_weights& weights) {
 
 sequential_refinement::sequential_refinement(model_passes& passes, const refine_options& options,
                                              std::uint64_t seed, const sample_set& samples)
-    : passes_(passes),
+    : passes_(passes.on_host()),
       block_(passes.config(), options, seed),
       anchor_(options.anchor),
       length_(samples.length),
       windows_(samples.count()),
       training_(windows_ - held_out(windows_)),
-      original_(passes.embed(samples)) {
+      original_(passes_.embed(samples)) {
   if (windows_ < 2)
     throw usage_error("--refine needs at least 2 samples: one to train on, one to judge by");
 }
@@ -56,12 +61,14 @@ std::optional<refined_block> sequential_refinement::refine(layer_weights& weight
     mixed = compressed_;
     passes_.run_original(layer_, mixed, length_);
     const auto share = static_cast<float>(anchor_);
-    for (std::size_t i = 0; i < mixed.size(); ++i)
-      mixed[i] = share * mixed[i] + (1 - share) * original_[i];
+    float* const values = mixed.data();
+    const std::span<const float> originals = on_host(original_);
+    for (std::size_t i = 0; i < originals.size(); ++i)
+      values[i] = share * values[i] + (1 - share) * originals[i];
   }
-  const hidden_states& target = anchor_ > 0 ? mixed : original_;
+  const std::span<const float> target = on_host(anchor_ > 0 ? mixed : original_);
   refined_block report = block_.refine(layer_, weights,
-                                       {.input = compressed_,
+                                       {.input = on_host(compressed_),
                                         .target = target,
                                         .window_length = length_,
                                         .training_windows = training_},
@@ -69,7 +76,7 @@ std::optional<refined_block> sequential_refinement::refine(layer_weights& weight
   passes_.run(weights, compressed_, length_);
   ++layer_;
   const window_errors errors =
-      errors_of(compressed_, target, length_ * passes_.config().hidden_size);
+      errors_of(on_host(compressed_), target, length_ * passes_.config().hidden_size);
   report.after = {errors.relative(0, training_), errors.relative(training_, windows_)};
   return report;
 }

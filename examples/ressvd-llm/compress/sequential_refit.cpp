@@ -12,11 +12,6 @@
 namespace ressvd_llm {
 namespace {
 
-hidden_states rows(const hidden_states& all, std::int64_t first, std::int64_t count,
-                   std::int64_t width) {
-  return {all.begin() + first * width, all.begin() + (first + count) * width};
-}
-
 // An input of some tokens.
 struct captured_input {
   std::int64_t features = 0;
@@ -26,7 +21,7 @@ struct captured_input {
 
 // Collects some inputs of a layer, by layer_input::index.
 struct capture {
-  explicit capture(const std::vector<layer_input>& inputs) {
+  capture(model_passes& from, const std::vector<layer_input>& inputs) : passes(from) {
     for (const layer_input& input : inputs)
       by_index[input.index()] = {};
   }
@@ -36,12 +31,14 @@ struct capture {
       const auto found = by_index.find(seen.input.index());
       if (found == by_index.end()) return;
       captured_input& to = found->second;
-      to.features = seen.features;
-      to.x.insert(to.x.end(), seen.x, seen.x + seen.tokens * seen.features);
+      to.features = seen.x.cols;
+      const std::vector<float> values = passes.download(seen.x);
+      to.x.insert(to.x.end(), values.begin(), values.end());
       to.positions.insert(to.positions.end(), seen.positions.begin(), seen.positions.end());
     };
   }
 
+  model_passes& passes;
   std::map<std::size_t, captured_input> by_index;
 };
 
@@ -74,21 +71,20 @@ sequential_refit::sequential_refit(model_passes& passes, const factored_model& f
 
 sequential_refit::observed_inputs sequential_refit::observe(
     const layer_weights& weights, const std::vector<layer_input>& inputs) {
-  const std::int64_t width = passes_.config().hidden_size;
-  const auto tokens = static_cast<std::int64_t>(compressed_.size()) / width;
+  const std::int64_t tokens = compressed_.rows();
   observed_inputs result;
   // Some windows at a time through both models, so that their inputs meet in memory.
   const std::int64_t step = length_ * (std::max)(std::int64_t{1}, 2048 / length_);
   for (std::int64_t t = 0; t < tokens; t += step) {
     const std::int64_t count = (std::min)(step, tokens - t);
-    capture compressed(inputs);
+    capture compressed(passes_, inputs);
     const input_observer on_compressed = compressed.observer();
-    hidden_states moved = rows(compressed_, t, count, width);
+    hidden_states moved = compressed_.part(t, count);
     passes_.run(weights, moved, length_, &on_compressed);
-    capture original(inputs);
+    capture original(passes_, inputs);
     if (!original_.empty()) {
       const input_observer on_original = original.observer();
-      hidden_states kept = rows(original_, t, count, width);
+      hidden_states kept = original_.part(t, count);
       passes_.run_original(layer_, kept, length_, &on_original);
     }
     for (const layer_input& input : inputs) {

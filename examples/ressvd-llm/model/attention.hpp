@@ -21,6 +21,10 @@ class rope_table {
   // Makes positions [0, count) available.
   void reserve(std::int64_t count);
 
+  // Of the reserved positions: position × head_dim/2.
+  const std::vector<float>& cosines() const { return cosines_; }
+  const std::vector<float>& sines() const { return sines_; }
+
   // Rotates `heads` heads at row (heads·head_dim floats) to a position below the reserved count.
   void rotate(float* row, std::int64_t heads, std::int64_t position) const;
   // The inverse, and so the transpose: gradients of rotated heads become those of the heads.

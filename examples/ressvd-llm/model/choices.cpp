@@ -75,7 +75,7 @@ std::vector<scored_input> group_inputs(std::span<const continuation> continuatio
 struct bucket {
   std::span<const scored_input> inputs;
   std::int64_t length = 0;
-  std::vector<float> hidden;
+  engine_matrix hidden;
 
   std::int64_t tokens() const { return static_cast<std::int64_t>(inputs.size()) * length; }
 };
@@ -111,14 +111,14 @@ void embed(const language_model& model, forward_engine& engine, bucket& b) {
   std::vector<std::int32_t> ids(static_cast<std::size_t>(b.tokens()), 0);
   for (std::size_t i = 0; i < b.inputs.size(); ++i)
     std::ranges::copy(b.inputs[i].ids, ids.begin() + static_cast<std::ptrdiff_t>(i) * b.length);
-  b.hidden.resize(static_cast<std::size_t>(b.tokens() * model.config().hidden_size));
-  engine.embed(model.outer(), ids, b.length, b.hidden.data());
+  b.hidden = engine.embed(model.outer(), ids, b.length);
 }
 
 // Adds up what the last hidden states say of each continuation's tokens.
 void score(const language_model& model, forward_engine& engine, const bucket& b,
            std::span<const continuation> continuations, std::span<double> sums) {
   const std::int64_t width = model.config().hidden_size;
+  const std::vector<float> all = b.hidden.values();
   std::vector<float> hidden;
   std::vector<std::int32_t> targets;
   std::vector<std::size_t> owners;
@@ -128,19 +128,18 @@ void score(const language_model& model, forward_engine& engine, const bucket& b,
       const std::vector<std::int32_t>& text = continuations[c].text;
       const std::size_t first =
           i * static_cast<std::size_t>(b.length) + input.ids.size() - text.size();
-      const float* const states = b.hidden.data() + first * static_cast<std::size_t>(width);
+      const float* const states = all.data() + first * static_cast<std::size_t>(width);
       hidden.insert(hidden.end(), states,
                     states + static_cast<std::ptrdiff_t>(text.size()) * width);
       targets.insert(targets.end(), text.begin(), text.end());
       owners.insert(owners.end(), text.size(), c);
     }
   }
-  for_each_logits(model, engine, hidden.data(), static_cast<std::int64_t>(targets.size()),
-                  [&](const float* logits, std::int64_t start, std::int64_t rows) {
+  for_each_logits(model, engine, engine.upload(std::move(hidden)),
+                  [&](const engine_matrix& logits, std::int64_t start) {
                     const auto from = static_cast<std::size_t>(start);
                     const auto losses = next_token_losses(
-                        logits, {targets.data() + from, static_cast<std::size_t>(rows)},
-                        model.config().vocab);
+                        logits, {targets.data() + from, static_cast<std::size_t>(logits.rows())});
                     for (std::size_t i = 0; i < losses.size(); ++i)
                       sums[owners[from + i]] -= losses[i];
                   });
@@ -224,7 +223,7 @@ std::vector<double> log_probabilities(const language_model& model, forward_engin
     for (std::int64_t layer = 0; layer < layers; ++layer) {
       const layer_weights& weights = model.layer(layer);
       for (bucket& b : round)
-        engine.layer(weights, b.hidden.data(), b.tokens(), b.length, nullptr);
+        engine.layer(weights, b.hidden, b.length);
       if (options.evaluation.progress) {
         const double share = static_cast<double>(layer + 1) / static_cast<double>(layers + 1);
         options.evaluation.progress((done + taken * share) / all);

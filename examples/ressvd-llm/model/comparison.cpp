@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -48,10 +49,13 @@ constexpr std::int64_t logits_buffers = 2;
 
 class comparison {
  public:
-  explicit comparison(const std::vector<language_model>& models) : models_(models) {
+  comparison(const std::vector<language_model>& models, std::int64_t window_length,
+             const std::shared_ptr<device>& card)
+      : models_(models) {
     require_alike(models);
     for (const language_model& model : models) {
-      engines_.emplace_back(model.config());
+      engines_.push_back(make_forward_engine(model.config(), card,
+                                             {.weight_bytes = share_of(card, window_length)}));
       errors_.emplace_back(static_cast<std::size_t>(model.config().layers));
     }
   }
@@ -89,46 +93,46 @@ class comparison {
     const auto start = clock::now();
     do {
       const auto begin = clock::now();
-      const auto hidden = final_hidden(models_[model], engines_[model], windows);
-      for_each_logits(models_[model], engines_[model], hidden.data(),
-                      windows.count * windows.length,
-                      [](const float*, std::int64_t, std::int64_t) {});
+      const auto hidden = final_hidden(models_[model], *engines_[model], windows);
+      for_each_logits(models_[model], *engines_[model], hidden,
+                      [](const engine_matrix&, std::int64_t) {});
+      (void)hidden.part(0, 1).values(); // a card has only queued it so far
       best = std::max(best, tokens / seconds_since(begin));
     } while (seconds_since(start) < seconds_of_timing);
     return best;
   }
 
  private:
+  // What each model's matrices may keep of a card; the rest is for states, buffers and logits.
+  std::uint64_t share_of(const std::shared_ptr<device>& card, std::int64_t window_length) const {
+    if (card == nullptr) return 0;
+    return room_for_weights(*card, memory_of(*card) / models_.size(), models_.front().config(),
+                            window_length, hidden_bytes / models_.size());
+  }
+
   // One group of windows; adds to the losses and divergences of every model.
   void add(const token_windows& windows, std::vector<double>& losses,
            std::vector<double>& divergences) {
-    const std::int64_t tokens = windows.count * windows.length;
-    const model_config& config = models_.front().config();
-    std::vector<std::vector<float>> hidden(
-        models_.size(), std::vector<float>(static_cast<std::size_t>(tokens * config.hidden_size)));
-    for (std::size_t m = 0; m < models_.size(); ++m) {
-      engines_[m].embed(models_[m].outer(), windows.inputs, windows.length, hidden[m].data());
-    }
-    for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    std::vector<engine_matrix> hidden;
+    for (std::size_t m = 0; m < models_.size(); ++m)
+      hidden.push_back(engines_[m]->embed(models_[m].outer(), windows.inputs, windows.length));
+    for (std::int64_t layer = 0; layer < models_.front().config().layers; ++layer) {
       for (std::size_t m = 0; m < models_.size(); ++m) {
-        engines_[m].layer(models_[m].layer(layer), hidden[m].data(), tokens, windows.length,
-                          nullptr);
+        engines_[m]->layer(models_[m].layer(layer), hidden[m], windows.length);
         errors_[m][static_cast<std::size_t>(layer)].add(hidden.front(), hidden[m]);
       }
     }
-    std::vector<float> other;
+    engine_matrix other;
     for_each_logits(
-        models_.front(), engines_.front(), hidden.front().data(), tokens,
-        [&](const float* reference, std::int64_t first, std::int64_t rows) {
+        models_.front(), *engines_.front(), hidden.front(),
+        [&](const engine_matrix& reference, std::int64_t first) {
           const std::span<const std::int32_t> targets(windows.targets.data() + first,
-                                                      static_cast<std::size_t>(rows));
-          losses.front() += sum(next_token_losses(reference, targets, config.vocab));
-          other.resize(static_cast<std::size_t>(rows * config.vocab));
+                                                      static_cast<std::size_t>(reference.rows()));
+          losses.front() += sum(next_token_losses(reference, targets));
           for (std::size_t m = 1; m < models_.size(); ++m) {
-            engines_[m].logits(models_[m].outer(), hidden[m].data() + first * config.hidden_size,
-                               rows, other.data());
-            losses[m] += sum(next_token_losses(other.data(), targets, config.vocab));
-            divergences[m] += sum(kl_divergences(reference, other.data(), rows, config.vocab));
+            engines_[m]->logits(models_[m].outer(), hidden[m], first, reference.rows(), other);
+            losses[m] += sum(next_token_losses(other, targets));
+            divergences[m] += sum(kl_divergences(reference, other));
           }
         });
   }
@@ -138,7 +142,7 @@ class comparison {
   }
 
   const std::vector<language_model>& models_;
-  std::vector<cpu_forward> engines_;
+  std::vector<std::unique_ptr<forward_engine>> engines_;
   std::vector<std::vector<relative_error_sum>> errors_; // of each model and layer
 };
 
@@ -172,8 +176,12 @@ void require_alike(const std::vector<language_model>& models) {
 
 std::vector<model_figures> compare_models(const std::vector<language_model>& models,
                                           const std::vector<compared_text>& texts,
-                                          const progress_function& progress) {
-  comparison all(models);
+                                          const progress_function& progress,
+                                          const std::shared_ptr<device>& card) {
+  std::int64_t longest = 1;
+  for (const compared_text& text : texts)
+    longest = std::max(longest, text.windows.length);
+  comparison all(models, longest, card);
   const model_config& config = models.front().config();
   std::vector<model_figures> figures(models.size());
   std::int64_t total = 0;
@@ -203,8 +211,9 @@ std::vector<model_figures> compare_models(const std::vector<language_model>& mod
 }
 
 std::vector<text_figures> compare_on_text(const std::vector<language_model>& models,
-                                          const token_windows& windows) {
-  return comparison(models).add_text(windows, [](std::int64_t) {});
+                                          const token_windows& windows,
+                                          const std::shared_ptr<device>& card) {
+  return comparison(models, windows.length, card).add_text(windows, [](std::int64_t) {});
 }
 
 } // namespace ressvd_llm

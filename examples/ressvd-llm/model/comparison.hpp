@@ -6,9 +6,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "model/device.hpp"
 #include "model/evaluation.hpp"
 #include "model/language_model.hpp"
 
@@ -41,11 +43,13 @@ void require_alike(const std::vector<language_model>& models);
 // every model. Throws like require_alike, and std::runtime_error for a logit that is not finite.
 std::vector<model_figures> compare_models(const std::vector<language_model>& models,
                                           const std::vector<compared_text>& texts,
-                                          const progress_function& progress = {});
+                                          const progress_function& progress = {},
+                                          const std::shared_ptr<device>& card = {});
 
-// The same on one text, without the rest.
+// The same on one text, without the rest. On the CPU, or on the card.
 std::vector<text_figures> compare_on_text(const std::vector<language_model>& models,
-                                          const token_windows& windows);
+                                          const token_windows& windows,
+                                          const std::shared_ptr<device>& card = {});
 
 // Bytes that this holds beside the models' weights: hidden states, logits and buffers of the
 // passes.

@@ -93,17 +93,29 @@ std::vector<double> kl_divergences(const float* reference, const float* other, s
   return result;
 }
 
-void relative_error_sum::add(std::span<const float> a, std::span<const float> b) {
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const double x = a[i];
-    const double d = x - static_cast<double>(b[i]);
-    difference_ += d * d;
-    reference_ += x * x;
-  }
+std::vector<double> next_token_losses(const engine_matrix& logits,
+                                      std::span<const std::int32_t> targets) {
+  if (std::ssize(targets) != logits.rows())
+    throw std::invalid_argument("next_token_losses: " + std::to_string(targets.size()) +
+                                " targets for " + std::to_string(logits.rows()) + " tokens");
+  return logits.empty() ? std::vector<double>{} : logits.storage()->losses(targets, logits.cols());
+}
+
+std::vector<double> kl_divergences(const engine_matrix& reference, const engine_matrix& other) {
+  if (reference.rows() != other.rows() || reference.cols() != other.cols())
+    throw std::invalid_argument("kl_divergences: logits of two sizes");
+  if (reference.empty()) return {};
+  return reference.storage()->divergences(*other.storage(), reference.rows(), reference.cols());
+}
+
+void relative_error_sum::add(const engine_matrix& a, const engine_matrix& b) {
+  const square_sums more = compare(a, b);
+  sums_.difference += more.difference;
+  sums_.reference += more.reference;
 }
 
 double relative_error_sum::value() const {
-  return reference_ > 0 ? std::sqrt(difference_ / reference_) : 0;
+  return sums_.reference > 0 ? std::sqrt(sums_.difference / sums_.reference) : 0;
 }
 
 std::int64_t count_windows(std::int64_t tokens, const window_options& options) {
@@ -157,26 +169,22 @@ perplexity_result perplexity(const language_model& model, forward_engine& engine
     const std::span<const std::int32_t> inputs(windows.inputs.data() + first * windows.length,
                                                static_cast<std::size_t>(tokens));
     const std::int32_t* targets = windows.targets.data() + first * windows.length;
-    std::vector<float> hidden(static_cast<std::size_t>(tokens * model.config().hidden_size));
-    engine.embed(model.outer(), inputs, windows.length, hidden.data());
-    for (std::int64_t layer = 0; layer < layers; ++layer) {
-      engine.layer(model.layer(layer), hidden.data(), tokens, windows.length, nullptr);
+    engine_matrix hidden = engine.embed(model.outer(), inputs, windows.length);
+    run_layers(model, engine, hidden, windows.length, 0, layers, [&](std::int64_t layer) {
       if (options.progress)
         options.progress((static_cast<double>(first) + static_cast<double>(count) *
                                                            static_cast<double>(layer + 1) /
                                                            static_cast<double>(layers + 1)) /
                          static_cast<double>(windows.count));
-    }
-    for_each_logits(model, engine, hidden.data(), tokens,
-                    [&](const float* logits, std::int64_t start, std::int64_t rows) {
-                      const std::vector<double> losses = next_token_losses(
-                          logits, {targets + start, static_cast<std::size_t>(rows)},
-                          model.config().vocab);
-                      for (std::int64_t i = 0; i < rows; ++i) {
-                        if ((start + i) % windows.length >= options.context)
-                          sum += losses[static_cast<std::size_t>(i)];
-                      }
-                    });
+    });
+    for_each_logits(model, engine, hidden, [&](const engine_matrix& logits, std::int64_t start) {
+      const std::vector<double> losses =
+          next_token_losses(logits, {targets + start, static_cast<std::size_t>(logits.rows())});
+      for (std::int64_t i = 0; i < logits.rows(); ++i) {
+        if ((start + i) % windows.length >= options.context)
+          sum += losses[static_cast<std::size_t>(i)];
+      }
+    });
   }
   if (options.progress) options.progress(1.0);
   perplexity_result result;
@@ -188,13 +196,20 @@ perplexity_result perplexity(const language_model& model, forward_engine& engine
   return result;
 }
 
-std::vector<float> final_hidden(const language_model& model, forward_engine& engine,
-                                const token_windows& windows) {
-  const std::int64_t tokens = windows.count * windows.length;
-  std::vector<float> hidden(static_cast<std::size_t>(tokens * model.config().hidden_size));
-  engine.embed(model.outer(), windows.inputs, windows.length, hidden.data());
-  for (std::int64_t layer = 0; layer < model.config().layers; ++layer)
-    engine.layer(model.layer(layer), hidden.data(), tokens, windows.length, nullptr);
+void run_layers(const language_model& model, forward_engine& engine, engine_matrix& hidden,
+                std::int64_t window_length, std::int64_t first, std::int64_t last,
+                const std::function<void(std::int64_t layer)>& done) {
+  for (std::int64_t layer = first; layer < last; ++layer) {
+    if (layer + 1 < last) engine.announce(model.layer(layer + 1));
+    engine.layer(model.layer(layer), hidden, window_length);
+    if (done) done(layer);
+  }
+}
+
+engine_matrix final_hidden(const language_model& model, forward_engine& engine,
+                           const token_windows& windows) {
+  engine_matrix hidden = engine.embed(model.outer(), windows.inputs, windows.length);
+  run_layers(model, engine, hidden, windows.length, 0, model.config().layers);
   return hidden;
 }
 
@@ -203,15 +218,14 @@ std::int64_t logits_block(std::int64_t vocab, std::int64_t tokens) {
 }
 
 void for_each_logits(
-    const language_model& model, forward_engine& engine, const float* hidden, std::int64_t tokens,
-    const std::function<void(const float* logits, std::int64_t first, std::int64_t rows)>& body) {
-  const std::int64_t vocab = model.config().vocab;
-  const std::int64_t block = logits_block(vocab, tokens);
-  std::vector<float> logits(static_cast<std::size_t>(block * vocab));
+    const language_model& model, forward_engine& engine, const engine_matrix& hidden,
+    const std::function<void(const engine_matrix& logits, std::int64_t first)>& body) {
+  const std::int64_t tokens = hidden.rows();
+  const std::int64_t block = logits_block(model.config().vocab, tokens);
+  engine_matrix logits;
   for (std::int64_t first = 0; first < tokens; first += block) {
-    const std::int64_t rows = std::min(block, tokens - first);
-    engine.logits(model.outer(), hidden + first * model.config().hidden_size, rows, logits.data());
-    body(logits.data(), first, rows);
+    engine.logits(model.outer(), hidden, first, std::min(block, tokens - first), logits);
+    body(logits, first);
   }
 }
 

@@ -21,15 +21,19 @@ std::vector<double> next_token_losses(const float* logits, std::span<const std::
 std::vector<double> kl_divergences(const float* reference, const float* other, std::int64_t rows,
                                    std::int64_t vocab);
 
+// The same where an engine has the logits.
+std::vector<double> next_token_losses(const engine_matrix& logits,
+                                      std::span<const std::int32_t> targets);
+std::vector<double> kl_divergences(const engine_matrix& reference, const engine_matrix& other);
+
 // ‖a − b‖_F/‖a‖_F of matrices that come in pieces, in double. 0 without any piece, or for a = 0.
 class relative_error_sum {
  public:
-  void add(std::span<const float> a, std::span<const float> b);
+  void add(const engine_matrix& a, const engine_matrix& b);
   double value() const;
 
  private:
-  double difference_ = 0; // Σ(a − b)²
-  double reference_ = 0;  // Σa²
+  square_sums sums_;
 };
 
 // Fraction done, from 0 to 1; an empty function is not called.
@@ -83,18 +87,22 @@ struct perplexity_result {
 perplexity_result perplexity(const language_model& model, forward_engine& engine,
                              const token_windows& windows, const evaluation_options& options = {});
 
-// The hidden states after the last layer (before the final norm): windows.count·windows.length ×
-// hidden_size.
-std::vector<float> final_hidden(const language_model& model, forward_engine& engine,
-                                const token_windows& windows);
+// Layers [first, last) of the model. `done`, if any, is called with the number of each.
+void run_layers(const language_model& model, forward_engine& engine, engine_matrix& hidden,
+                std::int64_t window_length, std::int64_t first, std::int64_t last,
+                const std::function<void(std::int64_t layer)>& done = {});
+
+// The hidden states after the last layer (before the final norm).
+engine_matrix final_hidden(const language_model& model, forward_engine& engine,
+                           const token_windows& windows);
 
 // Tokens whose logits are held at a time, of so many.
 std::int64_t logits_block(std::int64_t vocab, std::int64_t tokens);
 
-// Calls body(logits, first, rows) for blocks of consecutive tokens, the logits of hidden states
-// (tokens × hidden_size) in a buffer of bounded size.
+// Calls body(logits, first) for blocks of consecutive tokens, with their logits in a buffer of
+// bounded size.
 void for_each_logits(
-    const language_model& model, forward_engine& engine, const float* hidden, std::int64_t tokens,
-    const std::function<void(const float* logits, std::int64_t first, std::int64_t rows)>& body);
+    const language_model& model, forward_engine& engine, const engine_matrix& hidden,
+    const std::function<void(const engine_matrix& logits, std::int64_t first)>& body);
 
 } // namespace ressvd_llm

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include <Eigen/Core>
 
@@ -17,9 +18,6 @@ namespace {
 
 using array_map = Eigen::Map<Eigen::ArrayXf>;
 using const_array_map = Eigen::Map<const Eigen::ArrayXf>;
-
-// OPT reserves the first two rows of its position table.
-constexpr std::int64_t opt_position_offset = 2;
 
 // Floats of the buffers a token.
 std::int64_t row_floats(const model_config& config) {
@@ -44,6 +42,23 @@ std::int64_t mlp_row_floats(const model_config& config) {
 std::uint64_t forward_buffers(const model_config& config, std::int64_t window_length,
                               std::int64_t threads, const forward_options& options) {
   return group_buffers(row_floats(config), window_length, threads, options);
+}
+
+void check_ids(const model_config& config, const outer_weights& weights,
+               std::span<const std::int32_t> ids, std::int64_t count, std::int64_t first) {
+  windows_of(std::ssize(ids), count);
+  if (!weights.positions.empty() && first + count > config.max_positions)
+    throw std::invalid_argument("forward: window of " + std::to_string(first + count) +
+                                " tokens, but the model has learned " +
+                                std::to_string(config.max_positions) + " positions");
+  for (const std::int32_t id : ids)
+    if (id < 0 || id >= config.vocab)
+      throw std::invalid_argument("forward: token id " + std::to_string(id) +
+                                  " outside the vocabulary of " + std::to_string(config.vocab));
+}
+
+std::int64_t window_of(const model_config& config, const layer_weights& weights) {
+  return weights.full_attention ? 0 : config.sliding_window.value_or(0);
 }
 
 layer_cache make_layer_cache(const model_config& config, std::int64_t sequences,
@@ -72,7 +87,37 @@ const rope_table& cpu_forward::rope_of(const layer_weights& weights) const {
 }
 
 std::int64_t cpu_forward::window_of(const layer_weights& weights) const {
-  return weights.full_attention ? 0 : config_.sliding_window.value_or(0);
+  return ressvd_llm::window_of(config_, weights);
+}
+
+engine_matrix cpu_forward::embed(const outer_weights& weights, std::span<const std::int32_t> ids,
+                                 std::int64_t window_length) {
+  std::vector<float> hidden(ids.size() * static_cast<std::size_t>(config_.hidden_size));
+  embed(weights, ids, window_length, hidden.data());
+  return upload(std::move(hidden));
+}
+
+void cpu_forward::layer(const layer_weights& weights, engine_matrix& hidden,
+                        std::int64_t window_length, const input_observer* observer) {
+  layer(weights, hidden.data(), hidden.rows(), window_length, observer);
+}
+
+void cpu_forward::logits(const outer_weights& weights, const engine_matrix& hidden,
+                         std::int64_t first, std::int64_t count, engine_matrix& logits) {
+  if (logits.rows() != count || logits.cols() != config_.vocab) {
+    logits.clear(); // never both in memory
+    logits = host_matrix(std::vector<float>(static_cast<std::size_t>(count * config_.vocab)),
+                         config_.vocab);
+  }
+  this->logits(weights, hidden.data() + first * config_.hidden_size, count, logits.data());
+}
+
+engine_matrix cpu_forward::upload(std::vector<float> hidden) {
+  return host_matrix(std::move(hidden), config_.hidden_size);
+}
+
+std::vector<float> cpu_forward::download(const activation_view& x) {
+  return {x.host(), x.host() + x.rows * x.cols};
 }
 
 void cpu_forward::embed(const outer_weights& weights, std::span<const std::int32_t> ids,
@@ -83,18 +128,11 @@ void cpu_forward::embed(const outer_weights& weights, std::span<const std::int32
 void cpu_forward::embed_next(const outer_weights& weights, std::span<const std::int32_t> ids,
                              std::int64_t count, std::int64_t first, float* hidden) {
   const auto tokens = static_cast<std::int64_t>(ids.size());
-  windows_of(tokens, count);
-  if (!weights.positions.empty() && first + count > config_.max_positions)
-    throw std::invalid_argument("forward: window of " + std::to_string(first + count) +
-                                " tokens, but the model has learned " +
-                                std::to_string(config_.max_positions) + " positions");
+  check_ids(config_, weights, ids, count, first);
   const std::int64_t width = config_.hidden_size;
   std::vector<float> position(static_cast<std::size_t>(weights.positions.empty() ? 0 : width));
   for (std::int64_t t = 0; t < tokens; ++t) {
     const std::int32_t id = ids[static_cast<std::size_t>(t)];
-    if (id < 0 || id >= config_.vocab)
-      throw std::invalid_argument("forward: token id " + std::to_string(id) +
-                                  " outside the vocabulary of " + std::to_string(config_.vocab));
     float* row = hidden + t * width;
     const float* source = weights.embedding.read_rows(id, 1, row);
     if (source != row) std::copy(source, source + width, row);
@@ -327,13 +365,17 @@ void cpu_forward::observe(const layer_weights& weights, const layer_buffers& wor
                           const input_observer& observer) const {
   const std::int64_t q_width = config_.heads * config_.head_dim;
   const std::int64_t width = config_.hidden_size;
-  observer({input_group::attention, work.attention_input.data(), tokens, width});
-  observer({input_group::attention_output, work.heads.data(), tokens, q_width});
+  const auto show = [&](const layer_input& input, const float* x, std::int64_t rows,
+                        std::int64_t features, std::span<const std::int64_t> positions = {}) {
+    observer({input, {.data = x, .rows = rows, .cols = features}, positions});
+  };
+  show(input_group::attention, work.attention_input.data(), tokens, width);
+  show(input_group::attention_output, work.heads.data(), tokens, q_width);
   if (weights.experts() == 0) {
     const bool gated = !weights[projection::gate].empty();
-    observer({input_group::mlp, work.mlp_input.data(), tokens, width});
-    observer({input_group::mlp_output, (gated ? work.gate : work.up).data(), tokens,
-              config_.intermediate_size});
+    show(input_group::mlp, work.mlp_input.data(), tokens, width);
+    show(input_group::mlp_output, (gated ? work.gate : work.up).data(), tokens,
+         config_.intermediate_size);
     return;
   }
   const routing& routes = work.routes;
@@ -344,16 +386,10 @@ void cpu_forward::observe(const layer_weights& weights, const layer_buffers& wor
                                         routes.token.begin() + routes.first(e + 1));
     for (std::int64_t& position : positions)
       position += first;
-    observer({{input_group::mlp, e},
-              work.expert_input.data() + routes.first(e) * width,
-              routes.count(e),
-              width,
-              positions});
-    observer({{input_group::mlp_output, e},
-              work.gate.data() + routes.first(e) * inner,
-              routes.count(e),
-              inner,
-              positions});
+    show({input_group::mlp, e}, work.expert_input.data() + routes.first(e) * width, routes.count(e),
+         width, positions);
+    show({input_group::mlp_output, e}, work.gate.data() + routes.first(e) * inner, routes.count(e),
+         inner, positions);
   }
 }
 

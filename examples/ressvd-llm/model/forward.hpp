@@ -10,27 +10,26 @@
 #include "io/config.hpp"
 #include "model/attention.hpp"
 #include "model/buffer.hpp"
+#include "model/engine_matrix.hpp"
 #include "model/layer.hpp"
 #include "model/mixture.hpp"
 
 namespace ressvd_llm {
 
-// An input of linear layers: x is tokens × features, row-major.
+// An input of linear layers, tokens × features, where the engine has it.
 struct input_observation {
   layer_input input;
-  const float* x = nullptr;
-  std::int64_t tokens = 0;
-  std::int64_t features = 0;
+  activation_view x;
   // An expert's tokens, as numbered in the call of layer(), ascending; otherwise empty.
   std::span<const std::int64_t> positions = {};
 };
 
-// Called with every input that has tokens; the arrays are valid during the call only.
+// Called with every input that has tokens; the views are valid during the call only.
 using input_observer = std::function<void(const input_observation&)>;
 
-// Where a model's forward pass runs. Hidden states are row-major, tokens × hidden_size, in memory
-// of the caller; tokens = windows × window_length, and every window is a sequence of its own that
-// starts at position 0.
+// Where a model's forward pass runs. Hidden states are the engine's, a row of hidden_size a token;
+// tokens = windows × window_length, and every window is a sequence of its own that starts at
+// position 0.
 class forward_engine {
  public:
   virtual ~forward_engine() = default;
@@ -38,19 +37,39 @@ class forward_engine {
   // The embeddings of the ids. Throws std::invalid_argument for an id outside the vocabulary, for
   // ids that are no multiple of window_length, and for windows longer than a learned position
   // table.
-  virtual void embed(const outer_weights& weights, std::span<const std::int32_t> ids,
-                     std::int64_t window_length, float* hidden) = 0;
+  virtual engine_matrix embed(const outer_weights& weights, std::span<const std::int32_t> ids,
+                              std::int64_t window_length) = 0;
 
   // One layer, in place. The observer, if any, is called on this thread, with windows in order
   // and one or more whole windows a call; the inputs of those windows follow each other in the
   // order of linear_modules. Equal calls see equal pieces.
-  virtual void layer(const layer_weights& weights, float* hidden, std::int64_t tokens,
-                     std::int64_t window_length, const input_observer* observer) = 0;
+  virtual void layer(const layer_weights& weights, engine_matrix& hidden,
+                     std::int64_t window_length, const input_observer* observer = nullptr) = 0;
 
-  // Final norm and head: logits is tokens × vocab.
-  virtual void logits(const outer_weights& weights, const float* hidden, std::int64_t tokens,
-                      float* logits) = 0;
+  // Says which layer comes after the next call of layer(), so that its weights may be on their way
+  // by then.
+  virtual void announce(const layer_weights&) {}
+
+  // Final norm and head of some rows of the hidden states: `logits` becomes count × vocab, in its
+  // old place where that fits.
+  virtual void logits(const outer_weights& weights, const engine_matrix& hidden, std::int64_t first,
+                      std::int64_t count, engine_matrix& logits) = 0;
+
+  // Hidden states from the host, and on the host what an observer was shown.
+  virtual engine_matrix upload(std::vector<float> hidden) = 0;
+  virtual std::vector<float> download(const activation_view& x) = 0;
 };
+
+// OPT reserves the first two rows of its position table.
+inline constexpr std::int64_t opt_position_offset = 2;
+
+// Throws std::invalid_argument for ids that are no multiple of `count`, outside the vocabulary, or
+// beyond a learned position table when their positions begin with `first`.
+void check_ids(const model_config& config, const outer_weights& weights,
+               std::span<const std::int32_t> ids, std::int64_t count, std::int64_t first);
+
+// Keys that a query of the layer sees at most; 0: all before it.
+std::int64_t window_of(const model_config& config, const layer_weights& weights);
 
 // Keys and values that one layer keeps of a batch of sequences of equal length.
 struct layer_cache {
@@ -108,12 +127,22 @@ class cpu_forward final : public forward_engine {
  public:
   explicit cpu_forward(const model_config& config, const forward_options& options = {});
 
+  engine_matrix embed(const outer_weights& weights, std::span<const std::int32_t> ids,
+                      std::int64_t window_length) override;
+  void layer(const layer_weights& weights, engine_matrix& hidden, std::int64_t window_length,
+             const input_observer* observer = nullptr) override;
+  void logits(const outer_weights& weights, const engine_matrix& hidden, std::int64_t first,
+              std::int64_t count, engine_matrix& logits) override;
+  engine_matrix upload(std::vector<float> hidden) override;
+  std::vector<float> download(const activation_view& x) override;
+
+  // The same in memory of the caller.
   void embed(const outer_weights& weights, std::span<const std::int32_t> ids,
-             std::int64_t window_length, float* hidden) override;
+             std::int64_t window_length, float* hidden);
   void layer(const layer_weights& weights, float* hidden, std::int64_t tokens,
-             std::int64_t window_length, const input_observer* observer) override;
+             std::int64_t window_length, const input_observer* observer);
   void logits(const outer_weights& weights, const float* hidden, std::int64_t tokens,
-              float* logits) override;
+              float* logits);
 
   // The same for the continuation of sequences: `count` new tokens of each stand at positions
   // [first, first + count), ids and hidden states grouped by sequence.

@@ -382,6 +382,7 @@ std::vector<std::string> norm_scale_names(const model_config& config, std::int64
 layer_weights load_layer(const checkpoint& source, const model_config& config, std::int64_t layer,
                          weight_storage storage) {
   layer_weights result;
+  result.index = layer;
   const auto modules = linear_modules(config, layer);
   result.linears.resize(std::max(projection_count, modules.back().place.index() + 1));
   for (const linear_module& module : modules)

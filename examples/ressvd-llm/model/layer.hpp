@@ -103,6 +103,7 @@ struct layer_weights {
   std::vector<float> q_norm;        // head_dim, or empty
   std::vector<float> k_norm;
   bool full_attention = false; // although the config has a sliding window
+  std::int64_t index = -1;     // of the layer, for messages
 
   std::int64_t experts() const { return router.rows(); }
   linear& operator[](const matrix_place& place) { return linears[place.index()]; }

@@ -36,6 +36,13 @@ class weight_matrix {
   const float* read_rows(std::int64_t first, std::int64_t count, float* scratch) const;
   bool in_memory() const { return values_ != nullptr; }
 
+  // The tensor, unless the values are in memory.
+  const tensor_view* mapped() const { return in_memory() || empty() ? nullptr : &mapped_; }
+  // Equal for matrices that share their values.
+  const void* identity() const {
+    return in_memory() ? static_cast<const void*>(values_->data()) : mapped_.data;
+  }
+
   // A copy of all values, row-major.
   std::vector<float> values() const;
 

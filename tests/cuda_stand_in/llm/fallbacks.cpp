@@ -20,7 +20,7 @@ TEST_CASE("the program's report names the decompositions that another routine ma
   options.model = std::filesystem::path(RESSVD_LLM_FIXTURES) / "llama";
   options.output = directory.path() / "output";
   options.backend = ressvd_llm::backend_choice::cuda;
-  options.kernel_cache = directory.path() / "kernels";
+  options.device.kernel_cache = directory.path() / "kernels";
   options.method = "svd";
   options.allocation = ressvd_llm::allocation::uniform;
   options.ratio = 0.4;
@@ -30,7 +30,7 @@ TEST_CASE("the program's report names the decompositions that another routine ma
   control.syevd = fault::unconverged;
   const ressvd_llm::compression_report report = ressvd_llm::compress(options);
   control.syevd = fault::none;
-  CHECK_FALSE(std::filesystem::is_empty(options.kernel_cache));
+  CHECK_FALSE(std::filesystem::is_empty(options.device.kernel_cache));
   CHECK(report.fallbacks.count == 1); // the fault is that of one call
   CHECK_THAT(report.fallbacks.last, contains_text(" by syevj, after syevd: it did not converge"));
 }

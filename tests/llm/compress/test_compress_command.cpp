@@ -178,7 +178,9 @@ TEST_CASE("an option without effect is refused before anything is written", "[co
   without_effect({"--preset", "fast", "--probe-ranks", "1"});
   without_effect({"--preset", "svd-llm", "--rounds", "2"});
   without_effect({"--windows", "first"});
-  without_effect({"--kernel-cache", "."});
+  without_effect({"--backend", "cpu", "--kernel-cache", "."});
+  without_effect({"--backend", "cpu", "--device-memory", "1GiB"});
+  without_effect({"--backend", "cpu", "--precision", "f32"});
   without_effect(
       {"--preset", "svd-llm", "--calibration", "x.u16", "--windows", "first", "--seed", "1"});
   for (const auto& [option, value] : std::map<std::string, std::string>{

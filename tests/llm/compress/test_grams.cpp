@@ -79,12 +79,13 @@ gram_tensors grams_of(const compress_options& options) {
     using accumulator = ressvd::gram_accumulator<ressvd::eigen_backend<double>>;
     std::map<std::size_t, std::optional<accumulator>> sums; // by layer_input::index
     const input_observer observer = [&](const input_observation& seen) {
+      const activation_view& x = seen.x;
       auto& gram = sums[seen.input.index()];
       if (!gram) {
-        gram.emplace(ressvd::eigen_backend<double>(), seen.features,
+        gram.emplace(ressvd::eigen_backend<double>(), x.cols,
                      ressvd::gram_options{.channel_means = true});
       }
-      gram->add(ressvd::row_major(seen.x, seen.tokens, seen.features));
+      gram->add(ressvd::row_major(x.host(), x.rows, x.cols));
     };
     passes.run_original(layer, hidden, samples.length, &observer);
     for (const linear_module& m : linear_modules(model.config(), layer)) {

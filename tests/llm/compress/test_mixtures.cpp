@@ -84,7 +84,7 @@ TEST_CASE("an expert's activation loss is that of the tokens that it was routed"
       std::map<std::size_t, std::vector<float>> inputs;
       const input_observer observer = [&](const input_observation& seen) {
         auto& to = inputs[seen.input.index()];
-        to.insert(to.end(), seen.x, seen.x + seen.tokens * seen.features);
+        to.insert(to.end(), seen.x.host(), seen.x.host() + seen.x.rows * seen.x.cols);
       };
       passes.run_original(layer, hidden, samples.length, &observer);
       for (const linear_module& m : linear_modules(f.config, layer)) {

@@ -241,8 +241,8 @@ TEST_CASE("blocks that lose nothing stay as they are", "[refine]") {
   compress(o);
   const language_model model = language_model::open(o.output);
   layer_weights weights = model.layer(0);
-  const hidden_states input = random_values(6 * 8 * f.config.hidden_size, 3);
-  hidden_states target = input;
+  const std::vector<float> input = random_values(6 * 8 * f.config.hidden_size, 3);
+  std::vector<float> target = input;
   cpu_forward(f.config).layer(weights, target.data(), 6 * 8, 8, nullptr);
   block_refinement refinement(f.config, {.epochs = 3, .batch = 2, .rate = 0.1}, 1);
   std::int64_t steps = 0;
@@ -284,8 +284,8 @@ TEST_CASE("a block ends where its error has not fallen for some epochs", "[refin
   compress_options o = testing::short_compression(f.directory, directory / "out");
   compress(o);
   const language_model model = language_model::open(o.output);
-  const hidden_states input = random_values(24 * 8 * f.config.hidden_size, 3);
-  hidden_states target = input;
+  const std::vector<float> input = random_values(24 * 8 * f.config.hidden_size, 3);
+  std::vector<float> target = input;
   cpu_forward(f.config).layer(language_model::open(f.directory).layer(0), target.data(), 24 * 8, 8,
                               nullptr);
   const auto refined = [&](double rate, std::int64_t patience) {

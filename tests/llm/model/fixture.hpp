@@ -66,11 +66,11 @@ inline std::filesystem::path usual_in_gguf(const fixture& f,
 inline std::vector<float> run(const language_model& model, forward_engine& engine,
                               const std::vector<std::int32_t>& ids, std::int64_t window) {
   const auto tokens = static_cast<std::int64_t>(ids.size());
-  const std::vector<float> hidden = final_hidden(
+  const engine_matrix hidden = final_hidden(
       model, engine, {.count = tokens / window, .length = window, .inputs = ids, .targets = {}});
-  std::vector<float> logits(static_cast<std::size_t>(tokens * model.config().vocab));
-  engine.logits(model.outer(), hidden.data(), tokens, logits.data());
-  return logits;
+  engine_matrix logits;
+  engine.logits(model.outer(), hidden, 0, tokens, logits);
+  return logits.values();
 }
 
 inline std::vector<float> run(const language_model& model, const std::vector<std::int32_t>& ids,

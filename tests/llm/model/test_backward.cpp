@@ -458,7 +458,7 @@ TEST_CASE("an observer sees the modules in order, with the inputs of the forward
     std::map<std::size_t, std::vector<float>> inputs; // by layer_input::index
     const input_observer input = [&](const input_observation& seen) {
       auto& to = inputs[seen.input.index()];
-      to.insert(to.end(), seen.x, seen.x + seen.tokens * seen.features);
+      to.insert(to.end(), seen.x.host(), seen.x.host() + seen.x.rows * seen.x.cols);
     };
     forward.layer(model.layer(0), hidden.data(), tokens, window, &input);
 

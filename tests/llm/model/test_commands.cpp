@@ -196,9 +196,9 @@ TEST_CASE("perplexity reports what the library computes") {
   const language_model loaded = language_model::open(f.directory);
   cpu_forward engine(f.config);
   for (const int overlap : {0, 1}) {
-    const outcome result =
-        run_command({"perplexity", model, "--tokens", tokens, "--seqlen", "16", "--overlap",
-                     std::to_string(overlap), "--max-windows", "3", "--json", report});
+    const outcome result = run_command({"perplexity", model, "--tokens", tokens, "--seqlen", "16",
+                                        "--overlap", std::to_string(overlap), "--max-windows", "3",
+                                        "--backend", "cpu", "--json", report});
     REQUIRE(result.status == 0);
     CHECK(result.err.empty());
     const perplexity_result expected =

@@ -79,8 +79,8 @@ TEST_CASE("figures of a changed model are those of its own passes", "[compare]")
                                       [&](double fraction) { fractions.push_back(fraction); });
 
   cpu_forward engine(f.config);
-  const auto h = final_hidden(original, engine, windows);
-  const auto changed_h = final_hidden(other, engine, windows);
+  const auto h = final_hidden(original, engine, windows).values();
+  const auto changed_h = final_hidden(other, engine, windows).values();
   CHECK(figures[1].texts.at(0).perplexity ==
         Approx(perplexity(other, engine, windows).perplexity).epsilon(1e-12));
   CHECK(figures[1].texts.at(1).perplexity ==

@@ -183,7 +183,7 @@ TEST_CASE("an observer sees the inputs that the linear layers use") {
 
     std::vector<observation> seen;
     const input_observer observer = [&](const input_observation& o) {
-      seen.push_back({o.input, o.tokens, o.features, {o.x, o.x + o.tokens * o.features}});
+      seen.push_back({o.input, o.x.rows, o.x.cols, engine.download(o.x)});
     };
     engine.layer(layer, hidden.data(), tokens, f.window(), &observer);
 
@@ -238,9 +238,9 @@ TEST_CASE("observed windows come in order, whole, and once") {
     engine.embed(model.outer(), f.tokens, window, hidden.data());
     std::array<std::vector<float>, input_group_count> all;
     const input_observer observer = [&](const input_observation& seen) {
-      CHECK(seen.tokens % window == 0);
+      CHECK(seen.x.rows % window == 0);
       std::vector<float>& to = all[seen.input.index()];
-      to.insert(to.end(), seen.x, seen.x + seen.tokens * seen.features);
+      to.insert(to.end(), seen.x.host(), seen.x.host() + seen.x.rows * seen.x.cols);
     };
     engine.layer(model.layer(0), hidden.data(), tokens, window, &observer);
     return all;

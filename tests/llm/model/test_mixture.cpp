@@ -80,16 +80,16 @@ TEST_CASE("every token reaches as many experts as the config says, once each", "
       std::map<std::int64_t, std::vector<float>> rows;        // by token
       const input_observer observer = [&](const input_observation& o) {
         if (o.input.expert == no_expert) return;
-        REQUIRE(std::ssize(o.positions) == o.tokens);
+        REQUIRE(std::ssize(o.positions) == o.x.rows);
         if (o.input.group == input_group::mlp_output) {
-          CHECK(o.features == f.config.expert_intermediate_size);
+          CHECK(o.x.cols == f.config.expert_intermediate_size);
           return;
         }
-        CHECK(o.features == width);
+        CHECK(o.x.cols == width);
         auto& mine = seen[o.input.expert];
         mine.insert(mine.end(), o.positions.begin(), o.positions.end());
-        for (std::int64_t row = 0; row < o.tokens; ++row) {
-          const std::vector<float> x(o.x + row * width, o.x + (row + 1) * width);
+        for (std::int64_t row = 0; row < o.x.rows; ++row) {
+          const std::vector<float> x(o.x.host() + row * width, o.x.host() + (row + 1) * width);
           const std::int64_t token = o.positions[static_cast<std::size_t>(row)];
           CHECK(rows.try_emplace(token, x).first->second == x);
         }

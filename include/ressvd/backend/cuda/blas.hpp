@@ -52,6 +52,19 @@ void gemm(cuda_context& context, op oa, op ob, T alpha, device_block<const U> a,
                         c.data, cuda_type<T>(), c.ld, arithmetic, CUBLAS_GEMM_DEFAULT));
 }
 
+/// The same for `count` triples, each `a_step`, `b_step`, `c_step` elements behind the one before.
+template <storage_scalar U, compute_scalar T>
+void gemm_batch(cuda_context& context, op oa, op ob, T alpha, device_block<const U> a,
+                index_t a_step, device_block<const U> b, index_t b_step, T beta, device_block<T> c,
+                index_t c_step, index_t count) {
+  static_assert(std::is_same_v<T, float> && (std::is_same_v<U, float> || sizeof(U) == 2));
+  const index_t depth = oa == op::none ? a.cols : a.rows;
+  check(cublasGemmStridedBatchedEx_64(
+      context.cublas(), to_cublas(oa), to_cublas(ob), c.rows, c.cols, depth, &alpha, a.data,
+      cuda_type<U>(), a.ld, a_step, b.data, cuda_type<U>(), b.ld, b_step, &beta, c.data,
+      cuda_type<T>(), c.ld, c_step, count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+}
+
 /// out ← op(L)·in or in·op(L). cuBLAS's trmm is out of place.
 template <compute_scalar T>
 void trmm(cuda_context& context, side s, op o, device_block<const T> l, device_block<const T> in,

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ressvd/backend/cuda/error.hpp"
@@ -27,9 +28,12 @@ inline std::vector<std::string> compiler_options(int target, bool exact) {
 
 /// Compiles one kernel for compute capability `target` (90 for 9.0): to machine code when `exact`,
 /// else to PTX, which the driver compiles for any device of that capability or a later one.
-inline compiled_kernel compile_kernel(const std::string& name, int target, bool exact) {
+/// `addition`: text behind the source, with kernels of the caller's.
+inline compiled_kernel compile_kernel(const std::string& name, int target, bool exact,
+                                      std::string_view addition = {}) {
   nvrtcProgram program = nullptr;
-  check(nvrtcCreateProgram(&program, kernel_source, "ressvd_kernels.cu", 0, nullptr, nullptr));
+  const std::string source = std::string(kernel_source).append(addition);
+  check(nvrtcCreateProgram(&program, source.c_str(), "ressvd_kernels.cu", 0, nullptr, nullptr));
   struct destroy {
     nvrtcProgram& p;
     ~destroy() { nvrtcDestroyProgram(&p); }

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -98,6 +99,8 @@ class cuda_context {
   }
   /// Device memory allocated by this context and by living matrices made with it.
   std::size_t bytes_in_use() const { return stream_->bytes_in_use(); }
+  /// The most that there have been.
+  std::size_t peak_bytes() const { return stream_->peak_bytes(); }
 
   void synchronize() { detail::cuda::check(cudaStreamSynchronize(stream())); }
 
@@ -160,7 +163,15 @@ class cuda_context {
   template <class... Args>
   void launch(detail::cuda::launch_shape shape, const std::string& kernel, Args... args) {
     check_device();
-    kernels_.launch(stream(), shape, kernel, args...);
+    kernels_.launch(stream(), shape, kernel, {}, args...);
+  }
+  /// Launches a kernel of an engine's own, from text that is compiled behind the library's kernels
+  /// and may use what they are made of. Its name must be none of theirs.
+  template <class... Args>
+  void launch_added(std::string_view addition, detail::cuda::launch_shape shape,
+                    const std::string& kernel, Args... args) {
+    check_device();
+    kernels_.launch(stream(), shape, kernel, addition, args...);
   }
 
   /// Queues a copy; `to` has the numbers after the next synchronize().

@@ -44,12 +44,14 @@ inline std::string fingerprint(std::string_view bytes) {
 }
 
 /// All that a kernel's code depends on, in one line.
-inline std::string kernel_key(const std::string& name, int target, bool exact) {
+inline std::string kernel_key(const std::string& name, int target, bool exact,
+                              std::string_view addition = {}) {
   int major = 0;
   int minor = 0;
   check(nvrtcVersion(&major, &minor));
   std::string key =
       text("ressvd kernel 1, NVRTC ", major, ".", minor, ", source ", fingerprint(kernel_source));
+  if (!addition.empty()) key += " and " + fingerprint(addition);
   for (const std::string& option : compiler_options(target, exact))
     key += ' ' + option;
   return key + ' ' + name;
@@ -93,12 +95,13 @@ class kernel_cache {
   /// The kernel from memory, from the folder (unless that is empty) or from the compiler, and kept
   /// in both. The reference is valid as long as the cache.
   const compiled_kernel& get(const std::string& name, int target, bool exact,
-                             const std::string& folder) {
+                             const std::string& folder, std::string_view addition = {}) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const std::string key = kernel_key(name, target, exact);
+    const std::string key = kernel_key(name, target, exact, addition);
     auto kernel = kernels_.find(key);
     if (folder.empty()) {
-      if (kernel == kernels_.end()) kernel = keep(key, compile_kernel(name, target, exact));
+      if (kernel == kernels_.end())
+        kernel = keep(key, compile_kernel(name, target, exact, addition));
       return kernel->second;
     }
     const auto file = kernel_file(folder, key);
@@ -108,7 +111,7 @@ class kernel_cache {
       return kernel->second;
     }
     if (auto stored = read_kernel(file, key)) return keep(key, std::move(*stored))->second;
-    kernel = keep(key, compile_kernel(name, target, exact));
+    kernel = keep(key, compile_kernel(name, target, exact, addition));
     write_kernel(file, key, kernel->second);
     return kernel->second;
   }

@@ -13,6 +13,7 @@
 #include <initializer_list>
 #include <map>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -91,14 +92,17 @@ class cuda_kernels {
       driver_.unload(k.loaded);
   }
 
-  /// Launches a kernel of the source. The arguments must have the types of its parameters.
+  /// Launches a kernel of the source, or of what a caller adds to it; no two may have one name.
+  /// The arguments must have the types of its parameters.
   template <class... Args>
-  void launch(cudaStream_t stream, launch_shape shape, const std::string& name, Args... args) {
+  void launch(cudaStream_t stream, launch_shape shape, const std::string& name,
+              std::string_view addition, Args... args) {
     static_assert(((std::is_pointer_v<Args> || compute_scalar<Args> ||
                     std::is_same_v<Args, index_t> || std::is_same_v<Args, std::uint64_t>)&&...),
                   "kernels take pointers, scalars, index_t and std::uint64_t");
     void* arguments[] = {&args...};
-    const auto kernel = reinterpret_cast<CUfunction>(find(name)); // as cuLaunchKernel documents it
+    const auto kernel =
+        reinterpret_cast<CUfunction>(find(name, addition)); // as cuLaunchKernel documents it
     const auto start = [&] {
       return driver_.launch(kernel, shape.grid.x, shape.grid.y, 1, shape.block.x, shape.block.y, 1,
                             0, stream, arguments, nullptr);
@@ -125,14 +129,15 @@ class cuda_kernels {
     CUkernel kernel;
   };
 
-  CUkernel find(const std::string& name) {
+  CUkernel find(const std::string& name, std::string_view addition) {
     if (const auto k = loaded_.find(name); k != loaded_.end()) return k->second.kernel;
-    return load(name);
+    return load(name, addition);
   }
 
-  CUkernel load(const std::string& name) {
+  CUkernel load(const std::string& name, std::string_view addition) {
     if (driver_.launch == nullptr) connect();
-    const compiled_kernel& compiled = compiled_kernels().get(name, target_, exact_, folder_);
+    const compiled_kernel& compiled =
+        compiled_kernels().get(name, target_, exact_, folder_, addition);
     loaded_kernel k{};
     check_driver(
         driver_.load(&k.loaded, compiled.code.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),

@@ -34,13 +34,19 @@ class cuda_stream {
 
   cudaStream_t get() const { return stream_; }
   std::size_t bytes_in_use() const { return in_use_; }
+  std::size_t peak_bytes() const { return peak_; }
 
   void* allocate(std::size_t bytes) {
     const std::size_t before = in_use_.fetch_add(bytes);
     void* memory = nullptr;
     cudaError_t status = cudaErrorMemoryAllocation;
     if (limit_ == 0 || before + bytes <= limit_) status = cudaMallocAsync(&memory, bytes, stream_);
-    if (status == cudaSuccess) return memory;
+    if (status == cudaSuccess) {
+      std::size_t peak = peak_;
+      while (peak < before + bytes && !peak_.compare_exchange_weak(peak, before + bytes)) {
+      }
+      return memory;
+    }
     in_use_ -= bytes;
     if (status != cudaErrorMemoryAllocation) check(status);
     cudaGetLastError();
@@ -65,6 +71,7 @@ class cuda_stream {
   std::size_t limit_ = 0;
   bool owned_ = false;
   std::atomic<std::size_t> in_use_ = 0; // a matrix may be destroyed by another thread
+  std::atomic<std::size_t> peak_ = 0;
 };
 
 /// What workspace allocates with.
