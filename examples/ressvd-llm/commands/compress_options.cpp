@@ -436,9 +436,8 @@ void add_refine_options(CLI::App& command, compress_line& line) {
       ->capture_default_str()
       ->group(group);
   command
-      .add_option(
-          "--refine-samples", o.samples,
-          "Samples for it, a tenth of which is held out (default: all, at most 256)")
+      .add_option("--refine-samples", o.samples,
+                  "Samples for it, a tenth of which is held out (default: all, at most 256)")
       ->check(whole_number(2))
       ->group(group);
   command.add_option("--refine-batch", o.batch, "Samples of a step")
