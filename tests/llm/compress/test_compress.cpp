@@ -418,7 +418,7 @@ TEST_CASE("A new truncation for inputs that are still the original's changes not
   o.output = dir / "fitted";
   o.retruncate = true;
   const auto report = compress(o);
-  CHECK(to_json(report)["options"]["update_target"] == 0.5);
+  CHECK(to_json(report)["options"]["update_target"] == 1.0);
   const std::int64_t layer = f.config.layers - 1;
   const std::set<projection> same{projection::q, projection::k, projection::v};
   bool changed = false;

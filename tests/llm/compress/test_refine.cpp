@@ -364,8 +364,10 @@ TEST_CASE("refinement works with every method that fits, every allocation and ev
     return report;
   };
   o.retruncate = true;
+  o.update_target = 0.5; // the default, 1, leaves no step here that helps
   check("retruncate");
   o.retruncate = false;
+  o.update_target.reset();
   o.update = true;
   check("update");
   o.update = false;
