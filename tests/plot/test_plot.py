@@ -103,7 +103,7 @@ class charts(unittest.TestCase):
         self.shows(svg, "q_proj", "down_proj", "svd-llm, uniform, ratio 0.40: % kept")
         for matrix in json.loads(self.all.read_text())["matrices"]:
             m, n, r = (matrix[key] for key in ("rows", "cols", "rank"))
-            self.shows(svg, f"{100 * r * (m + n) / (m * n):.0f}")
+            self.shows(svg, f"{100 * r * (m + n - r) / (m * n):.0f}")  # pivoted
 
     def test_errors(self):
         self.shows(self.drawn("errors", self.compared), "all", "auto", "after layer")

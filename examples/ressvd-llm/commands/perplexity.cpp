@@ -100,7 +100,8 @@ std::unique_ptr<forward_engine> make_engine(const perplexity_command& line,
       estimate_card_memory(config, type, windows.count, windows.length, 1, of_card);
   const std::uint64_t fixed = memory.buffers + memory.layers;
   const std::uint64_t rest = available > fixed ? available - fixed : 0;
-  memory.states = std::min(memory.states, std::max(rest / 2, memory.states / windows.count));
+  const std::uint64_t of_window = memory.states / static_cast<std::uint64_t>(windows.count);
+  memory.states = std::min(memory.states, std::max(rest / 2, of_window));
   options.memory_limit = memory.states;
   of_card.weight_bytes = std::min(memory.weights, rest > memory.states ? rest - memory.states : 0);
   print_size("estimated peak device memory", memory.least() + of_card.weight_bytes);
