@@ -40,7 +40,7 @@ std::vector<std::int64_t> ranks_of(const compression_report& report) {
   return ranks;
 }
 
-TEST_CASE("a model that is compressed on a card is the one that the CPU makes", "[cuda]") {
+TEST_CASE("a model that is compressed on a card is the one that the CPU makes", "[cuda][program]") {
   const llm_test::temporary_directory directory;
   struct choice {
     const char* name;
@@ -78,7 +78,7 @@ TEST_CASE("a model that is compressed on a card is the one that the CPU makes", 
   }
 }
 
-TEST_CASE("a card without the memory for a run says so and leaves no output", "[cuda]") {
+TEST_CASE("a card without the memory for a run says so and leaves no output", "[cuda][program]") {
   const llm_test::temporary_directory directory;
   compress_options o = short_run(directory / "output", backend_choice::cuda);
   o.device.memory_limit = 30'000;

@@ -102,7 +102,7 @@ language_model factored_model(const fixture& f, bool pivoted) {
   return model;
 }
 
-TEST_CASE("on a card every family computes the fixtures' logits", "[cuda]") {
+TEST_CASE("on a card every family computes the fixtures' logits", "[cuda][program]") {
   for (const std::string& name : families_on_card()) {
     CAPTURE(name);
     const fixture f(name);
@@ -115,7 +115,7 @@ TEST_CASE("on a card every family computes the fixtures' logits", "[cuda]") {
   }
 }
 
-TEST_CASE("in 16 bits every family computes the same up to the rounding of activations", "[cuda]") {
+TEST_CASE("in 16 bits every family computes the same up to the rounding of activations", "[cuda][program]") {
   for (const std::string& name : families_on_card()) {
     CAPTURE(name);
     const fixture f(name);
@@ -137,7 +137,7 @@ TEST_CASE("in 16 bits every family computes the same up to the rounding of activ
   }
 }
 
-TEST_CASE("on a card groups, blocks of queries and streamed weights change no logits", "[cuda]") {
+TEST_CASE("on a card groups, blocks of queries and streamed weights change no logits", "[cuda][program]") {
   for (const char* name : {"llama3", "gemma2", "mistral"}) {
     CAPTURE(name);
     const fixture f(name);
@@ -157,7 +157,7 @@ TEST_CASE("on a card groups, blocks of queries and streamed weights change no lo
   }
 }
 
-TEST_CASE("on a card factored and pivoted matrices compute what they do on the CPU", "[cuda]") {
+TEST_CASE("on a card factored and pivoted matrices compute what they do on the CPU", "[cuda][program]") {
   for (const char* name : {"llama3", "opt", "gemma2", "qwen2"}) {
     for (const bool pivoted : {false, true}) {
       CAPTURE(name, pivoted);
@@ -170,7 +170,7 @@ TEST_CASE("on a card factored and pivoted matrices compute what they do on the C
   }
 }
 
-TEST_CASE("on a card an observer sees what it sees on the CPU", "[cuda]") {
+TEST_CASE("on a card an observer sees what it sees on the CPU", "[cuda][program]") {
   for (const char* name : {"llama", "opt", "gemma3"}) {
     CAPTURE(name);
     const fixture f(name);
@@ -201,7 +201,7 @@ TEST_CASE("on a card an observer sees what it sees on the CPU", "[cuda]") {
   }
 }
 
-TEST_CASE("on a card losses, divergences and differences are those of the CPU", "[cuda]") {
+TEST_CASE("on a card losses, divergences and differences are those of the CPU", "[cuda][program]") {
   const fixture f("mistral");
   const language_model model = language_model::open(f.directory);
   language_model other = model;
@@ -232,7 +232,7 @@ TEST_CASE("on a card losses, divergences and differences are those of the CPU", 
     CHECK(found[i] == Approx(expected[i]).epsilon(1e-4));
 }
 
-TEST_CASE("matrices of a card are values: copies, parts, and back from the host", "[cuda]") {
+TEST_CASE("matrices of a card are values: copies, parts, and back from the host", "[cuda][program]") {
   const fixture f("llama");
   const language_model model = language_model::open(f.directory);
   const auto engine = on_card(f.config, dtype::f32);
@@ -251,7 +251,7 @@ TEST_CASE("matrices of a card are values: copies, parts, and back from the host"
   CHECK_THROWS_AS(copy.part(f.window(), 2 * f.window()), std::invalid_argument);
 }
 
-TEST_CASE("what is not finite on a card is named by layer and matrix", "[cuda]") {
+TEST_CASE("what is not finite on a card is named by layer and matrix", "[cuda][program]") {
   const fixture f("llama");
   const token_windows windows = cut_windows(f.tokens, {.length = 20});
   const auto message_of = [&](const language_model& model, dtype precision) -> std::string {
@@ -299,7 +299,7 @@ TEST_CASE("what is not finite on a card is named by layer and matrix", "[cuda]")
   CHECK_THAT(message_of(model, dtype::f32), contains_text("layer 0, output of gate"));
 }
 
-TEST_CASE("a card's engine refuses what the CPU's refuses", "[cuda]") {
+TEST_CASE("a card's engine refuses what the CPU's refuses", "[cuda][program]") {
   const fixture f("opt");
   const language_model model = language_model::open(f.directory);
   const auto engine = on_card(f.config, dtype::f32);
@@ -312,7 +312,7 @@ TEST_CASE("a card's engine refuses what the CPU's refuses", "[cuda]") {
                     contains_text("learned 64 positions"));
 }
 
-TEST_CASE("a mixture of experts is refused by name, and left to the CPU", "[cuda]") {
+TEST_CASE("a mixture of experts is refused by name, and left to the CPU", "[cuda][program]") {
   for (const char* name : {"mixtral", "qwen3_moe"}) {
     CAPTURE(name);
     const fixture f(name);
@@ -329,7 +329,7 @@ TEST_CASE("a mixture of experts is refused by name, and left to the CPU", "[cuda
   }
 }
 
-TEST_CASE("within a layer nothing waits for the card", "[cuda]") {
+TEST_CASE("within a layer nothing waits for the card", "[cuda][program]") {
   const fixture f("llama");
   const auto model = language_model::open(f.directory, {.memory_limit = 0});
   const auto engine = on_card(f.config, dtype::bf16);
@@ -340,7 +340,7 @@ TEST_CASE("within a layer nothing waits for the card", "[cuda]") {
   CHECK(stand_in::control.waits == before);
 }
 
-TEST_CASE("a model larger than the card's share runs, and leaves no memory behind", "[cuda]") {
+TEST_CASE("a model larger than the card's share runs, and leaves no memory behind", "[cuda][program]") {
   const fixture f("llama");
   const auto model = language_model::open(f.directory, {.memory_limit = 0});
   const std::size_t before = stand_in::bytes_in_use();
