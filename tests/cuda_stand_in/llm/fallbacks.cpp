@@ -14,7 +14,8 @@ namespace {
 using stand_in::control;
 using stand_in::fault;
 
-TEST_CASE("the program's report names the decompositions that another routine made", "[cuda][program]") {
+TEST_CASE("the program's report names the decompositions that another routine made",
+          "[cuda][program]") {
   const llm_test::temporary_directory directory;
   ressvd_llm::compress_options options;
   options.model = std::filesystem::path(RESSVD_LLM_FIXTURES) / "llama";

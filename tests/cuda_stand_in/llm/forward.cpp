@@ -115,7 +115,8 @@ TEST_CASE("on a card every family computes the fixtures' logits", "[cuda][progra
   }
 }
 
-TEST_CASE("in 16 bits every family computes the same up to the rounding of activations", "[cuda][program]") {
+TEST_CASE("in 16 bits every family computes the same up to the rounding of activations",
+          "[cuda][program]") {
   for (const std::string& name : families_on_card()) {
     CAPTURE(name);
     const fixture f(name);
@@ -137,7 +138,8 @@ TEST_CASE("in 16 bits every family computes the same up to the rounding of activ
   }
 }
 
-TEST_CASE("on a card groups, blocks of queries and streamed weights change no logits", "[cuda][program]") {
+TEST_CASE("on a card groups, blocks of queries and streamed weights change no logits",
+          "[cuda][program]") {
   for (const char* name : {"llama3", "gemma2", "mistral"}) {
     CAPTURE(name);
     const fixture f(name);
@@ -157,7 +159,8 @@ TEST_CASE("on a card groups, blocks of queries and streamed weights change no lo
   }
 }
 
-TEST_CASE("on a card factored and pivoted matrices compute what they do on the CPU", "[cuda][program]") {
+TEST_CASE("on a card factored and pivoted matrices compute what they do on the CPU",
+          "[cuda][program]") {
   for (const char* name : {"llama3", "opt", "gemma2", "qwen2"}) {
     for (const bool pivoted : {false, true}) {
       CAPTURE(name, pivoted);
@@ -232,7 +235,8 @@ TEST_CASE("on a card losses, divergences and differences are those of the CPU", 
     CHECK(found[i] == Approx(expected[i]).epsilon(1e-4));
 }
 
-TEST_CASE("matrices of a card are values: copies, parts, and back from the host", "[cuda][program]") {
+TEST_CASE("matrices of a card are values: copies, parts, and back from the host",
+          "[cuda][program]") {
   const fixture f("llama");
   const language_model model = language_model::open(f.directory);
   const auto engine = on_card(f.config, dtype::f32);
@@ -340,7 +344,8 @@ TEST_CASE("within a layer nothing waits for the card", "[cuda][program]") {
   CHECK(stand_in::control.waits == before);
 }
 
-TEST_CASE("a model larger than the card's share runs, and leaves no memory behind", "[cuda][program]") {
+TEST_CASE("a model larger than the card's share runs, and leaves no memory behind",
+          "[cuda][program]") {
   const fixture f("llama");
   const auto model = language_model::open(f.directory, {.memory_limit = 0});
   const std::size_t before = stand_in::bytes_in_use();
