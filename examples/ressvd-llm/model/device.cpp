@@ -18,7 +18,7 @@ namespace {
 
 std::int64_t parameters_a_layer(const model_config& config) {
   std::int64_t parameters = 0;
-  for (const linear_module& module : linear_modules(config, 0))
+  for (const linear_module& module : linear_modules(config, largest_layer(config)))
     parameters += module.out * module.in;
   return parameters;
 }

@@ -12,9 +12,9 @@
 //               metric of the outputs alone, all inputs alike
 //   needs       the Gram, and weight::output_curvature
 //   shapes      W: m × n, H: m × m, G: n × n
-//   cost        m³/3 flops a weight for a Cholesky factorisation of H, about 5m³ for p < 1, 2m²n
-//   for
-//               F_LᵀW, beside the truncated SVD
+//   cost        m³/3 flops a weight for a Cholesky factorisation of H, about 5m³ for p < 1, and
+//               2m²n for F_LᵀW, beside the truncated SVD; with a residual stage the factorisation
+//               once more, and a truncated SVD of rank βα for each rank
 //   workspace   8m² bytes for F_L and 16m² in scratch, and the truncated SVD's
 //   blocks      yes
 //   errors      as whiten and truncated_svd

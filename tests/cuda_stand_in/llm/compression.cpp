@@ -8,6 +8,7 @@
 
 #include "compress/compress.hpp"
 #include "cuda_stand_in/stand_in.hpp"
+#include "llm/compress/short_compression.hpp"
 #include "llm/io/temporary.hpp"
 #include "support/catch.hpp"
 
@@ -16,20 +17,13 @@ namespace {
 using namespace ressvd_llm;
 
 compress_options short_run(const std::filesystem::path& output, backend_choice backend) {
-  compress_options o;
-  o.model = std::filesystem::path(RESSVD_LLM_FIXTURES) / "llama";
-  o.output = output;
+  compress_options o =
+      testing::short_compression(std::filesystem::path(RESSVD_LLM_FIXTURES) / "llama", output);
   o.backend = backend;
-  o.method = "svd-llm";
-  o.allocation = allocation::uniform;
-  o.ratio = 0.4;
-  o.samples = 6;
-  o.seqlen = 16;
+  o.samples = 6; // the stand-in is slow
   o.search_samples = 3;
   o.heldout_samples = 3;
   o.probe_samples = 2;
-  o.type = dtype::f32;
-  o.seed = 7;
   return o;
 }
 

@@ -166,7 +166,8 @@ class cuda_context {
     kernels_.launch(stream(), shape, kernel, {}, args...);
   }
   /// Launches a kernel of an engine's own, from text that is compiled behind the library's kernels
-  /// and may use what they are made of. Its name must be none of theirs.
+  /// and may use what they are made of. Its name must be none of theirs. Does not wait; a kernel's
+  /// first launch compiles it. Throws backend_error where that or the launch fails.
   template <class... Args>
   void launch_added(std::string_view addition, detail::cuda::launch_shape shape,
                     const std::string& kernel, Args... args) {
